@@ -1,0 +1,43 @@
+# Everything runs in .venv; `make` alone lists the targets.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+CODE := sharevl_lite kernels tests scripts
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types imports format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Create .venv and install the project with its exact versions (redone when they change)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: install ## Train on digits with the CPU
+	$(BIN)/sharevl-lite train configs/digits_cpu.yaml
+
+test: lint types imports ## Lint, types, import contracts and tests
+	$(BIN)/pytest
+
+lint: install ## Check formatting and lint
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+
+types: install ## Check types of both packages
+	MYPYPATH=kernels $(BIN)/mypy
+
+imports: install ## Check which room imports which (contracts in pyproject.toml)
+	$(BIN)/lint-imports
+
+format: install ## Format and apply the safe fixes
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+clean: ## Remove caches and build outputs; .venv and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	find $(CODE) -type d -name __pycache__ -prune -exec rm -rf {} +

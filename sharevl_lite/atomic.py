@@ -1,0 +1,130 @@
+"""Files and folders that appear under their name only when they are whole and on the disk.
+
+Content goes to a temporary name in the same folder (a rename across file systems is a copy), is fsynced, renamed, and
+the folder is fsynced, so that neither SIGKILL nor a power cut leaves half a file under a final name. What a kill does
+leave is the temporary: its name starts with a dot and `TEMPORARY`, readers skip it, and
+:func:`remove_stale_temporaries` takes it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY = ".tmp-"
+STALE_SECONDS = 3600.0
+"""Age at which a temporary has surely lost its writer; none takes an hour."""
+
+
+def temporary_beside(final: str | Path) -> Path:
+    """A fresh hidden name in the folder of `final`, for content on its way there."""
+    final = Path(final)
+    return final.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{final.name}")
+
+
+def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> Path:
+    """Write a file so that `path` holds either what it held before or all of `content`; returns `path`.
+
+    Args:
+        path: the final name; an existing file is replaced. Its folder must exist.
+        content: the bytes, or a function that writes them to the open file it is given (and does not close it).
+
+    Raises:
+        OSError: the disk is full, the folder is missing, …; the temporary is removed and `path` is as before.
+    """
+    path = Path(path)
+    temporary = temporary_beside(path)
+    try:
+        with open(temporary, "xb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+    return path
+
+
+def publish_directory(temporary: str | Path, final: str | Path, *, replace: bool = False) -> Path:
+    """Give a finished folder its final name; returns the final path.
+
+    Every file and folder in it is fsynced first. With `replace`, an older folder of that name is moved aside and then
+    deleted; a kill between the two renames leaves no folder under the name, never a partial one.
+
+    Args:
+        temporary: the folder as written, named by :func:`temporary_beside` so that a kill leaves no visible rest.
+        final: its name from now on, in the same parent folder.
+        replace: whether a folder that already has the name gives way.
+
+    Raises:
+        FileExistsError: `final` exists and `replace` is false.
+        ValueError: the two do not lie in the same folder, so that the rename might not be atomic.
+    """
+    temporary, final = Path(temporary), Path(final)
+    if temporary.parent.resolve() != final.parent.resolve():
+        raise ValueError(
+            f"{temporary} must lie in the folder of {final}; name it with temporary_beside({str(final)!r})"
+        )
+    if not temporary.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "no folder to publish", str(temporary))
+    if final.exists() and not replace:
+        raise FileExistsError(errno.EEXIST, "already published; remove it or pass replace=True", str(final))
+    _sync_tree(temporary)
+    replaced = None
+    if final.exists():
+        replaced = temporary_beside(final)
+        os.rename(final, replaced)
+    os.rename(temporary, final)
+    sync_directory(final.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced)
+    return final
+
+
+def remove_stale_temporaries(folder: str | Path, older_than_seconds: float = STALE_SECONDS) -> list[Path]:
+    """Remove what killed writers left in `folder`; returns the names removed.
+
+    A temporary younger than `older_than_seconds` may have a live writer in another process and stays. Pass 0 where no
+    other writer can exist. A missing folder holds nothing.
+    """
+    removed = []
+    youngest = time.time() - older_than_seconds
+    for entry in sorted(Path(folder).glob(f"{TEMPORARY}*")):
+        with contextlib.suppress(FileNotFoundError):  # another writer cleans too, or has just renamed it
+            if entry.stat().st_mtime > youngest:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+            removed.append(entry)
+    return removed
+
+
+def sync_directory(folder: str | Path) -> None:
+    """Make the names in `folder` durable: a rename or unlink is, only after this."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with open(Path(parent) / name, "rb") as file:
+                os.fsync(file.fileno())
+        sync_directory(parent)

@@ -1,0 +1,136 @@
+"""One rollout: problems become variants, variants are answered, answers rewarded, rewards turned into advantages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sharevl_lite.config import Recipe, ShareSection
+from sharevl_lite.data.problem import Problem, Variant
+from sharevl_lite.policy.prompts import EncodedPrompt, ImagePixels, PromptEncoder
+from sharevl_lite.rewards import RewardScorer, Sample, Score
+from sharevl_lite.rollout.engine import Response, RolloutEngine, Sampling, SamplingRequest
+from sharevl_lite.share import Advantages, hierarchical_advantage
+from sharevl_lite.variants import expand_problem
+
+
+class Stopwatch:
+    """Seconds spent in named parts of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds the time inside to `name`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+@dataclass
+class Rollout:
+    """What one process collected in one rollout: nested lists are indexed [P][M] or [P][M][N]."""
+
+    number: int
+    problems: list[Problem]
+    variants: list[list[Variant]]
+    prompts: list[list[EncodedPrompt]]
+    responses: list[list[list[Response]]]
+    scores: list[list[list[Score]]]
+    rewards_PMN: Float[Tensor, "P M N"]
+    mask_PMN: Bool[Tensor, "P M N"]
+    advantages: Advantages
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def images(self) -> Mapping[str, ImagePixels]:
+        """Every distinct image of the rollout by key."""
+        return {key: image for row in self.prompts for prompt in row for key, image in prompt.images.items()}
+
+
+class Collector:
+    """Runs the first half of a Share-GRPO step, and the same for evaluation."""
+
+    def __init__(self, recipe: Recipe, encoder: PromptEncoder, engine: RolloutEngine, scorer: RewardScorer) -> None:
+        self.recipe = recipe
+        self.encoder = encoder
+        self.engine = engine
+        self.scorer = scorer
+
+    def collect(self, number: int, problems: Sequence[Problem]) -> Rollout:
+        """Rollout `number` of the run on `problems`."""
+        rollout = self.recipe.rollout
+        sampling = Sampling(rollout.temperature, rollout.top_p, rollout.max_completion_length, self.recipe.seed)
+        return self.ask(number, f"train/{number}", problems, self.recipe.share, sampling, visit=number)
+
+    def ask(
+        self,
+        number: int,
+        label: str,
+        problems: Sequence[Problem],
+        share: ShareSection,
+        sampling: Sampling,
+        *,
+        visit: int,
+    ) -> Rollout:
+        """Asks `problems` in `share.num_variants` ways, `share.num_responses` times each, and rewards the answers.
+
+        `label` names the occasion for seeding; `visit` tells the draws of variants of one problem apart.
+        """
+        watch = Stopwatch()
+        with watch.part("expand"):
+            variants = [expand_problem(p, share, seed=self.recipe.seed, visit=visit) for p in problems]
+            prompts = [[self.encoder.encode(v.text, v.images) for v in row] for row in variants]
+        with watch.part("rollout"):
+            responses = self._sample(label, problems, prompts, share.num_responses, sampling)
+        with watch.part("reward"):
+            scores = self._score(problems, prompts, responses)
+        rewards_PMN = torch.tensor([[[s.total for s in row] for row in block] for block in scores], dtype=torch.float64)
+        mask_PMN = torch.isfinite(rewards_PMN)
+        advantages = hierarchical_advantage(rewards_PMN, mask_PMN, std=share.std)
+        return Rollout(
+            number, list(problems), variants, prompts, responses, scores, rewards_PMN, mask_PMN, advantages, watch
+        )
+
+    def _sample(
+        self,
+        label: str,
+        problems: Sequence[Problem],
+        prompts: list[list[EncodedPrompt]],
+        count: int,
+        sampling: Sampling,
+    ) -> list[list[list[Response]]]:
+        requests = [
+            SamplingRequest(f"{label}/{problem.id}/{j}", prompt, count)
+            for problem, row in zip(problems, prompts, strict=True)
+            for j, prompt in enumerate(row)
+        ]
+        answered = iter(self.engine.sample(requests, sampling))
+        return [[next(answered) for _ in row] for row in prompts]
+
+    def _score(
+        self, problems: Sequence[Problem], prompts: list[list[EncodedPrompt]], responses: list[list[list[Response]]]
+    ) -> list[list[list[Score]]]:
+        samples = [
+            Sample(
+                prompt=prompt.text,
+                completion=response.text,
+                completion_ids=response.token_ids,
+                answer=problem.answer,
+                columns=problem.metadata,
+            )
+            for problem, row, block in zip(problems, prompts, responses, strict=True)
+            for prompt, group in zip(row, block, strict=True)
+            for response in group
+        ]
+        scored = iter(self.scorer.score(samples))
+        return [[[next(scored) for _ in group] for group in block] for block in responses]

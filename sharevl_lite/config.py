@@ -1,0 +1,313 @@
+"""The recipe: one YAML file describes a run, and nothing outside it changes what the run computes.
+
+Every model is frozen and forbids unknown keys. Field names follow TRL's ``GRPOConfig`` where TRL has the knob
+(`temperature`, `top_p`, `max_completion_length`, `beta`, `epsilon`, `epsilon_high`, `delta`) and transformers'
+``TrainingArguments`` where that has it; the rest is Share-GRPO's own (arXiv 2505.16673, "the paper" below).
+
+Reading a recipe never imports torch: ``sharevl-lite --help`` and ``--dry-run`` of a bad file answer at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+TransformName = Literal[
+    "rotate_90_cw", "rotate_90_ccw", "rotate_180", "noise_10", "noise_25", "noise_50", "mirror_horizontal", "mirror_vertical"
+]
+MIRRORS: frozenset[str] = frozenset({"mirror_horizontal", "mirror_vertical"})
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class LoraSection(Section):
+    """Low-rank adapters (PEFT). The base weights stay frozen."""
+
+    rank: Count = 32
+    """Rank r of the update."""
+    alpha: Positive = 64.0
+    """Scale: the update is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the adapter's input. Above 0, on-policy ratios no longer start at exactly 1."""
+    target_modules: str | list[str] = "all-linear"
+    """Linear layers of the text model to adapt: "all-linear", a regular expression, or a list of name endings."""
+
+
+class ModelSection(Section):
+    """The vision-language model to fine-tune."""
+
+    path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
+    """Hub id, local folder, or `builtin:digits-vl` (the 1.5M-parameter model shipped for the CPU demo)."""
+    dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
+    """Precision of the frozen base; `auto` is bfloat16 on a GPU that has it, else float32. Adapters are float32."""
+    lora: LoraSection = LoraSection()
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    min_pixels: Count | None = None
+    """Images below this many pixels are enlarged (paper: 262144). None keeps the processor's own bound."""
+    max_pixels: Count | None = None
+    """Images above this many pixels are shrunk (paper: 1048576). None keeps the processor's own bound."""
+
+
+class ColumnNames(Section):
+    """Which column of the data holds what. The defaults are EasyR1's names."""
+
+    problem: str = "problem"
+    images: str = "images"
+    answer: str = "answer"
+    variants: str = "variants"
+    """Optional column of rewritten problems; `new_questions` is understood as well."""
+    id: str = "id"
+    """Optional column; rows without one are numbered."""
+
+
+class DataSection(Section):
+    """Where the problems come from."""
+
+    train: str = "builtin:digits"
+    """A .parquet or .jsonl file, a folder of them, a Hub dataset id, or `builtin:digits`."""
+    eval: str | None = None
+    """Held-out problems, in the same forms. None: no evaluation."""
+    train_split: str = "train"
+    """Split of a Hub or built-in dataset."""
+    eval_split: str = "test"
+    train_limit: Count | None = None
+    """Use the first so many problems. None: all."""
+    columns: ColumnNames = ColumnNames()
+    prompt_template: str = (
+        "{problem}\nReason step by step inside <think> </think>, then give the final answer in \\boxed{{}}."
+    )
+    """Text sent to the model; `{problem}` is the question. Literal braces are doubled."""
+    system_prompt: str | None = None
+    """System turn. None keeps the chat template's own."""
+    max_prompt_length: Count = 2048
+    """Longest prompt in tokens, image tokens included; a longer row is a bad row."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """Stop at the first bad row with its number and reason, or skip it and count it."""
+
+    @model_validator(mode="after")
+    def _template_formats(self) -> DataSection:
+        try:
+            text = self.prompt_template.format(problem="\0")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"prompt_template does not format ({error!r}); double literal braces: {{{{ }}}}") from None
+        if text.count("\0") != 1:
+            raise ValueError("prompt_template must contain {problem} exactly once")
+        return self
+
+
+class TransformSection(Section):
+    """Online image transforms; each one says so in a sentence before the question (paper, section 3.2)."""
+
+    probability: Fraction = 0.3
+    """Chance that a variant's images are transformed (paper: 0.3)."""
+    kinds: list[TransformName] = [
+        "rotate_90_cw",
+        "rotate_90_ccw",
+        "rotate_180",
+        "noise_10",
+        "noise_25",
+        "noise_50",
+    ]
+    """Drawn from uniformly. noise_N: Gaussian noise with standard deviation N on the 0..255 scale."""
+    allow_mirrors: bool = False
+    """Guard: a mirror changes left/right and text, so it needs this or a row's own `allow_mirrors: true`."""
+
+    @model_validator(mode="after")
+    def _kinds_exist(self) -> TransformSection:
+        if self.probability > 0 and not self.kinds:
+            raise ValueError("kinds is empty while probability is above 0; list transforms or set probability: 0")
+        return self
+
+
+class ShareSection(Section):
+    """What Share-GRPO shares. `levels: local` with `trajectories: own` is GRPO on the same variants and samples."""
+
+    num_variants: Count = 2
+    """m, ways of asking each problem, the original included (paper: 2)."""
+    num_responses: Count = 6
+    """n, responses sampled under each variant (paper: 6)."""
+    original: Literal["kept", "sampled"] = "kept"
+    """`kept`: variant 0 is the untouched original. `sampled`: drawn like the others (the public code)."""
+    transforms: TransformSection = TransformSection()
+    levels: Literal["hierarchical", "global", "local"] = "hierarchical"
+    """Reward sharing: global + local for own-variant pairs (paper), or one level only."""
+    trajectories: Literal["shared", "own"] = "shared"
+    """Score every response under all m variants (paper), or under its own only."""
+    std: Literal["plain", "repeated"] = "plain"
+    """`repeated` divides by the public code's global deviation over rewards repeated m times."""
+
+
+class RolloutSection(Section):
+    """How responses are sampled."""
+
+    engine: Literal["hf"] = "hf"
+    """`hf`: transformers' generate, on any device."""
+    temperature: Positive = 1.0
+    """Sampling temperature; log-probs are of the same tempered distribution (paper: 1.0)."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus mass; below 1 the sampled distribution is no longer the one that is trained."""
+    max_completion_length: Count = 2048
+    """Longest response in tokens (paper: 2048); a longer one is cut and flagged as truncated."""
+    batch_size: Count = 64
+    """Responses generated together."""
+
+
+class RewardFunctionSection(Section):
+    """A user's reward: a Python file and a function with TRL's signature."""
+
+    path: str
+    """`file.py:function`, relative to the recipe's folder or absolute."""
+    weight: float = 1.0
+    """Factor of this reward in the sum."""
+
+
+class RewardSection(Section):
+    """reward = accuracy_weight * correct + format_weight * well-formed + user functions."""
+
+    accuracy_weight: NonNegative = 0.9
+    """Weight of a right answer (paper: 0.9)."""
+    format_weight: NonNegative = 0.1
+    """Weight of the `<think>…</think> … \\boxed{…}` form (paper: 0.1)."""
+    functions: list[RewardFunctionSection] = []
+    timeout_seconds: Positive = 10.0
+    """A verification that takes longer is killed and counted as a failure, never as a wrong answer."""
+    workers: Count = 2
+    """Verifier processes."""
+
+
+class ObjectiveSection(Section):
+    """The clipped policy objective."""
+
+    aggregation: Literal["token", "sequence", "dr_grpo"] = "sequence"
+    """`sequence`: mean over tokens, then over pairs (paper). `token`: mean over all tokens (DAPO). `dr_grpo`: sum over
+    tokens divided by max_completion_length (arXiv 2503.20783)."""
+    epsilon: NonNegative = 0.2
+    """Lower clip of the ratio: 1 - epsilon."""
+    epsilon_high: NonNegative = 0.3
+    """Upper clip of the ratio: 1 + epsilon_high (paper: 0.3)."""
+    delta: Positive | None = 3.0
+    """Dual clip: with a negative advantage the ratio counts at most this much (arXiv 1912.09729). None: off."""
+    beta: NonNegative = 0.0
+    """Weight of the k3 estimate of KL to the model without adapters (paper: 0)."""
+    correction: Literal["none", "truncate", "mask"] = "none"
+    """Weight of a cross-variant token, whose behaviour policy was another variant's: 1 (paper); its importance ratio
+    truncated at `correction_cap`; or 1, and 0 where the ratio is outside [1/correction_cap, correction_cap]."""
+    correction_cap: Positive = 1.0
+    """Cap of the correction. `mask` needs a cap above 1."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ObjectiveSection:
+        if self.delta is not None and self.delta <= 1.0 + self.epsilon_high:
+            raise ValueError(f"delta ({self.delta}) must exceed 1 + epsilon_high ({1.0 + self.epsilon_high})")
+        if self.correction == "mask" and self.correction_cap <= 1.0:
+            raise ValueError("correction: mask needs correction_cap above 1 (it keeps ratios in [1/cap, cap])")
+        if self.epsilon >= 1.0:
+            raise ValueError("epsilon must be below 1")
+        return self
+
+
+class TrainSection(Section):
+    """The optimisation."""
+
+    rollouts: Count = 100
+    """Length of the run: how many times responses are sampled."""
+    problems_per_rollout: Count = 32
+    """Problems asked in one rollout, over all processes (paper: 512)."""
+    problems_per_update: Count = 32
+    """Problems behind one optimizer step, over all processes, with all their m*m*n pairs (paper: 128)."""
+    epochs_per_rollout: Count = 1
+    """Passes over a rollout's problems."""
+    learning_rate: Positive = 1e-6
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "constant_with_warmup"
+    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps over which the rate rises from 0."""
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this norm."""
+    token_budget: Count = 8192
+    """Most tokens in one packed row: the knob for memory. A group that is longer splits by responses."""
+    save_rollouts: Count | None = 20
+    """Save a checkpoint every so many rollouts. None: at the end only."""
+    save_total_limit: Count | None = 3
+    """Keep the newest so many checkpoints (and the best)."""
+    load_best_model_at_end: bool = False
+    """Finish with the checkpoint of the best held-out accuracy; needs evaluation at every save."""
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Trackers, besides metrics.jsonl, which is always written."""
+    push_to_hub: bool = False
+    """Upload the adapter with each checkpoint."""
+    hub_model_id: str | None = None
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainSection:
+        if self.problems_per_rollout % self.problems_per_update:
+            raise ValueError(
+                f"problems_per_rollout ({self.problems_per_rollout}) must be a multiple of problems_per_update "
+                f"({self.problems_per_update})"
+            )
+        return self
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Optimizer steps taken on one rollout's samples."""
+        return self.epochs_per_rollout * self.problems_per_rollout // self.problems_per_update
+
+
+class EvalSection(Section):
+    """Evaluation with its own sampling, on plain questions and on variants of them."""
+
+    problems: Count = 256
+    """Held-out problems, the first so many."""
+    samples: Count = 4
+    """Responses to each problem."""
+    temperature: NonNegative = 1.0
+    """0 takes the most likely token."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    every_rollouts: Count | None = None
+    """Evaluate during training every so many rollouts. None: before and after only."""
+
+
+class Recipe(Section):
+    """A whole run. Load with :func:`sharevl_lite.load_recipe`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "run"
+    """The run is written to `<output_dir>/<name>`."""
+    output_dir: Path = Path("runs")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Fixes the data order, the variants, the samples and the adapter's start."""
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    share: ShareSection = ShareSection()
+    rollout: RolloutSection = RolloutSection()
+    reward: RewardSection = RewardSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.train.load_best_model_at_end:
+            if self.data.eval is None or self.eval.every_rollouts is None or self.train.save_rollouts is None:
+                raise ValueError("train.load_best_model_at_end needs data.eval, eval.every_rollouts and train.save_rollouts")
+            if self.train.save_rollouts != self.eval.every_rollouts:
+                raise ValueError("train.load_best_model_at_end needs train.save_rollouts equal to eval.every_rollouts")
+        if self.train.push_to_hub and not self.train.hub_model_id:
+            raise ValueError("train.push_to_hub needs train.hub_model_id (owner/name)")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run."""
+        return self.output_dir / self.name

@@ -1,0 +1,121 @@
+"""Reading the image column: whatever form a cell takes, RGB pixels come out or the row is bad.
+
+Choices that change pixels, made here once: EXIF orientation is applied (a phone's portrait photo is stored lying
+down); transparent parts become white, as on a page (a bare conversion to RGB turns black ink on a transparent ground
+into black on black); of an animation the first frame is used; 16-bit and float images are refused, since Pillow would
+clip them to white.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import reprlib
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from .errors import RowFault
+
+EIGHT_BIT_MODES = frozenset(
+    {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+)
+ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+
+
+class ImageReader:
+    """Turns cells of an image column into RGB images.
+
+    Equal files are decoded once and share one image object: several questions about one picture cost its memory once.
+    """
+
+    def __init__(self) -> None:
+        self._decoded: dict[bytes, Image.Image] = {}
+
+    def read(self, cell: Any, folder: Path | None) -> tuple[Image.Image, ...]:
+        """All images of a row.
+
+        Args:
+            cell: None, one image or a list of images; each a PIL image, a path, bytes, or a struct of `bytes`, `path`.
+            folder: What relative paths start from; None where the source has no folder.
+
+        Raises:
+            RowFault: An image is missing or does not decode in full.
+        """
+        if cell is None:
+            return ()
+        if not isinstance(cell, list | tuple):
+            return (self._one(cell, folder, "the image"),)
+        return tuple(self._one(entry, folder, f"image {index} (from 0)") for index, entry in enumerate(cell))
+
+    def _one(self, entry: Any, folder: Path | None, label: str) -> Image.Image:
+        if isinstance(entry, Image.Image):
+            return _to_rgb(entry, label)
+        data = _encoded(entry, folder, label)
+        key = hashlib.sha256(data).digest()
+        if key not in self._decoded:
+            self._decoded[key] = _decode(data, label)
+        return self._decoded[key]
+
+
+def _encoded(entry: Any, folder: Path | None, label: str) -> bytes:
+    """The encoded file behind one entry."""
+    if isinstance(entry, Mapping):
+        if entry.get("bytes") is not None:
+            return (
+                _encoded(entry["bytes"], folder, label) if isinstance(entry["bytes"], bytes) else _refuse(entry, label)
+            )
+        return _encoded(entry["path"], folder, label) if isinstance(entry.get("path"), str) else _refuse(entry, label)
+    if isinstance(entry, bytes | bytearray | memoryview):
+        return bytes(entry)
+    if isinstance(entry, str) and entry.strip():
+        return _read_file(entry, folder, label)
+    return _refuse(entry, label)
+
+
+def _refuse(entry: Any, label: str) -> bytes:
+    raise RowFault(
+        f"{label} is {reprlib.repr(entry)}; it must be a path, the bytes of an image file, or a struct with non-empty "
+        "'bytes' or 'path'"
+    )
+
+
+def _read_file(name: str, folder: Path | None, label: str) -> bytes:
+    shown = reprlib.repr(name)
+    if "://" in name or name.startswith("data:"):
+        raise RowFault(f"{label} is the address {shown}; download it and give the file's path")
+    path = Path(name).expanduser()
+    if not path.is_absolute():
+        if folder is None:
+            raise RowFault(f"{label} is the relative path {shown}, but the dataset came without its image files")
+        path = folder / path
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        cause = getattr(error, "strerror", None) or error
+        raise RowFault(f"{label} cannot be read from {reprlib.repr(str(path))}: {cause}") from error
+
+
+def _decode(data: bytes, label: str) -> Image.Image:
+    try:
+        image = Image.open(BytesIO(data))
+        image.load()
+    except Exception as error:  # Pillow's decoders raise a dozen kinds, SyntaxError and struct.error among them
+        raise RowFault(f"{label} does not decode ({len(data)} bytes; {type(error).__name__}: {error})") from error
+    return _to_rgb(image, label)
+
+
+def _to_rgb(image: Image.Image, label: str) -> Image.Image:
+    if image.mode not in EIGHT_BIT_MODES:
+        raise RowFault(f"{label} has more than 8 bits per channel (mode {image.mode}); save it as an 8-bit image")
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ALPHA_MODES or "transparency" in upright.info:
+            page = Image.new("RGBA", upright.size, "white")
+            page.alpha_composite(upright.convert("RGBA"))
+            upright = page
+        return upright.convert("RGB")
+    except Exception as error:  # a PIL image of the caller's may still be unread; broken EXIF raises many kinds
+        raise RowFault(f"{label} cannot be turned into RGB ({type(error).__name__}: {error})") from error

@@ -1,0 +1,280 @@
+"""From a source in the recipe to checked problems.
+
+Every row is checked before a run starts, so that none fails hours later: images decode in full, each text has one
+``<image>`` per image, the answer says something, ids are unique. The one liberty taken: where a text has no
+``<image>`` at all and the row has images, all placeholders are put in front (datasets of EasyR1's kind leave them out).
+
+Deviation from the public code of R1-ShareVL: rewrites stored as a string are read as JSON or as a Python literal and
+never evaluated.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import itertools
+import json
+import logging
+import math
+import reprlib
+import tokenize
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from sharevl_lite.config import ColumnNames, DataSection
+
+from .errors import BadRow, DataError, OnBadRow, RowFault, RowPlace, check_rows, require_some
+from .images import ImageReader
+from .problem import PLACEHOLDER, Problem
+from .sources import RawRow, parse_json_line, read_rows
+
+BUILTIN = "builtin:"
+VARIANTS_ALIAS = "new_questions"
+MIRRORS_COLUMN = "allow_mirrors"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedProblems:
+    """The problems of a source, in its order, with the place of each, and the rows left out."""
+
+    problems: list[Problem]
+    skipped: list[BadRow]
+    places: list[RowPlace]
+
+    def recheck(self, check: Callable[[Problem], None], on_bad_row: OnBadRow) -> LoadedProblems:
+        """Apply one more check, such as the length of the prompt in tokens, under the same rules as the first ones.
+
+        Args:
+            check: Raises :class:`~sharevl_lite.data.errors.RowFault` with the reason where a problem is bad.
+            on_bad_row: As in the recipe.
+
+        Raises:
+            BadRowError: A problem is bad under `stop`.
+            DataError: None is left under `skip`.
+        """
+        source = self.places[0].source
+        skipped = list(self.skipped)
+
+        def passed(problem: Problem) -> Problem:
+            check(problem)
+            return problem
+
+        rows = zip(self.places, self.problems, strict=True)
+        return _collect(source, check_rows(rows, passed, on_bad_row=on_bad_row, skipped=skipped), skipped)
+
+
+def load_problems(
+    source: str, section: DataSection, *, split: str, limit: int | None = None, base: Path | None = None
+) -> LoadedProblems:
+    """Read and check the problems of a source.
+
+    Args:
+        source: A .parquet or .jsonl file, a folder of them, a Hub dataset id, or `builtin:digits`; `section.train` or
+            `section.eval` as a rule.
+        section: Column names, and what a bad row does.
+        split: Split of a Hub or built-in dataset; in a folder, the start of the file names.
+        limit: Keep the first so many good problems and read no further. None: all.
+        base: Folder that a relative `source` starts from. None: the current directory.
+
+    Returns:
+        The problems, with decoded images in memory (3 bytes per pixel), and the rows skipped.
+
+    Raises:
+        BadRowError: A row is bad and `section.on_bad_row` is `stop`.
+        DataError: The source is missing, unreadable, empty, without a usable row, or without a wanted column.
+    """
+    skipped: list[BadRow] = []
+    if source.startswith(BUILTIN):
+        return _collect(source, itertools.islice(_builtin_rows(source, split), limit), skipped)
+    rows = read_rows(source, split=split, base=base, wanted=_wanted(section.columns))
+    reader = _RowReader(section.columns)
+    placed = ((row.place, row) for row in rows)
+    checked = check_rows(placed, reader.problem, on_bad_row=section.on_bad_row, skipped=skipped)
+    return _collect(source, itertools.islice(checked, limit), skipped)
+
+
+def _collect(source: str, rows: Iterator[tuple[RowPlace, Problem]], skipped: list[BadRow]) -> LoadedProblems:
+    kept = list(rows)
+    require_some(source, len(kept), skipped)
+    if skipped:
+        logger.warning("%s: %d problems, %d bad rows skipped", source, len(kept), len(skipped))
+    return LoadedProblems([problem for _, problem in kept], skipped, [place for place, _ in kept])
+
+
+def _builtin_rows(source: str, split: str) -> Iterator[tuple[RowPlace, Problem]]:
+    if source != f"{BUILTIN}digits":
+        raise DataError(f"{source}: no such built-in dataset; there is builtin:digits")
+    from .digits import digits_problems
+
+    try:
+        problems = digits_problems(split)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
+    return ((RowPlace(source, number), problem) for number, problem in enumerate(problems))
+
+
+def _wanted(columns: ColumnNames) -> dict[str, str]:
+    """Columns that must exist: the three that make a problem, and any optional one that the recipe names itself."""
+    wanted = {"problem": columns.problem, "images": columns.images, "answer": columns.answer}
+    plain = ColumnNames()
+    if columns.variants != plain.variants:
+        wanted["variants"] = columns.variants
+    if columns.id != plain.id:
+        wanted["id"] = columns.id
+    return wanted
+
+
+class _RowReader:
+    """Builds problems from raw rows; remembers ids and images across rows."""
+
+    def __init__(self, columns: ColumnNames) -> None:
+        self._columns = columns
+        self._images = ImageReader()
+        self._rows_by_id: dict[str, int] = {}
+
+    def problem(self, row: RawRow) -> Problem:
+        """The checked problem of a row; raises RowFault with the reason where the row is bad."""
+        cells = _cells(row)
+        names = self._columns
+        variants = names.variants
+        if variants not in cells and variants == ColumnNames().variants:
+            variants = VARIANTS_ALIAS
+        images = self._images.read(cells.get(names.images), row.folder)
+        problem = Problem(
+            id=self._identity(cells.get(names.id), row.place.row),
+            text=_text(cells.get(names.problem), f"the problem (column {names.problem!r})", len(images)),
+            images=images,
+            answer=_answer(cells.get(names.answer), f"the answer (column {names.answer!r})"),
+            variants=tuple(
+                _text(text, f"variant {index} (from 0, column {variants!r})", len(images))
+                for index, text in enumerate(_variant_list(cells.get(variants), variants))
+            ),
+            allow_mirrors=_flag(cells.get(MIRRORS_COLUMN), MIRRORS_COLUMN),
+            metadata={
+                name: value
+                for name, value in cells.items()
+                if name not in {names.problem, names.images, names.answer, names.id, variants, MIRRORS_COLUMN}
+            },
+        )
+        self._rows_by_id[problem.id] = row.place.row  # only now: an id of a bad row is not taken
+        return problem
+
+    def _identity(self, value: Any, row: int) -> str:
+        """The row's own id, or its number where it has none."""
+        if value is None:
+            value = row
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            raise RowFault(
+                f"the id (column {self._columns.id!r}) is {reprlib.repr(value)}; give text or a whole number"
+            )
+        name = _unicode(str(value), f"the id (column {self._columns.id!r})")
+        if name in self._rows_by_id:
+            raise RowFault(f"the id {name!r} is already that of row {self._rows_by_id[name]}; ids must be unique")
+        return name
+
+
+def _cells(row: RawRow) -> dict[str, Any]:
+    if isinstance(row.cells, dict):
+        return row.cells
+    try:
+        return parse_json_line(row.cells)
+    except ValueError as error:
+        raise RowFault(str(error)) from error
+
+
+def _text(value: Any, label: str, images: int) -> str:
+    """A problem or variant with one placeholder per image; in front, where the text has none."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise RowFault(f"{label} is empty")
+    if not isinstance(value, str):
+        raise RowFault(f"{label} is {reprlib.repr(value)}, not text")
+    _unicode(value, label)
+    placeholders = value.count(PLACEHOLDER)
+    if placeholders == 0:
+        return PLACEHOLDER * images + value
+    if placeholders != images:
+        raise RowFault(
+            f"{label} has {placeholders} {PLACEHOLDER} for {images} image(s); write one for each image, or none at all "
+            "to have them put in front"
+        )
+    return value
+
+
+def _answer(value: Any, label: str) -> str:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise RowFault(f"{label} is empty")
+    if isinstance(value, str):
+        return _unicode(value, label)
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise RowFault(f"{label} is {reprlib.repr(value)}; give text or a number")
+    if not isinstance(value, int) and not math.isfinite(value):  # a large int does not fit into a float
+        raise RowFault(f"{label} is {value}; give a finite number or text")
+    return str(value)
+
+
+def _unicode(text: str, label: str) -> str:
+    """The text itself, where UTF-8 can hold it: JSON may carry half of a character pair, and tokenizers fail on it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowFault(
+            f"{label} has half of a UTF-16 character pair at character {error.start}; write it whole"
+        ) from error
+    return text
+
+
+def _flag(value: Any, column: str) -> bool:
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise RowFault(f"column {column!r} is {reprlib.repr(value)}; give true or false")
+    return value
+
+
+def _variant_list(value: Any, column: str) -> list[Any]:
+    """The entries of a rewrite column: a list, or a string that holds a list or is itself the one rewrite."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
+    if isinstance(value, list | tuple):
+        return list(value)
+    if not isinstance(value, str):
+        raise RowFault(f"column {column!r} is {reprlib.repr(value)}; give a list of texts, or a string that holds one")
+    parsed = _parse_list(value, column)
+    if parsed is not None:
+        return parsed
+    if value.lstrip().startswith(("['", '["')):
+        # Training on the text of a cut-off list would go unnoticed.
+        raise RowFault(
+            f"column {column!r} starts like a list but is neither JSON nor a Python literal: {reprlib.repr(value)}"
+        )
+    return [value]
+
+
+def _parse_list(text: str, column: str) -> list[Any] | None:
+    """The list written in a string as JSON or as a Python literal; None where it holds no list."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that either one raises
+            continue
+        if not isinstance(value, list | tuple):
+            continue
+        if parse is ast.literal_eval and _texts_without_comma(text.strip()):
+            raise RowFault(f"column {column!r} has two texts with no comma between them (a printed NumPy array?)")
+        return list(value)
+    return None
+
+
+def _texts_without_comma(literal: str) -> bool:
+    """Whether Python would join neighbouring texts into one: ``['a' 'b']`` is a list of one."""
+    skipped = {tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT}
+    tokens = tokenize.generate_tokens(io.StringIO(literal).readline)
+    kinds = [token.type for token in tokens if token.type not in skipped]
+    return (tokenize.STRING, tokenize.STRING) in itertools.pairwise(kinds)

@@ -1,0 +1,43 @@
+"""A problem, and one way of asking it: the two records that every room passes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PLACEHOLDER = "<image>"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One checked row of the data.
+
+    `text` holds one ``<image>`` per entry of `images` (RGB). `variants` are offline rewrites of `text` with equal
+    meaning and as many placeholders. `metadata` keeps every other column as it was.
+    """
+
+    id: str
+    text: str
+    images: tuple[Image, ...]
+    answer: str
+    variants: tuple[str, ...] = ()
+    allow_mirrors: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the m ways of asking a problem, ready to be sent to the model.
+
+    `text` holds the ``<image>`` placeholders and, where `transform` is set, the sentence that says what was done to
+    the images. `index` is the variant's place among the m; 0 is the original under `original: kept`.
+    """
+
+    index: int
+    text: str
+    images: tuple[Image, ...]
+    transform: str | None = None

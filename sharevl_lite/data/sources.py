@@ -1,0 +1,212 @@
+"""Reading raw rows, lazily: a Parquet or JSON-lines file, a folder of them, or a dataset on the Hugging Face Hub.
+
+Nothing is decoded here: a cell of the image column stays bytes or a path until its row is checked, so a limit reads
+no more images than it keeps.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError, RowPlace
+
+SUFFIXES = (".parquet", ".jsonl")
+SPLIT_NAMES = ("train", "test", "val", "dev", "eval")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+BATCH_ROWS = 64
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """A row before any check: named cells, or the bytes of a JSON line that is yet to be parsed.
+
+    `folder` is what relative image paths start from; None for a dataset of the Hub.
+    """
+
+    place: RowPlace
+    cells: dict[str, Any] | bytes
+    folder: Path | None
+
+
+# A row of one file: its number or line there, for messages, and its cells.
+FileRows = Iterator[tuple[str, dict[str, Any] | bytes]]
+
+
+def read_rows(source: str, *, split: str, base: Path | None, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+    """The rows of a source, in order. A local file or folder wins over a Hub dataset of the same name.
+
+    Args:
+        source: As in `data.train`, without the built-in ones.
+        split: Split of a Hub dataset; of a folder, the files whose names start with it, if any do. A single file is
+            taken whole.
+        base: What a relative `source` starts from. None: the current directory.
+        wanted: Recipe key to column name, for the columns that must exist.
+
+    Raises:
+        DataError: The source does not exist or cannot be read, or a wanted column is missing.
+    """
+    path = (base or Path()) / Path(source).expanduser()
+    if path.is_dir():
+        files = _files_of(path, split)
+    elif path.exists():
+        files = [path]
+    elif HUB_ID.fullmatch(source) and path.suffix not in SUFFIXES:
+        yield from _hub_rows(source, split, wanted)
+        return
+    else:
+        raise _missing(source, path)
+    number = 0
+    for file in files:
+        for detail, cells in _reader(file)(file, wanted):
+            yield RawRow(RowPlace(source, number, f"{file.name} {detail}"), cells, file.parent)
+            number += 1
+
+
+def _files_of(folder: Path, split: str) -> list[Path]:
+    """The data files of a folder that belong to the split, sorted by name."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    if not files:
+        deeper = sorted({str(file.parent) for file in folder.rglob("*") if file.suffix in SUFFIXES})[:5]
+        hint = f"; there are some in {', '.join(deeper)}: name that folder" if deeper else ""
+        raise DataError(f"{folder}: the folder holds no .parquet or .jsonl file{hint}")
+    chosen = [file for file in files if file.name.startswith(split)]
+    if chosen:
+        return chosen
+    # A folder that does name its splits must not hand out its test files for training.
+    others = [file.name for file in files if file.name.startswith(SPLIT_NAMES)]
+    if others:
+        raise DataError(
+            f"{folder}: no file name starts with the split {split!r}, but there are {', '.join(others[:5])}; set "
+            "data.train_split or data.eval_split to the split that you mean, or name one file"
+        )
+    return files
+
+
+def _reader(file: Path) -> Callable[[Path, Mapping[str, str]], FileRows]:
+    if file.suffix == ".parquet":
+        return _parquet_rows
+    if file.suffix == ".jsonl":
+        return _jsonl_rows
+    raise DataError(f"{file}: {file.suffix or 'a file without suffix'} is not understood; give .parquet or .jsonl")
+
+
+def _missing(source: str, path: Path) -> DataError:
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    hint = f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+    return DataError(
+        f"{source}: no such file or folder ({path.absolute()}).{hint} Give a .parquet or .jsonl file, a folder of "
+        "them, a Hub dataset as owner/name, or builtin:digits."
+    )
+
+
+def check_columns(where: str, present: Iterable[str], wanted: Mapping[str, str]) -> None:
+    """Raise :class:`DataError` with the columns there are and the nearest name, where a wanted column is missing."""
+    columns = list(present)
+    for key, column in wanted.items():
+        if column in columns:
+            continue
+        near = difflib.get_close_matches(column, columns, n=1)
+        hint = f"; nearest: {near[0]!r}" if near else ""
+        empty = " (for problems without images, give the column an empty list)" if key == "images" else ""
+        raise DataError(
+            f"{where}: no column {column!r}; there are {', '.join(map(repr, columns))}{hint}. Set data.columns.{key} "
+            f"to the column that holds it{empty}."
+        )
+
+
+def _parquet_rows(path: Path, wanted: Mapping[str, str]) -> FileRows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    done = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            check_columns(str(path), file.schema_arrow.names, wanted)
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                rows = batch.to_pylist()
+                yield from ((f"row {done + offset}", cells) for offset, cells in enumerate(rows))
+                done += len(rows)
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path}: cannot be read as Parquet from row {done} (counted from 0) on: {error}. Write the file again."
+        ) from error
+
+
+def _jsonl_rows(path: Path, wanted: Mapping[str, str]) -> FileRows:
+    """Lines, unparsed, so that a malformed one is a bad row like any other. Blank lines are no rows."""
+    columns = _jsonl_columns(path, set(wanted.values()))
+    if columns:
+        check_columns(str(path), columns, wanted)
+    for number, line in _lines(path):
+        yield f"line {number}", line
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that hold something, numbered from 1 as editors do."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _jsonl_columns(path: Path, wanted: set[str]) -> list[str]:
+    """Keys in the order of appearance, up to the row where all wanted ones have been seen: mostly the first."""
+    columns: dict[str, None] = {}
+    for _, line in _lines(path):
+        try:
+            columns.update(dict.fromkeys(parse_json_line(line)))
+        except ValueError:  # reported with its number when its turn comes
+            continue
+        if wanted <= columns.keys():
+            break
+    return list(columns)
+
+
+def parse_json_line(line: bytes) -> dict[str, Any]:
+    """The object on one line of a JSON-lines file.
+
+    Raises:
+        ValueError: The line is not UTF-8, not JSON, or not an object; the message says which.
+    """
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the line is not UTF-8 ({error.reason} at byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the line is not valid JSON ({error.msg} at character {error.pos})") from error
+    except RecursionError as error:
+        raise ValueError("the line is nested too deeply to be read as JSON") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"the line holds a JSON {type(value).__name__}, not an object with named fields")
+    return value
+
+
+def _hub_rows(source: str, split: str, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(source, split=split)
+    except Exception as error:  # the network, the cache and the builders each have their own kinds
+        raise DataError(
+            f"{source}: there is no such file or folder here, and loading split {split!r} of a Hub dataset of that "
+            f"name failed: {type(error).__name__}: {error}"
+        ) from error
+    check_columns(f"{source}, split {split!r}", dataset.column_names, wanted)
+    number = 0
+    # The Arrow format hands out the stored bytes; the default one would decode every image, and we would again.
+    for table in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):
+        for cells in table.to_pylist():
+            yield RawRow(RowPlace(source, number), cells, None)
+            number += 1

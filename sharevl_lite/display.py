@@ -1,0 +1,104 @@
+"""What a run shows while it goes: a live table on a terminal, a line per step elsewhere; and its last words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from transformers import TrainerCallback
+
+# Column title, key in the metrics, format.
+COLUMNS = (
+    ("reward", "reward", "{:.3f}"),
+    ("accuracy", "accuracy", "{:.1%}"),
+    ("format", "format", "{:.1%}"),
+    ("length", "response_length", "{:.0f}"),
+    ("vanished local", "vanished_local", "{:.0%}"),
+    ("global", "vanished_global", "{:.0%}"),
+    ("rescued", "rescued", "{:.0%}"),
+    ("entropy", "entropy", "{:.3f}"),
+    ("gap", "gap_mean", "{:+.3f}"),
+    ("seconds", "seconds/step", "{:.1f}"),
+)
+LIVE_ROWS = 12
+
+
+class StepDisplay(TrainerCallback):  # type: ignore[misc]
+    """Prints each step of a run of `rollouts` steps."""
+
+    def __init__(self, console: Console, rollouts: int) -> None:
+        self.console = console
+        self.rollouts = rollouts
+        self.recent: list[tuple[int, Mapping[str, Any]]] = []
+        self.live: Live | None = None
+        self.done = 0
+
+    def start(self, done: int) -> None:
+        """Called before training, with the rollouts already done (of a resumed run)."""
+        self.done = done
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=4)
+            self.live.start()
+
+    def stop(self) -> None:
+        """Called after training, however it ended."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """A step or an evaluation was logged."""
+        if not state.is_world_process_zero or logs is None:
+            return
+        if "loss" in logs:
+            self.done += 1
+            self.recent = [*self.recent[-LIVE_ROWS + 1 :], (self.done, logs)]
+            if self.live is not None:
+                self.live.update(self._table())
+            else:
+                cells = "  ".join(f"{title} {_cell(logs, key, form)}" for title, key, form in COLUMNS)
+                self.console.print(f"step {self.done}/{self.rollouts}  {cells}", highlight=False, soft_wrap=True)
+        elif "eval_accuracy" in logs:
+            self.console.print(
+                f"held-out after step {self.done}: accuracy {logs['eval_accuracy']:.1%}, plain "
+                f"{logs['eval_accuracy_plain']:.1%}, variants {logs['eval_accuracy_variants']:.1%}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def _table(self) -> Table:
+        table = Table(title=f"step {self.done} of {self.rollouts}")
+        table.add_column("step", justify="right")
+        for title, _, _ in COLUMNS:
+            table.add_column(title, justify="right")
+        for step, logs in self.recent:
+            table.add_row(str(step), *(_cell(logs, key, form) for _, key, form in COLUMNS))
+        return table
+
+
+def before_after_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
+    """Held-out figures before and after training (shares), with the change in points."""
+    table = Table(title="held-out accuracy")
+    for title in ("", "before", "after", "change"):
+        table.add_column(title, justify="left" if not title else "right")
+    rows = (
+        ("all", "accuracy"),
+        ("plain questions", "accuracy_plain"),
+        ("variants", "accuracy_variants"),
+        ("well-formed", "format"),
+    )
+    for title, name in rows:
+        old, new = before[name], after[name]
+        table.add_row(title, f"{old:.1%}", f"{new:.1%}", f"{100 * (new - old):+.1f} points")
+    return table
+
+
+def _cell(logs: Mapping[str, Any], key: str, form: str) -> str:
+    value = logs.get(key)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return form.format(value)

@@ -1,0 +1,227 @@
+"""The second half of a step: scoring pairs in packed rows, and the loss of an update.
+
+An update's rows are planned once and used for the old log-probs and for every epoch over them, so that with an unchanged
+policy the ratio is exactly 1, whatever the precision. Pairs without an advantage take no part in an update unless the
+KL term needs them; they still count in its normalisation and are scored once, for the gap between variants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sharevl_lite.collect import Rollout
+from sharevl_lite.config import Recipe
+from sharevl_lite.policy.packed import PackedPolicy
+from sharevl_lite.share import (
+    Clipping,
+    PackedRow,
+    PolicyLoss,
+    SegmentGroup,
+    cross_variant_weight,
+    pack_row,
+    packed_length,
+    pair_token_weights,
+    plan_rows,
+    policy_loss,
+)
+
+
+class Pair(NamedTuple):
+    """Response i of source variant j of problem p (of this process), scored under variant k."""
+
+    p: int
+    k: int
+    j: int
+    i: int
+
+
+@dataclass
+class PairScores:
+    """Per pair, in token order: log-probs of the rollout policy, of the reference, and entropies (nats)."""
+
+    old: dict[int, Float[Tensor, "R"]] = field(default_factory=dict)
+    reference: dict[int, Float[Tensor, "R"]] = field(default_factory=dict)
+    entropy: dict[int, Float[Tensor, "R"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """One update: rows that are trained, rows that are only scored, and the pairs behind them by number."""
+
+    active_rows: list[PackedRow]
+    idle_rows: list[PackedRow]
+    valid: list[int]
+    active: frozenset[int]
+    tokens_packed: int
+    tokens_separate: int
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """Loss of one packed row (a share of the update's loss) with its per-token facts, pair by pair."""
+
+    loss: Tensor
+    facts: PolicyLoss
+    row: PackedRow
+
+
+class Learner:
+    """Plans, scores and differentiates the pairs of one process's rollout."""
+
+    def __init__(self, recipe: Recipe, policy: PackedPolicy, rollout: Rollout) -> None:
+        self.recipe = recipe
+        self.policy = policy
+        self.rollout = rollout
+        self.scores = PairScores()
+        self.images = rollout.images
+        share = recipe.share
+        self.pairs_PKMN = rollout.advantages.as_pairs(share.levels)
+        self.shape = (share.num_variants, share.num_variants, share.num_responses)
+        objective = recipe.objective
+        self.clipping = Clipping(objective.epsilon, objective.epsilon_high, objective.delta)
+
+    def number_of(self, pair: Pair) -> int:
+        """The pair's number within this rollout."""
+        k, m, n = self.shape
+        return ((pair.p * k + pair.k) * m + pair.j) * n + pair.i
+
+    def pair_of(self, number: int) -> Pair:
+        """Inverse of :meth:`number_of`."""
+        k, m, n = self.shape
+        rest, i = divmod(number, n)
+        rest, j = divmod(rest, m)
+        p, scorer = divmod(rest, k)
+        return Pair(p, scorer, j, i)
+
+    def plan(self, problems: Sequence[int]) -> UpdatePlan:
+        """The update on these problems (indices into the rollout)."""
+        valid = [self.number_of(pair) for p in problems for pair in self._valid_pairs(p)]
+        active = [number for number in valid if self.recipe.objective.beta > 0.0 or self._advantage(number) != 0.0]
+        chosen = frozenset(active)
+        idle = [number for number in valid if number not in chosen]
+        budget = self.recipe.train.token_budget
+        active_rows = plan_rows(self._groups(active), budget)
+        idle_rows = plan_rows(self._groups(idle), budget)
+        return UpdatePlan(
+            active_rows=[pack_row(groups) for groups in active_rows],
+            idle_rows=[pack_row(groups) for groups in idle_rows],
+            valid=valid,
+            active=chosen,
+            tokens_packed=sum(packed_length(group) for row in active_rows for group in row),
+            tokens_separate=sum(self._separate_length(number) for number in active),
+        )
+
+    @torch.no_grad()
+    def score(self, plan: UpdatePlan) -> None:
+        """Fills in old (and, with a KL term, reference) log-probs and entropies of the plan's pairs."""
+        for row in (*plan.active_rows, *plan.idle_rows):
+            logprobs_S, entropies_S = self.policy(row, self.images)
+            self._scatter(row, logprobs_S, self.scores.old)
+            self._scatter(row, entropies_S, self.scores.entropy)
+        if self.recipe.objective.beta > 0.0:
+            with self.policy.reference():
+                for row in plan.active_rows:
+                    self._scatter(row, self.policy(row, self.images)[0], self.scores.reference)
+
+    def losses(self, model: nn.Module, plan: UpdatePlan, count: int, tokens: int) -> Iterator[RowLoss]:
+        """The update's loss, row by row; summed over all rows of all processes it is the loss of the update.
+
+        `model` is the policy or its distributed wrapper. `count` and `tokens` are the update's valid pairs and their
+        tokens over all processes. The loss is in float64 on the policy's device.
+        """
+        # A process with nothing to train still takes part in the gradient's reduction, with a row at weight 0.
+        rows = plan.active_rows or plan.idle_rows[:1]
+        for row in rows:
+            logprobs_S, _ = model(row, self.images)
+            facts = self._row_loss(row, logprobs_S, plan, count, tokens)
+            yield RowLoss(facts.loss, facts, row)
+
+    def gaps(self) -> Float[Tensor, "X"]:
+        """log π_old(o_t|Qk) - log π_old(o_t|Qj) of every scored token of every cross-variant pair, nats."""
+        gaps = [self.gap(number) for number in sorted(self.scores.old) if self._is_cross(number)]
+        return torch.cat(gaps) if gaps else torch.zeros(0)
+
+    def gap(self, number: int) -> Float[Tensor, "R"]:
+        """The gap of one scored pair, token by token."""
+        pair = self.pair_of(number)
+        source = self.number_of(pair._replace(k=pair.j))
+        return self.scores.old[number] - self.scores.old[source]
+
+    def _is_cross(self, number: int) -> bool:
+        pair = self.pair_of(number)
+        return pair.k != pair.j
+
+    def _valid_pairs(self, p: int) -> Iterator[Pair]:
+        scorers, sources, responses = self.shape
+        own = self.recipe.share.trajectories == "own"
+        for k in range(scorers):
+            for j in range(sources):
+                if own and k != j:
+                    continue
+                yield from (Pair(p, k, j, i) for i in range(responses) if self.rollout.mask_PMN[p, j, i])
+
+    def _advantage(self, number: int) -> float:
+        return float(self.pairs_PKMN[self.pair_of(number)])
+
+    def _ids(self, number: int) -> tuple[int, ...]:
+        pair = self.pair_of(number)
+        return self.rollout.responses[pair.p][pair.j][pair.i].token_ids
+
+    def _separate_length(self, number: int) -> int:
+        pair = self.pair_of(number)
+        return self.rollout.prompts[pair.p][pair.k].prefix.ids_P.numel() + len(self._ids(number))
+
+    def _groups(self, numbers: Sequence[int]) -> list[SegmentGroup]:
+        """One group per (problem, scoring variant) that has pairs among `numbers`."""
+        by_prefix: dict[tuple[int, int], list[int]] = {}
+        for number in numbers:
+            pair = self.pair_of(number)
+            by_prefix.setdefault((pair.p, pair.k), []).append(number)
+        return [
+            SegmentGroup(
+                prefix=self.rollout.prompts[p][k].prefix,
+                responses=tuple(torch.tensor(self._ids(number)) for number in members),
+                pairs=tuple(members),
+            )
+            for (p, k), members in by_prefix.items()
+        ]
+
+    @staticmethod
+    def _scatter(row: PackedRow, values_S: Tensor, into: dict[int, Tensor]) -> None:
+        pieces = values_S.detach().cpu().split(row.cu_seqlens_B1.diff().tolist())
+        into.update(zip(row.pairs, pieces, strict=True))
+
+    def _row_loss(self, row: PackedRow, logprobs_S: Tensor, plan: UpdatePlan, count: int, tokens: int) -> PolicyLoss:
+        objective = self.recipe.objective
+        device = logprobs_S.device
+        lengths_B = row.cu_seqlens_B1.diff()
+        weights_B = pair_token_weights(
+            lengths_B, objective.aggregation, self.recipe.rollout.max_completion_length, count=count, tokens=tokens
+        )
+        weights_B = weights_B * torch.tensor([float(number in plan.active) for number in row.pairs])
+        advantages_B = torch.tensor([self._advantage(number) for number in row.pairs], dtype=torch.float64)
+        old_S = torch.cat([self.scores.old[number] for number in row.pairs])
+        correction_S = None
+        if objective.correction != "none":
+            source_S = torch.cat([self.scores.old[number] - self.gap(number) for number in row.pairs])
+            correction_S = cross_variant_weight(old_S, source_S, objective.correction, objective.correction_cap)
+        reference_S = None
+        if objective.beta > 0.0:
+            pieces = [self.scores.reference.get(number, self.scores.old[number]) for number in row.pairs]
+            reference_S = torch.cat(pieces).to(device)
+        return policy_loss(
+            logprobs_S.double(),
+            old_S.to(device).double(),
+            advantages_B.repeat_interleave(lengths_B).to(device),
+            weights_B.repeat_interleave(lengths_B).to(device),
+            self.clipping,
+            correction_T=None if correction_S is None else correction_S.to(device).double(),
+            ref_logprobs_T=None if reference_S is None else reference_S.double(),
+            beta=objective.beta,
+        )

@@ -1,0 +1,117 @@
+"""What is logged every step, as sums that add up over processes.
+
+`vanished_local` is the share of variant groups without local variance, `vanished_global` the share of problems without
+global variance, `rescued` the share of problems where some variant group has no variance but the problem has: those are
+the problems that GRPO within a variant would have learnt less from.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterable
+
+import torch
+
+from sharevl_lite.collect import Rollout
+from sharevl_lite.learn import Learner, UpdatePlan
+
+
+class Tally:
+    """Means and totals, by name, that can be merged over processes."""
+
+    def __init__(self) -> None:
+        self.means: dict[str, tuple[float, float]] = {}
+        self.totals: dict[str, float] = {}
+        self.slowest: dict[str, float] = {}
+
+    def mean(self, name: str, values: Iterable[float] | torch.Tensor) -> None:
+        """Adds values to a mean. An empty addition leaves it undefined (and unlogged)."""
+        tensor = values if isinstance(values, torch.Tensor) else torch.tensor(list(values), dtype=torch.float64)
+        total, count = self.means.get(name, (0.0, 0.0))
+        self.means[name] = (total + float(tensor.double().sum()), count + tensor.numel())
+
+    def total(self, name: str, value: float) -> None:
+        """Adds to a sum over processes."""
+        self.totals[name] = self.totals.get(name, 0.0) + value
+
+    def peak(self, name: str, value: float) -> None:
+        """Keeps the largest value over processes: seconds of the slowest, memory of the fullest."""
+        self.slowest[name] = max(self.slowest.get(name, value), value)
+
+    def merge(self, others: Iterable[Tally]) -> Tally:
+        """A tally of all of them (of this one too only if it is among them)."""
+        merged = Tally()
+        for other in others:
+            for name, (total, count) in other.means.items():
+                so_far, so_many = merged.means.get(name, (0.0, 0.0))
+                merged.means[name] = (so_far + total, so_many + count)
+            for name, value in other.totals.items():
+                merged.total(name, value)
+            for name, value in other.slowest.items():
+                merged.peak(name, value)
+        return merged
+
+    def as_record(self) -> dict[str, float]:
+        """Name to value; means of nothing are left out."""
+        means = {name: total / count for name, (total, count) in self.means.items() if count}
+        return {**means, **self.totals, **self.slowest}
+
+
+def tally_rollout(tally: Tally, rollout: Rollout) -> None:
+    """Rewards, responses and vanished groups of one process's rollout."""
+    scores = [score for block in rollout.scores for row in block for score in row]
+    responses = [response for block in rollout.responses for row in block for response in row]
+    known = [score for score in scores if score.failure is None]
+    tally.mean("reward", rollout.rewards_PMN[rollout.mask_PMN])
+    tally.mean("accuracy", [score.accuracy for score in known])
+    tally.mean("format", [score.format for score in scores])
+    for name in scores[0].functions if scores else ():
+        values = torch.tensor([score.functions[name] for score in scores], dtype=torch.float64)
+        tally.mean(f"reward/{name}", values[torch.isfinite(values)])
+    tally.mean("response_length", [float(len(response.token_ids)) for response in responses])
+    tally.mean("truncated", [float(response.truncated) for response in responses])
+    tally.total("verifier_failures", len(scores) - len(known))
+    silent_PM, silent_P = rollout.advantages.silent_PM, rollout.advantages.silent_P
+    tally.mean("vanished_local", silent_PM)
+    tally.mean("vanished_global", silent_P)
+    tally.mean("rescued", silent_PM.any(1) & ~silent_P)
+    tally.total("sampled_tokens", sum(len(response.token_ids) for response in responses))
+    for name, seconds in rollout.stopwatch.seconds.items():
+        tally.peak(f"seconds/{name}", seconds)
+
+
+def tally_plans(tally: Tally, plans: Iterable[UpdatePlan]) -> None:
+    """What packing and skipping saved."""
+    for plan in plans:
+        tally.total("pairs", len(plan.valid))
+        tally.total("pairs_skipped", len(plan.valid) - len(plan.active))
+        tally.total("tokens_packed", plan.tokens_packed)
+        tally.total("tokens_separate", plan.tokens_separate)
+
+
+def tally_scores(tally: Tally, learner: Learner) -> None:
+    """Entropy of the own-variant tokens, and the mean gap between variants (its p95 needs all the values)."""
+    own = [
+        entropy_R
+        for number, entropy_R in learner.scores.entropy.items()
+        if (pair := learner.pair_of(number)).k == pair.j
+    ]
+    tally.mean("entropy", torch.cat(own) if own else torch.zeros(0))
+    tally.mean("gap_mean", learner.gaps())
+
+
+def percentile_95(values_X: torch.Tensor) -> float | None:
+    """95th percentile of |values|; None of nothing."""
+    if not values_X.numel():
+        return None
+    size = values_X.numel()
+    return float(values_X.abs().kthvalue(min(size, round(0.95 * (size - 1)) + 1)).values)
+
+
+def peak_memory_mib() -> float:
+    """Peak of this process: device memory on a GPU, else resident memory (MiB)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,0 +1,151 @@
+"""Loads a policy with transformers and PEFT, on any device; saves and restores its adapter.
+
+Adapters sit on the linear layers of the text model and are float32 whatever the base is. Restoring is strict: a missing
+or unknown tensor is an error, because PEFT and transformers only warn and a run that silently lost its adapter looks
+like a run that does not learn.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sharevl_lite.config import ModelSection
+from sharevl_lite.policy.packed import PackedPolicy
+
+BUILTIN_PREFIX = "builtin:"
+BUILTIN_MODELS = {"digits-vl": "assets/digits-vl"}
+SUPPORTED = ("qwen2_5_vl", "qwen3_vl")
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+class PolicyError(ValueError):
+    """A model that cannot be loaded or used, with what to do about it."""
+
+
+def resolve_model_path(path: str) -> str:
+    """Folder of a built-in model, or `path` as it is. Raises PolicyError for an unknown built-in."""
+    if not path.startswith(BUILTIN_PREFIX):
+        return path
+    name = path.removeprefix(BUILTIN_PREFIX)
+    if name not in BUILTIN_MODELS:
+        known = ", ".join(BUILTIN_PREFIX + n for n in BUILTIN_MODELS)
+        raise PolicyError(f"model.path: there is no {path!r}; built in: {known}")
+    return str(files("sharevl_lite").joinpath(BUILTIN_MODELS[name]))
+
+
+def default_device() -> torch.device:
+    """The first CUDA device, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_base(section: ModelSection, device: torch.device) -> tuple[Any, Any]:
+    """The frozen base model and its processor, with the recipe's pixel bounds set.
+
+    Raises PolicyError when the path does not load or the model's family is not supported.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    path = resolve_model_path(section.path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        if config.model_type not in SUPPORTED:
+            raise PolicyError(
+                f"model.path: {section.path!r} is a {config.model_type!r} model; supported are {', '.join(SUPPORTED)}"
+            )
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=_dtype(section.dtype, device), attn_implementation="sdpa"
+        )
+        processor = AutoProcessor.from_pretrained(path)
+    except (OSError, KeyError) as error:
+        raise PolicyError(
+            f"model.path: cannot load {section.path!r} ({str(error).strip().splitlines()[0]}); give a local folder, a "
+            "Hub id you can reach, or builtin:digits-vl"
+        ) from error
+    _bound_pixels(processor, section)
+    model.to(device).eval().requires_grad_(False)
+    return model, processor
+
+
+def load_policy(
+    section: ModelSection, *, seed: int, temperature: float = 1.0, device: torch.device | None = None
+) -> PackedPolicy:
+    """Base model plus a fresh adapter whose random half is fixed by `seed`."""
+    from peft import LoraConfig, get_peft_model
+
+    model, processor = load_base(section, device or default_device())
+    lora = section.lora
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=_target_modules(model, lora.target_modules),
+        bias="none",
+    )
+    torch.manual_seed(seed)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise PolicyError(f"model.lora.target_modules: {error}") from error
+    if section.gradient_checkpointing:
+        adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return PackedPolicy(adapted, processor, temperature=temperature)
+
+
+def save_adapter(policy: PackedPolicy, folder: Path) -> None:
+    """Writes the adapter (PEFT's files, tensors as they are: float32) into `folder`."""
+    policy.model.save_pretrained(str(folder))
+
+
+def load_adapter(policy: PackedPolicy, folder: Path) -> None:
+    """Restores an adapter saved by :func:`save_adapter`, strictly. Raises PolicyError if any tensor does not match."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    file = folder / ADAPTER_FILE
+    if not file.is_file():
+        raise PolicyError(f"{folder} holds no {ADAPTER_FILE}")
+    saved = load_file(str(file))
+    current = get_peft_model_state_dict(policy.model)
+    wrong = sorted(saved.keys() ^ current.keys())
+    wrong += [name for name in saved.keys() & current.keys() if saved[name].shape != current[name].shape]
+    if wrong:
+        raise PolicyError(
+            f"{file} does not fit this model and model.lora ({len(wrong)} tensors differ, such as {wrong[0]}); use the "
+            "recipe it was trained with"
+        )
+    set_peft_model_state_dict(policy.model, saved)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def _bound_pixels(processor: Any, section: ModelSection) -> None:
+    size = processor.image_processor.size
+    if section.min_pixels is not None:
+        size["shortest_edge"] = section.min_pixels
+    if section.max_pixels is not None:
+        size["longest_edge"] = section.max_pixels
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise PolicyError(
+            f"model.min_pixels ({size['shortest_edge']}) is above model.max_pixels ({size['longest_edge']})"
+        )
+
+
+def _target_modules(model: nn.Module, wanted: str | list[str]) -> str | list[str]:
+    """`all-linear` means the text model's linear layers by their full names: the vision tower stays frozen."""
+    if wanted != "all-linear":
+        return wanted
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".language_model." in f".{name}."
+    ]

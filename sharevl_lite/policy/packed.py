@@ -1,0 +1,158 @@
+"""The model as Share-GRPO sees it: packed rows in, log-probs out.
+
+Wraps a PEFT model of the Qwen-VL families and drives its language model directly: embeddings, the vision features
+spliced in, the row's own positions and mask. The vision tower runs once per distinct image; while it is frozen, which is
+the default, its features outlive the pass in a bounded cache. Everything goes through :meth:`PackedPolicy.forward`, so
+that distributed wrappers see it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from sharevl_kernels.grouped_logprob import grouped_logprob
+from torch import Tensor, nn
+
+from sharevl_lite.policy.prompts import ImagePixels
+from sharevl_lite.share.packing import PackedRow
+
+FEATURE_CACHE_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the language model gets of an image: embeddings [L, H], and one [L, H] per deep-stack layer (Qwen3-VL)."""
+
+    embeds_LH: Float[Tensor, "L H"]
+    deepstack: tuple[Float[Tensor, "L H"], ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return sum(t.numel() * t.element_size() for t in (self.embeds_LH, *self.deepstack))
+
+
+class PackedPolicy(nn.Module):
+    """A vision-language model with adapters that scores packed rows.
+
+    `model` is a PeftModel around `Qwen2_5_VLForConditionalGeneration` or `Qwen3VLForConditionalGeneration`;
+    `temperature` divides the logits of every score. Log-probs are float32 or wider.
+    """
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, model: Any, processor: Any, *, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.temperature = temperature
+        self._features: OrderedDict[str, ImageFeatures] = OrderedDict()
+
+    @property
+    def base(self) -> Any:
+        """The conditional-generation model inside the adapters."""
+        return self.model.get_base_model()
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration, as the Trainer expects it."""
+        return self.base.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings are."""
+        return self.base.get_input_embeddings().weight.device
+
+    @property
+    def vision_token_ids(self) -> tuple[int, ...]:
+        """Ids that only a processor may write; sampled ones would crash the scoring pass."""
+        config = self.config
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        return tuple(sorted({int(getattr(config, name)) for name in names if getattr(config, name, None) is not None}))
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the model scores without its adapters: the reference of the KL term."""
+        with self.model.disable_adapter():
+            yield
+
+    def forward(
+        self, row: PackedRow, images: Mapping[str, ImagePixels]
+    ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
+        """Log-probs and entropies (nats, entropies detached) of the row's S scored tokens.
+
+        Raises ValueError where the row's placeholders and its images disagree.
+        """
+        device = self.device
+        with self._autocast():
+            hidden_TH = self._hidden(row, [self._image_features(key, images) for key in row.image_keys])
+            return grouped_logprob(
+                hidden_TH,
+                self.base.get_output_embeddings().weight,
+                row.targets_S.to(device),
+                rows_T=row.rows_S.to(device),
+                temperature=self.temperature,
+            )
+
+    def _hidden(self, row: PackedRow, features: list[ImageFeatures]) -> Float[Tensor, "T H"]:
+        device = self.device
+        ids_T = row.ids_T.to(device)
+        embeds_TH = self.base.get_input_embeddings()(ids_T)
+        visual_T = ids_T == self.config.image_token_id
+        expected = sum(f.embeds_LH.shape[0] for f in features)
+        if int(visual_T.sum()) != expected:
+            raise ValueError(
+                f"a packed row holds {int(visual_T.sum())} image tokens for {expected} image features; a response "
+                "must not contain vision tokens (every engine bans them)"
+            )
+        extra: dict[str, Any] = {}
+        if features:
+            visual_LH = torch.cat([f.embeds_LH for f in features]).to(embeds_TH.dtype)
+            embeds_TH = embeds_TH.masked_scatter(visual_T[:, None], visual_LH)
+            layers = len(features[0].deepstack)
+            if layers:
+                extra["visual_pos_masks"] = visual_T[None]
+                extra["deepstack_visual_embeds"] = [torch.cat([f.deepstack[i] for f in features]) for i in range(layers)]
+        if self.training and torch.is_grad_enabled():
+            embeds_TH.requires_grad_(True)  # reentrant checkpointing needs an input with a gradient
+        return self.base.model.language_model(
+            inputs_embeds=embeds_TH[None],
+            position_ids=row.positions_3T[:, None].to(device),
+            attention_mask=row.prefix_mask().to(device),
+            use_cache=False,
+            **extra,
+        ).last_hidden_state[0]
+
+    def _image_features(self, key: str, images: Mapping[str, ImagePixels]) -> ImageFeatures:
+        if key in self._features:
+            self._features.move_to_end(key)
+            return self._features[key]
+        vision_trains = any(p.requires_grad for p in self.base.model.visual.parameters())
+        image = images[key]
+        with torch.set_grad_enabled(vision_trains and torch.is_grad_enabled()):
+            output = self.base.model.get_image_features(
+                image.patches_LD.to(self.device), image.grid_3[None].to(self.device)
+            )
+        deepstack = getattr(output, "deepstack_features", None) or ()
+        features = ImageFeatures(output.pooler_output[0], tuple(deepstack))
+        if not vision_trains:
+            self._remember(key, features)
+        return features
+
+    def _remember(self, key: str, features: ImageFeatures) -> None:
+        self._features[key] = features
+        while len(self._features) > 1 and sum(f.nbytes for f in self._features.values()) > FEATURE_CACHE_BYTES:
+            self._features.popitem(last=False)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Half-precision bases with float32 adapters need autocast; a full-precision model must not get it."""
+        dtype = self.base.get_input_embeddings().weight.dtype
+        if dtype in (torch.bfloat16, torch.float16):
+            return torch.autocast(self.device.type, dtype=dtype)
+        return contextlib.nullcontext()

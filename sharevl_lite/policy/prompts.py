@@ -1,0 +1,102 @@
+"""From a variant to what a model reads: chat text, token ids, rotary positions and pixels.
+
+The rendered text keeps one placeholder per image (engines such as vLLM expand it themselves); the ids here are expanded
+by the processor. An image is known by a hash of its pixel values as the vision tower will see them, so that equal images
+share one pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sharevl_lite.share.packing import Prefix
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PLACEHOLDER = "<image>"
+
+
+@dataclass(frozen=True)
+class ImagePixels:
+    """Patches of one image and its grid (frames, rows, columns) of patches."""
+
+    patches_LD: Float[Tensor, "L D"]
+    grid_3: Int[Tensor, "3"]
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One prompt, ready for an engine (`text`) and for scoring (`prefix`, `images` by key)."""
+
+    text: str
+    prefix: Prefix
+    token_types_P: Int[Tensor, "P"]
+    images: Mapping[str, ImagePixels]
+
+
+class PromptEncoder:
+    """Renders and tokenises prompts with a model's processor.
+
+    `rope_index` is the model's own ``get_rope_index``; `template` and `system_prompt` come from the recipe.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        rope_index: Callable[..., tuple[Tensor, Tensor]],
+        template: str = "{problem}",
+        system_prompt: str | None = None,
+    ) -> None:
+        self.processor = processor
+        self.rope_index = rope_index
+        self.template = template
+        self.system_prompt = system_prompt
+
+    def render(self, question: str) -> str:
+        """The chat text up to where the assistant begins; each ``<image>`` of the question is an image part."""
+        content: list[dict[str, str]] = []
+        for place, piece in enumerate(self.template.format(problem=question).split(PLACEHOLDER)):
+            if place:
+                content.append({"type": "image"})
+            if piece:
+                content.append({"type": "text", "text": piece})
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if self.system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system_prompt}]})
+        text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text
+
+    def encode(self, question: str, images: tuple[Image, ...]) -> EncodedPrompt:
+        """Tokenises one question with its images (as many as it has placeholders; checked when data is read)."""
+        text = self.render(question)
+        # min/max pixels are set on the processor at load, so every engine resizes alike.
+        batch = self.processor(text=[text], images=list(images) or None, return_tensors="pt")
+        ids_P = batch["input_ids"][0]
+        token_types_P = batch.get("mm_token_type_ids", torch.zeros_like(batch["input_ids"]))[0]
+        grids = batch.get("image_grid_thw")
+        positions_31P, _ = self.rope_index(
+            input_ids=ids_P[None], mm_token_type_ids=token_types_P[None], image_grid_thw=grids
+        )
+        pieces = [] if grids is None else _split_images(batch["pixel_values"], grids)
+        keyed = [(_key(image), image) for image in pieces]
+        keys = tuple(key for key, _ in keyed)
+        return EncodedPrompt(text, Prefix(ids_P, positions_31P[:, 0], keys), token_types_P, dict(keyed))
+
+
+def _split_images(patches_LD: Tensor, grids_I3: Tensor) -> list[ImagePixels]:
+    counts = grids_I3.prod(-1).tolist()
+    return [ImagePixels(patches, grid) for patches, grid in zip(patches_LD.split(counts), grids_I3, strict=True)]
+
+
+def _key(image: ImagePixels) -> str:
+    digest = hashlib.sha256(str(image.grid_3.tolist()).encode())
+    digest.update(image.patches_LD.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,298 @@
+"""Read a recipe file, apply overrides, and say everything that is wrong with it at once.
+
+A value is checked strictly: a number in quotes, `true` for a count or `yes` for a switch is an error, not a guess.
+Paths of data and output stay as written, relative to the current folder. The paths of reward functions are relative to
+the recipe's folder and are made absolute here, so a loaded recipe needs no folder beside it.
+
+The overrides are parsed here and not by tyro: they are merged *before* validation, so that an override can mend a file
+whose sections contradict each other, and problems of the file and of the command line come in one report.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from sharevl_lite.config import Recipe
+from sharevl_lite.knobs import find_knob, knobs, nearest_keys, sections
+from sharevl_lite.recipe_yaml import KeyPath, parse, syntax_problem
+from sharevl_lite.recipe_yaml import dump as dump_yaml
+
+_LONGEST_VALUE = 80
+
+
+class RecipeError(ValueError):
+    """A recipe cannot be used; one line of the message for each problem."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Load a recipe from a YAML file.
+
+    Args:
+        path: the file. A section without keys (`share:` and nothing below) keeps its defaults.
+        overrides: what replaces the file's values: command-line words (`["--share.num-variants", "3"]`, also
+            `--key=value`) or a mapping of dotted keys. Dashes and underscores are alike. Text is read as a YAML value
+            (`null`, `[a, b]`, `1e-5`) and kept as it stands where the knob takes text and it is no null or list.
+
+    Raises:
+        RecipeError: the file is missing or not YAML, or a key or value is wrong. Every problem that can be seen
+            together is listed, one per line, with file and line or "command line".
+    """
+    draft = _read(Path(path))
+    _apply_overrides(draft, overrides)
+    _fill_empty_sections(draft.data)
+    _resolve_function_paths(draft)
+    try:
+        # JSON is pydantic's only strict mode that still takes text for a path.
+        recipe = Recipe.model_validate_json(json.dumps(draft.data, default=os.fspath), strict=True)
+    except ValidationError as error:
+        _report_validation(draft, error)
+    except TypeError as error:
+        draft.report_override(", ".join(draft.overridden.values()), f"a value is of no YAML type: {error}")
+    draft.raise_problems()
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe with every default written out, as YAML that loads to an equal recipe from any folder."""
+    return dump_yaml(recipe.model_dump(mode="json"))
+
+
+@dataclass
+class _Draft:
+    """A recipe's data on the way to validation, with the origin of each value and the problems found so far."""
+
+    file: Path
+    data: dict[str, Any]
+    lines: dict[KeyPath, int]
+    override_source: str = "command line"
+    overridden: dict[KeyPath, str] = field(default_factory=dict)
+    """How the override of a key was spelled."""
+    file_problems: list[tuple[int, str]] = field(default_factory=list)
+    """Each with its line, 0 where it has none."""
+    override_problems: list[str] = field(default_factory=list)
+
+    def report(self, path: KeyPath, message: str) -> None:
+        """Note a problem of the value at `path`, at the line or override that set it."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.overridden:
+                rest = "".join(f".{part}" for part in path[length:])
+                return self.report_override(f"{self.overridden[path[:length]]}{rest}", message)
+        line = self.lines.get(path) or self.lines.get(path[:-1])
+        below = [spelled for key, spelled in self.overridden.items() if key[: len(path)] == path]
+        if path and below:
+            return self.report_override(f"{', '.join(below)} with {self._place(line)}: {_dotted(path)}", message)
+        return self.report_line(path, line, message)
+
+    def report_line(self, path: KeyPath, line: int | None, message: str) -> None:
+        """Note a problem of a line of the file."""
+        parts = (self._place(line), _dotted(path), message)
+        problem = (line or 0, ": ".join(part for part in parts if part))
+        if problem not in self.file_problems:  # each member of a union reports the same value
+            self.file_problems.append(problem)
+
+    def report_override(self, spelled: str, message: str) -> None:
+        """Note a problem of an override, or of a combination with one."""
+        problem = f"{self.override_source}: {spelled}: {message}"
+        if problem not in self.override_problems:
+            self.override_problems.append(problem)
+
+    def _place(self, line: int | None) -> str:
+        return f"{self.file}:{line}" if line else str(self.file)
+
+    def raise_problems(self) -> None:
+        """Raise what was reported: the file's problems by line, then those of the overrides."""
+        problems = [text for _, text in sorted(self.file_problems, key=lambda problem: problem[0])]
+        if problems or self.override_problems:
+            raise RecipeError([*problems, *self.override_problems])
+
+
+def _read(file: Path) -> _Draft:
+    if not file.is_file():
+        raise RecipeError([_missing(file)])
+    try:
+        text = file.read_text(encoding="utf-8")
+        document = parse(text)
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"{file}: not UTF-8 text ({error.reason} at byte {error.start})"]) from error
+    except yaml.YAMLError as error:
+        line, wording = syntax_problem(error, text)
+        raise RecipeError([f"{file}:{line}: {wording}"]) from error
+    if not isinstance(document.data, dict):
+        held = "is empty" if document.data is None else f"holds {_shown(document.data)}"
+        raise RecipeError([f"{file}: {held}; a recipe is a mapping of keys, such as `name: my-run`"])
+    draft = _Draft(file, document.data, document.lines)
+    for path, line, message in document.faults:
+        draft.report_line(path, line, message)
+    return draft
+
+
+def _missing(file: Path) -> str:
+    problem = f"{file}: is a folder, not a recipe file" if file.is_dir() else f"{file}: no such file"
+    for folder in (file, file.parent, Path("configs")):
+        names = sorted(str(found) for pattern in ("*.yaml", "*.yml") for found in folder.glob(pattern))
+        if names:
+            return f"{problem}. Recipes near it: {', '.join(names)}"
+    return f"{problem}, and no *.yaml in {file.parent} or configs"
+
+
+def _apply_overrides(draft: _Draft, overrides: Sequence[str] | Mapping[str, Any]) -> None:
+    if isinstance(overrides, str):
+        raise TypeError(f"overrides must be a list of words or a mapping, not the text {overrides!r}")
+    if isinstance(overrides, Mapping):
+        draft.override_source = "overrides"
+        pairs: Iterable[tuple[str, Any]] = overrides.items()
+    else:
+        pairs = _pair_words(overrides, draft)
+    for spelled, value in pairs:
+        key = spelled.removeprefix("--").replace("-", "_")
+        if find_knob(key) is None and key not in sections():
+            draft.report_override(spelled, _unknown_key(key, as_flag=spelled.startswith("--")))
+            continue
+        meant = _override_value(key, value) if isinstance(value, str) else copy.deepcopy(value)
+        _set(draft, tuple(key.split(".")), meant, spelled)
+
+
+def _pair_words(words: Iterable[str], draft: _Draft) -> Iterator[tuple[str, str]]:
+    """(`--key`, value) of each override on a command line."""
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.partition("=")
+        if not word.startswith("--"):
+            draft.report_override(word, "is no option; write --key value or --key=value")
+        elif equals:
+            yield key, value
+        elif rest and not rest[0].startswith("--"):
+            yield key, rest.pop(0)
+        else:
+            draft.report_override(key, f"needs a value: {key} VALUE")
+
+
+def _override_value(key: str, text: str) -> Any:
+    """The value that `text` means for the knob: YAML, or the text itself where text is taken."""
+    knob = find_knob(key)
+    takes_text = knob is not None and knob.takes_text
+    try:
+        document = parse(text)
+    except yaml.YAMLError:
+        return text
+    if document.faults or (takes_text and not isinstance(document.data, str | list | None)):
+        return text
+    return document.data
+
+
+def _set(draft: _Draft, path: KeyPath, value: Any, spelled: str) -> None:
+    """Put an override into the data; a mapping for a section sets the keys that it holds."""
+    if isinstance(value, Mapping) and _dotted(path) in sections():
+        for key, inner in value.items():
+            _set(draft, (*path, str(key).replace("-", "_")), inner, f"{spelled}.{key}")
+        return
+    if path in draft.overridden:
+        draft.report_override(spelled, f"given twice (also as {draft.overridden[path]}); keep one")
+        return
+    draft.overridden[path] = spelled
+    target = draft.data
+    for part in map(str, path[:-1]):
+        if target.get(part) is None:
+            target[part] = {}
+        if not isinstance(target[part], dict):
+            return  # the file holds no mapping there, which validation reports
+        target = target[part]
+    target[str(path[-1])] = value
+
+
+def _fill_empty_sections(data: dict[str, Any]) -> None:
+    """A section whose keys are all commented out is null in YAML; it means the defaults."""
+    for key in sections():
+        *outer, name = key.split(".")
+        target: Any = data
+        for part in outer:
+            target = target.get(part) if isinstance(target, dict) else None
+        if isinstance(target, dict) and name in target and target[name] is None:
+            target[name] = {}
+
+
+def _resolve_function_paths(draft: _Draft) -> None:
+    """Make `file.py:function` absolute, from the recipe's folder."""
+    reward = draft.data.get("reward")
+    functions = reward.get("functions") if isinstance(reward, dict) else None
+    for index, item in enumerate(functions if isinstance(functions, list) else []):
+        path = item.get("path") if isinstance(item, dict) else None
+        if not isinstance(path, str):
+            continue
+        file, colon, function = path.rpartition(":")
+        if not (colon and file.endswith(".py") and function.isidentifier()):
+            message = f'must be "file.py:function", such as "rewards.py:length_penalty", got {_shown(path)}'
+            draft.report(("reward", "functions", index, "path"), message)
+            continue
+        item["path"] = f"{(draft.file.parent / file).resolve()}:{function}"
+
+
+def _report_validation(draft: _Draft, error: ValidationError) -> None:
+    for problem in error.errors(include_url=False):
+        path = _within(draft.data, problem["loc"], required=problem["type"] == "missing")
+        draft.report(path, _wording(path, problem["type"], problem["msg"], problem["input"]))
+
+
+def _within(data: Any, loc: KeyPath, *, required: bool) -> KeyPath:
+    """`loc` without the names of union members that pydantic appends; they are no keys of the data."""
+    length = 0
+    for part in loc:
+        held = isinstance(data, dict) and part in data
+        held = held or (isinstance(data, list) and isinstance(part, int))
+        if not held:
+            break
+        data = data[part]
+        length += 1
+    return loc[: length + required]
+
+
+def _wording(path: KeyPath, kind: str, message: str, value: Any) -> str:
+    key = _dotted(path)
+    if kind == "extra_forbidden":
+        return _unknown_key(_dotted(tuple(part for part in path if isinstance(part, str))))
+    if kind == "value_error":
+        return message.removeprefix("Value error, ")
+    if kind == "missing":
+        return "is required and not given"
+    knob = find_knob(key)
+    if knob is not None:
+        return f"must be {knob.type}, got {_shown(value)}"
+    if key in sections():
+        return f"must be a mapping of keys, got {_shown(value)}"
+    return f"{message.replace('Input should be', 'must be')}, got {_shown(value)}"
+
+
+def _unknown_key(key: str, *, as_flag: bool = False) -> str:
+    near = nearest_keys(key)
+    if near:
+        spelled = [f"--{name.replace('_', '-')}" if as_flag else name for name in near]
+        return f"unknown key; did you mean {' or '.join(spelled)}?"
+    section = key.rpartition(".")[0]
+    while section and section not in sections():
+        section = section.rpartition(".")[0]
+    keys = [*(knob.key for knob in knobs()), *sections()]
+    names = [name.rpartition(".")[2] for name in keys if name.rpartition(".")[0] == section]
+    return f"unknown key; {section or 'a recipe'} has {', '.join(names)}"
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"

@@ -1,0 +1,88 @@
+"""From a rollout to the rows of the store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from PIL.Image import Image
+
+from sharevl_lite.collect import Rollout
+from sharevl_lite.learn import Learner, Pair
+from sharevl_lite.rewards import Score
+from sharevl_lite.store import Rewards, RolloutRow, Scorer, Verification
+
+
+def rollout_rows(
+    run_id: str,
+    rollout: Rollout,
+    put_image: Callable[[Image], str],
+    learner: Learner | None = None,
+    clip_fractions: Mapping[int, float] | None = None,
+) -> list[RolloutRow]:
+    """One row per response; with a `learner`, how every variant scored it and what the update clipped.
+
+    A response without a known reward has no advantage (null), not one of 0.
+    """
+    rows = []
+    for p, problem in enumerate(rollout.problems):
+        for j, variant in enumerate(rollout.variants[p]):
+            shas = [put_image(image) for image in variant.images]
+            for i, (response, score) in enumerate(
+                zip(rollout.responses[p][j], rollout.scores[p][j], strict=True)
+            ):
+                counted = learner is not None and bool(rollout.mask_PMN[p, j, i])
+                rows.append(
+                    RolloutRow(
+                        run_id=run_id,
+                        step=rollout.number,
+                        problem_id=problem.id,
+                        variant_index=j,
+                        variant_text=variant.text,
+                        transform=variant.transform,
+                        image_sha=shas,
+                        answer=problem.answer,
+                        response_index=i,
+                        text=response.text,
+                        token_ids=response.token_ids,
+                        truncated=response.truncated,
+                        sampling_logprobs=response.logprobs,
+                        rewards=_rewards(score),
+                        verification=_verification(score),
+                        adv_global=float(rollout.advantages.global_PMN[p, j, i]) if counted else None,
+                        adv_local=float(rollout.advantages.local_PMN[p, j, i]) if counted else None,
+                        scorers=_scorers(learner, p, j, i, clip_fractions or {}) if learner and counted else (),
+                    )
+                )
+    return rows
+
+
+def _rewards(score: Score) -> Rewards:
+    functions = {name: None if math.isnan(value) else value for name, value in score.functions.items()}
+    if score.failure is None:
+        return Rewards(score.total, score.accuracy, score.format, functions)
+    total = None if math.isnan(score.total) else score.total
+    return Rewards(total, None, score.format, functions)
+
+
+def _verification(score: Score) -> Verification:
+    if score.verdict is None:
+        return Verification(failure=score.failure)
+    return Verification(score.verdict.extracted, score.verdict.rule, score.failure)
+
+
+def _scorers(learner: Learner, p: int, j: int, i: int, clip_fractions: Mapping[int, float]) -> list[Scorer]:
+    scorers = []
+    for k in range(learner.shape[0]):
+        number = learner.number_of(Pair(p, k, j, i))
+        old_R = learner.scores.old.get(number)
+        scorers.append(
+            Scorer(
+                variant_index=k,
+                advantage=None if old_R is None else float(learner.pairs_PKMN[p, k, j, i]),
+                mean_logprob=None if old_R is None else float(old_R.mean()),
+                gap=None if old_R is None else float(learner.gap(number).mean()),
+                clip_fraction=clip_fractions.get(number),
+            )
+        )
+    return scorers

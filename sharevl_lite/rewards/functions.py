@@ -1,0 +1,112 @@
+"""Users' own rewards: a function in a Python file, with the signature that TRL's GRPOTrainer calls.
+
+    def short(prompts, completions, completion_ids, answer, **kwargs) -> list[float | None]: ...
+
+Called as TRL 1.15 does: by keyword, once per batch, with `prompts` and `completions` (text), `completion_ids`, one list
+per column of the data, and `trainer_state`. None for a sample means "does not apply". TRL's `log_extra` and
+`log_metric` are not passed: give them a default if the function has them. Async functions are not supported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+RewardFunction = Callable[..., Any]
+
+
+class RewardFunctionError(ValueError):
+    """A user's reward function cannot be loaded, or returned something that is not a list of rewards."""
+
+
+def load_reward_function(spec: str, base: Path) -> RewardFunction:
+    """Load `file.py:function`; a relative file is looked up in `base`, the recipe's folder.
+
+    Raises:
+        RewardFunctionError: the spec, the file, its import, the function or its signature is not as it should be.
+    """
+    file, colon, name = spec.rpartition(":")
+    if not colon or not file or not name.isidentifier():
+        raise RewardFunctionError(f"reward function {spec!r}: write it as `file.py:function`")
+    path = (base / file).resolve()
+    if not path.is_file():
+        raise RewardFunctionError(
+            f"reward function {spec!r}: there is no file {path}; paths start at the recipe's folder"
+        )
+    function = getattr(_import_file(path, spec), name, None)
+    if not callable(function):
+        raise RewardFunctionError(f"reward function {spec!r}: {path} defines no function {name!r}")
+    _check_signature(function, spec)
+    return function
+
+
+def call_reward_function(function: RewardFunction, name: str, arguments: dict[str, Any]) -> list[float]:
+    """Call with keyword `arguments` and check what comes back: one reward per completion, NaN for None.
+
+    Raises:
+        RewardFunctionError: the function raised, or returned a wrong length, type or a non-finite number.
+    """
+    try:
+        output = function(**arguments)
+    except Exception as error:
+        raise RewardFunctionError(
+            f"reward function {name!r} raised {type(error).__name__}: {error} (called with {', '.join(arguments)})"
+        ) from error
+    rewards = output.tolist() if hasattr(output, "tolist") else output
+    expected = len(arguments["completions"])
+    if not isinstance(rewards, Sequence) or isinstance(rewards, str) or len(rewards) != expected:
+        size = f" of {len(rewards)}" if isinstance(rewards, Sequence) else ""
+        raise RewardFunctionError(
+            f"reward function {name!r} returned a {type(output).__name__}{size}; return a list of {expected} rewards, "
+            "one per completion"
+        )
+    return [_checked(reward, name, row) for row, reward in enumerate(rewards)]
+
+
+def _checked(reward: Any, name: str, row: int) -> float:
+    if reward is None:
+        return math.nan
+    if not isinstance(reward, Real) or not math.isfinite(reward):
+        raise RewardFunctionError(
+            f"reward function {name!r} returned {reward!r} for completion {row}; return a finite number, or None where "
+            "the reward does not apply"
+        )
+    return float(reward)
+
+
+def _import_file(path: Path, spec: str) -> ModuleType:
+    # Two files may have the same name; the digest of the path keeps their modules apart.
+    module_name = f"sharevl_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    description = importlib.util.spec_from_file_location(module_name, path)
+    if description is None or description.loader is None:
+        raise RewardFunctionError(f"reward function {spec!r}: {path} is not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(description)
+    sys.modules[module_name] = module  # dataclasses and pickle look a class's module up
+    try:
+        description.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[module_name]
+        if not isinstance(error, Exception):
+            raise
+        raise RewardFunctionError(
+            f"reward function {spec!r}: importing {path} raised {type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def _check_signature(function: RewardFunction, spec: str) -> None:
+    if inspect.iscoroutinefunction(function):
+        raise RewardFunctionError(f"reward function {spec!r} is async; define it with a plain `def`")
+    parameters = inspect.signature(function).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise RewardFunctionError(
+            f"reward function {spec!r} must take **kwargs: it is called with every column of the data, as in TRL"
+        )

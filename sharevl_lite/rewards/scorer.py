@@ -1,0 +1,159 @@
+"""The reward of a response: accuracy_weight * correct + format_weight * well-formed + the user's functions.
+
+The paper's weights are 0.9 and 0.1 (Share-GRPO, arXiv 2505.16673). The public code scores an answer whose verification
+fails as wrong; here it is NaN, for the trainer to leave out and count, since a punishment for the grader's time-out
+teaches nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from sharevl_lite.rewards.formatting import is_well_formed
+from sharevl_lite.rewards.functions import (
+    RewardFunction,
+    RewardFunctionError,
+    call_reward_function,
+    load_reward_function,
+)
+from sharevl_lite.rewards.pool import VerifierPool
+from sharevl_lite.rewards.verifier import Verdict, VerifierFailure
+
+if TYPE_CHECKING:
+    from sharevl_lite.config import RewardSection
+
+logger = logging.getLogger(__name__)
+
+_LOGGED_CHARACTERS = 200
+_PASSED_ANYWAY = frozenset({"prompt", "completion", "completion_ids", "answer"})  # TRL leaves the first three out, too
+_RESERVED = frozenset({"prompts", "completions", "trainer_state"})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A response to be scored. `columns` are the other columns of its problem's row, for the user's functions."""
+
+    prompt: str
+    completion: str
+    completion_ids: tuple[int, ...]
+    answer: str
+    columns: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The rewards of one response."""
+
+    total: float
+    """Weighted sum; NaN when the verifier failed and accuracy has a weight."""
+    accuracy: float
+    """1 right, 0 wrong, NaN when the verifier failed."""
+    format: float
+    """1 if the response has the asked form, else 0."""
+    functions: dict[str, float]
+    """Reward by function name, unweighted; NaN where the function does not apply."""
+    verdict: Verdict | None
+    """What the verifier found; None when it failed."""
+    failure: str | None
+    """Why the verifier failed; None when it did not."""
+
+
+class RewardScorer:
+    """Scores responses as a recipe's `reward` section says. Loads the user's functions at once, so errors come early.
+
+    Args:
+        section: the recipe's `reward`.
+        base: the recipe's folder, where relative paths of functions start.
+
+    Raises:
+        RewardFunctionError: a function cannot be loaded, or two have the same name.
+    """
+
+    def __init__(self, section: RewardSection, base: Path) -> None:
+        self._section = section
+        self._functions: dict[str, tuple[float, RewardFunction]] = {}
+        for entry in section.functions:
+            name = entry.path.rpartition(":")[2]
+            if name in self._functions:
+                raise RewardFunctionError(
+                    f"two reward functions are called {name!r}; rename one, metrics go by this name"
+                )
+            self._functions[name] = (entry.weight, load_reward_function(entry.path, base))
+        self._pool = VerifierPool(section.workers, section.timeout_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the verifier processes."""
+        self._pool.close()
+
+    def score(self, samples: Sequence[Sample], trainer_state: Any = None) -> list[Score]:
+        """Score each sample, in order; `trainer_state` is handed to the user's functions as TRL does.
+
+        Raises:
+            RewardFunctionError: a function raised or returned something that is not a list of rewards.
+            VerifierStartError: verifier processes do not start.
+        """
+        if not samples:
+            return []
+        outcomes = self._pool.verify_many([s.completion for s in samples], [s.answer for s in samples])
+        rewards = self._call_functions(samples, trainer_state)
+        return [
+            self._score_one(sample, outcome, {name: values[row] for name, values in rewards.items()})
+            for row, (sample, outcome) in enumerate(zip(samples, outcomes, strict=True))
+        ]
+
+    def _score_one(self, sample: Sample, outcome: Verdict | VerifierFailure, functions: dict[str, float]) -> Score:
+        verdict, failure = (None, outcome.reason) if isinstance(outcome, VerifierFailure) else (outcome, None)
+        if failure is not None:
+            logger.warning(
+                "the verifier failed (%s); the answer is not scored. gold: %r, response: %r",
+                failure,
+                sample.answer,
+                sample.completion[:_LOGGED_CHARACTERS],
+            )
+        accuracy = math.nan if verdict is None else float(verdict.correct)
+        form = float(is_well_formed(sample.completion))
+        total = self._section.format_weight * form
+        if self._section.accuracy_weight:  # 0 * NaN would be NaN
+            total += self._section.accuracy_weight * accuracy
+        total += sum(self._functions[name][0] * value for name, value in functions.items() if not math.isnan(value))
+        return Score(total, accuracy, form, functions, verdict, failure)
+
+    def _call_functions(self, samples: Sequence[Sample], trainer_state: Any) -> dict[str, list[float]]:
+        if not self._functions:
+            return {}
+        arguments: dict[str, Any] = {
+            **_columns(samples),
+            "prompts": [s.prompt for s in samples],
+            "completions": [s.completion for s in samples],
+            "completion_ids": [list(s.completion_ids) for s in samples],
+            "answer": [s.answer for s in samples],
+            "trainer_state": trainer_state,
+        }
+        return {
+            name: call_reward_function(function, name, arguments) for name, (_, function) in self._functions.items()
+        }
+
+
+def _columns(samples: Sequence[Sample]) -> dict[str, list[Any]]:
+    """The columns as lists over samples. A row that lacks a column has None there, as in a table."""
+    names = {name: None for sample in samples for name in sample.columns if name not in _PASSED_ANYWAY}
+    clashes = _RESERVED & names.keys()
+    if clashes:
+        raise RewardFunctionError(
+            f"the data has columns {sorted(clashes)}, which are arguments of every reward function; rename them"
+        )
+    return {name: [sample.columns.get(name) for sample in samples] for name in names}

@@ -1,0 +1,219 @@
+r"""Is the boxed answer right? A ladder of rules; the first that accepts, or knows better, decides.
+
+    choice → exact → ratio → decimal → mathruler → math_verify → decimal (of an expression)
+
+Sources: mathruler is the grader of the public Share-GRPO code (through EasyR1), math-verify the one of TRL. Both accept
+wrong answers, so cheap rules that know better come before them and end the ladder where they apply:
+
+* words are compared as words: as products of letters "act" equals "cat", and mathruler takes "on" for "no";
+* two numbers are compared as numbers (see `numerals`): to mathruler `5e-9` is `1.2e-8`, to both 2e-8 is 1e-8;
+* `3:4` is a ratio, equal to 6:8 and not to 3/4, which says "of the whole"; math-verify divides;
+* mathruler is not asked about two equations (it drops both left sides, so y=3 would be x=3), digits with a space or
+  an underscore between (it would read `1 1/2` as 11/2 and `101_2` as 1012), nor LaTeX commands beyond a few: it drops
+  what it does not know, so `\sqrt[3]{16}` would be `\sqrt{16}` and `0.\overline{3}` 0.3.
+
+math-verify gets both sides wrapped in `$…$`: it parses a bare `2 \sqrt{221}` as 221. Its LaTeX extraction is the
+default one; the plain-expression extraction stays off: it picks a number out of LaTeX that fails to parse. Its own
+time-outs (signals, main thread only, raising a BaseException) are off: a caller that cannot wait forever uses
+`VerifierPool`, because some predictions (`9^{9^{9^{9}}}`) keep sympy busy for longer than anybody lives.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from sharevl_lite.rewards.formatting import extract_boxed
+from sharevl_lite.rewards.normalise import (
+    clean,
+    drop_approximation,
+    is_prose,
+    is_symbol,
+    split_assignment,
+    text_key,
+    unwrap_text,
+)
+from sharevl_lite.rewards.numerals import Numeral, agrees, parse_numeral, parse_ratio, ratios_agree
+
+# Beyond these a prediction is not worth a symbolic grader (a fraction nested 60 deep parses for minutes); it is then
+# right only if a cheap rule says so. A gold that is larger raises them to its own size.
+_MAX_CHARACTERS = 400
+_MAX_DEPTH = 12
+
+_OPTION = re.compile(r"\(?([A-H])(?:[).:]+\s*(.*))?")
+_OPTION_PREFIX = re.compile(
+    r"(?:the )?(?:correct )?(?:option|choice|answer|figure|graph|point)(?: is)?:? ?", re.IGNORECASE
+)
+_OTHER_OPTION = re.compile(r"(?:\b(?:and|or)\b|[,/&])\s*\(?[A-H]\b|\(?\b[A-H][).:]", re.IGNORECASE)
+_READ_BY_MATHRULER = "frac|sqrt|sin|cos|tan|pi|theta|alpha|beta|infty|cup|cdot|times|circ|text|mathrm"
+_MISREAD_BY_MATHRULER = re.compile(rf"\d[ _]\{{?\d|\\sqrt\s*\[|\\(?!(?:{_READ_BY_MATHRULER})(?![A-Za-z]))[A-Za-z]")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Outcome of a verification that ran to its end."""
+
+    correct: bool
+    rule: str
+    """What decided: "choice", "exact", "ratio", "decimal", "mathruler" or "math_verify" accepted; "none" did; or
+    "no_box": there was no answer to look at."""
+    extracted: str | None
+    """Content of the last box of the prediction."""
+
+
+@dataclass(frozen=True)
+class VerifierFailure:
+    """A verification that did not run to its end: a time-out or a crash. It says nothing about the answer."""
+
+    reason: str
+
+
+def verify(prediction: str, gold: str) -> Verdict:
+    r"""Judge the last `\boxed{…}` of a response against the gold answer, in this process and without a time-out.
+
+    Raises:
+        ValueError: the gold answer is empty.
+        Exception: a grader cannot handle this gold. A prediction that a grader cannot handle is a wrong one.
+    """
+    extracted = extract_boxed(prediction)
+    if extracted is None:
+        return Verdict(False, "no_box", None)
+    return judge(extracted, gold)
+
+
+def judge(extracted: str, gold: str) -> Verdict:
+    """`verify` for an answer that is out of its box already."""
+    if not gold.strip():
+        raise ValueError("the gold answer is empty; give every problem an answer or leave the row out")
+    if not extracted.strip():
+        return Verdict(False, "none", extracted)
+    answer, expected = drop_approximation(clean(extracted)), drop_approximation(clean(gold))
+    option = _OPTION.fullmatch(unwrap_text(expected))
+    if option is not None:
+        letter = _named_option(answer)
+        if letter is not None and letter == option[1]:
+            return Verdict(True, "choice", extracted)
+        if letter is not None or not option[2]:
+            return Verdict(False, "none", extracted)
+        expected = option[2]
+    for name, rule in _LADDER:
+        accepts = rule(answer, expected)
+        if accepts is not None:
+            return Verdict(accepts, name if accepts else "none", extracted)
+    return Verdict(False, "none", extracted)
+
+
+def _named_option(answer: str) -> str | None:
+    """Letter that the answer names, as `B`, `(b)`, `B. 30` or `option B`; None for two letters or anything else."""
+    answer = _OPTION_PREFIX.sub("", unwrap_text(answer).strip(), count=1)
+    option = _OPTION.fullmatch(answer[:2].upper() + answer[2:])
+    if option is None or _OTHER_OPTION.search(option[2] or ""):
+        return None
+    return option[1]
+
+
+def _by_text(answer: str, expected: str) -> bool | None:
+    if text_key(answer) == text_key(expected):
+        return True
+    return False if is_prose(expected) else None
+
+
+def _by_ratio(answer: str, expected: str) -> bool | None:
+    stated, gold = parse_ratio(answer), parse_ratio(expected)
+    if stated is None and gold is None:
+        return None
+    return stated is not None and gold is not None and ratios_agree(stated, gold)
+
+
+def _by_number(answer: str, expected: str) -> bool | None:
+    """Both sides are numbers. `x = 5` counts as 5, unless both sides name different things."""
+    (left, answer), (gold_left, expected) = split_assignment(answer), split_assignment(expected)
+    if gold_left and (not is_symbol(gold_left) or (left and text_key(left) != text_key(gold_left))):
+        return None
+    stated, gold = parse_numeral(answer), parse_numeral(expected)
+    return None if stated is None or gold is None else agrees(stated, gold)
+
+
+def _by_size(answer: str, expected: str) -> bool | None:
+    longest, deepest = max(_MAX_CHARACTERS, len(expected)), max(_MAX_DEPTH, _depth(expected))
+    return None if len(answer) <= longest and _depth(answer) <= deepest else False
+
+
+def _by_mathruler(answer: str, expected: str) -> bool | None:
+    if "=" in answer and "=" in expected:
+        return None
+    if _MISREAD_BY_MATHRULER.search(answer) or _MISREAD_BY_MATHRULER.search(expected):
+        return None
+    from mathruler.grader import grade_answer
+
+    return _accepts(grade_answer, answer, expected) or None
+
+
+def _by_math_verify(answer: str, expected: str) -> bool | None:
+    from math_verify import verify as symbolic_equal
+
+    def grade(prediction: str, gold: str) -> bool:
+        return symbolic_equal(
+            _parse(gold), _parse(prediction), allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True
+        )
+
+    return _accepts(grade, answer, expected) or None
+
+
+def _by_rounding(answer: str, expected: str) -> bool | None:
+    r"""A decimal gold accepts an exact expression that rounds to it: `\sqrt{2}` for 1.41."""
+    gold = parse_numeral(split_assignment(expected)[1])
+    if gold is None or gold.step is None:
+        return None
+
+    def grade(prediction: str, _: str) -> bool:
+        return any(agrees(stated, gold) for stated in map(_evaluate, _parse(prediction)) if stated is not None)
+
+    return _accepts(grade, split_assignment(answer)[1], expected) or None
+
+
+_LADDER: tuple[tuple[str, Callable[[str, str], bool | None]], ...] = (
+    ("exact", _by_text),
+    ("ratio", _by_ratio),
+    ("decimal", _by_number),
+    ("none", _by_size),
+    ("mathruler", _by_mathruler),
+    ("math_verify", _by_math_verify),
+    ("decimal", _by_rounding),
+)
+
+
+def _accepts(grade: Callable[[str, str], bool], prediction: str, gold: str) -> bool:
+    """Ask a grader. If it raises, find out on whom: on the gold it raises again, otherwise the prediction is ugly."""
+    try:
+        return bool(grade(prediction, gold))
+    except MemoryError:
+        raise
+    except Exception:
+        grade(gold, gold)
+        return False
+
+
+def _parse(answer: str) -> list[Any]:
+    from math_verify import LatexExtractionConfig, parse
+
+    return list(parse(f"${answer}$", [LatexExtractionConfig()], parsing_timeout=None))
+
+
+def _evaluate(expression: Any) -> Numeral | None:
+    """A sympy expression as a number, to 30 digits; None if it is not a real constant of a size that a float has."""
+    if not getattr(expression, "is_number", False) or not expression.is_real:
+        return None
+    number = expression.evalf(30)
+    return Numeral(Fraction(str(number))) if abs(number) < 1e300 else None
+
+
+def _depth(answer: str) -> int:
+    deepest = depth = 0
+    for character in answer:
+        depth += (character in "{([") - (character in "})]")
+        deepest = max(deepest, depth)
+    return deepest

@@ -1,0 +1,282 @@
+"""A whole run: from a recipe to a trained adapter, a store of rollouts and a summary.
+
+    <output_dir>/<name>/recipe.yaml        the resolved recipe
+                        metrics.jsonl      a line per step and evaluation
+                        rollouts/, images/ the rollout store
+                        checkpoints/       the newest checkpoints
+                        adapter/           the final adapter (PEFT)
+                        summary.json       what came out
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sharevl_lite import metrics_log
+from sharevl_lite.atomic import publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
+from sharevl_lite.collect import Collector
+from sharevl_lite.config import Recipe
+from sharevl_lite.data import Problem, load_problems
+from sharevl_lite.data.errors import RowFault
+from sharevl_lite.display import StepDisplay, before_after_table
+from sharevl_lite.interrupt import InterruptCallback
+from sharevl_lite.policy.hf import load_adapter, load_policy, save_adapter
+from sharevl_lite.policy.prompts import PromptEncoder
+from sharevl_lite.recipes import dump_recipe, load_recipe
+from sharevl_lite.rewards import RewardScorer
+from sharevl_lite.rollout.hf import HFRolloutEngine
+from sharevl_lite.store import RolloutStore
+from sharevl_lite.trainer import ShareGRPOTrainer, list_checkpoints
+
+RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
+# What a resumed run may change: it does not touch the numbers of the steps already done, nor their meaning.
+RESUMABLE_CHANGES = frozenset(
+    {"train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub", "train.hub_model_id"}
+)
+AVERAGED = ("vanished_local", "vanished_global", "rescued")
+
+logger = logging.getLogger(__name__)
+
+
+class RunError(ValueError):
+    """A run that cannot start or go on, with what to do."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """`summary` as in summary.json (None when interrupted), and where the run is."""
+
+    run_dir: Path
+    summary: dict[str, Any] | None
+
+
+def train(recipe: Recipe, *, resume: str | Path | None = None, console: Console | None = None) -> RunResult:
+    """Trains by the recipe and returns what came out.
+
+    `resume`: "auto" for the run's newest checkpoint (or its beginning, when there is none), or a checkpoint's folder.
+    A finished run is not trained again. Raises RunError when the run exists and `resume` is not given, or was started
+    by another recipe; and the errors of the recipe's data, model and rewards.
+    """
+    console = console or Console()
+    run_dir = recipe.run_dir
+    checkpoint = _prepare(recipe, resume)
+    summary_file = run_dir / SUMMARY_FILE
+    if resume is not None and summary_file.is_file():
+        summary = json.loads(summary_file.read_text())
+        console.print(f"{run_dir} is finished.")
+        _last_words(console, recipe, summary)
+        return RunResult(run_dir, summary)
+    with _scorer(recipe) as scorer:
+        trainer, display = _assemble(recipe, scorer, console)
+        return _train(recipe, trainer, display, checkpoint, console)
+
+
+def _scorer(recipe: Recipe) -> RewardScorer:
+    return RewardScorer(recipe.reward, Path())
+
+
+def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[ShareGRPOTrainer, StepDisplay]:
+    policy = load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
+    encoder = PromptEncoder(
+        policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
+    )
+    problems = read_problems(recipe, recipe.data.train, recipe.data.train_split, encoder, recipe.data.train_limit)
+    held_out = None
+    if recipe.data.eval is not None:
+        held_out = read_problems(recipe, recipe.data.eval, recipe.data.eval_split, encoder, recipe.eval.problems)
+    display = StepDisplay(console, recipe.train.rollouts)
+    engine = HFRolloutEngine(policy, recipe.rollout.batch_size)
+    trainer = ShareGRPOTrainer(
+        recipe,
+        policy,
+        problems,
+        Collector(recipe, encoder, engine, scorer),
+        eval_problems=held_out,
+        store=RolloutStore(recipe.run_dir),
+        metrics_log=metrics_log.MetricsLog(recipe.run_dir / METRICS_FILE),
+        callbacks=[display],
+    )
+    _drop_printer(trainer)
+    return trainer, display
+
+
+def read_problems(
+    recipe: Recipe, source: str, split: str, encoder: PromptEncoder, limit: int | None = None
+) -> list[Problem]:
+    """The checked problems of a source; their prompts fit `data.max_prompt_length`."""
+    section = recipe.data
+    loaded = load_problems(source, section, split=split, limit=limit)
+
+    def fits(problem: Problem) -> None:
+        length = encoder.encode(problem.text, problem.images).prefix.ids_P.numel()
+        if length > section.max_prompt_length:
+            raise RowFault(
+                f"its prompt has {length} tokens, above data.max_prompt_length ({section.max_prompt_length}); raise "
+                "that, or lower model.max_pixels"
+            )
+
+    return loaded.recheck(fits, section.on_bad_row).problems
+
+
+def _prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
+    """Checks the run's folder against what is asked; returns the checkpoint to start from."""
+    run_dir = recipe.run_dir
+    recipe_file = run_dir / RECIPE_FILE
+    if resume is None:
+        if recipe_file.exists():
+            raise RunError(
+                f"{run_dir} already holds a run; continue it with --resume auto, or start another with --name NAME"
+            )
+        return None
+    if resume != "auto":
+        checkpoint = Path(resume)
+        if not (checkpoint / "trainer_state.json").is_file():
+            raise RunError(f"--resume {resume}: not a checkpoint (no trainer_state.json in it)")
+        if checkpoint.parent.resolve() != (run_dir / "checkpoints").resolve():
+            raise RunError(f"--resume {resume}: not a checkpoint of {run_dir}; set --name and --output-dir to its run")
+    elif not recipe_file.exists():
+        return None
+    _check_same_recipe(recipe, recipe_file)
+    if resume != "auto":
+        return Path(resume)
+    checkpoints = list_checkpoints(run_dir / "checkpoints")
+    return checkpoints[-1] if checkpoints else None
+
+
+def _check_same_recipe(recipe: Recipe, recipe_file: Path) -> None:
+    before, now = _flat(load_recipe(recipe_file).model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    wrong = [key for key in changed if key not in RESUMABLE_CHANGES]
+    if wrong:
+        told = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in wrong[:5])
+        raise RunError(f"{recipe_file}: the run was started with another recipe ({told}); start another with --name NAME")
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _train(
+    recipe: Recipe, trainer: ShareGRPOTrainer, display: StepDisplay, checkpoint: Path | None, console: Console
+) -> RunResult:
+    run_dir, main = recipe.run_dir, trainer.accelerator.is_main_process
+    done = _rewind(recipe, trainer, checkpoint) if main else 0
+    done = trainer.from_main(lambda: done)
+    if main:
+        console.print(_greeting(recipe, trainer, done), highlight=False, soft_wrap=True)
+    display.start(done)
+    interrupt = InterruptCallback(trainer.schedule, trainer.gather, lambda text: console.print(text, style="bold"))
+    trainer.add_callback(interrupt)
+    try:
+        with interrupt:
+            if done == 0 and trainer.evaluator is not None:
+                trainer.evaluate()
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        display.stop()
+    if interrupt.interrupted and trainer.rollouts_done < recipe.train.rollouts:
+        if main:
+            console.print(f"Saved after step {trainer.rollouts_done}. Continue with --resume auto.", soft_wrap=True)
+        return RunResult(run_dir, None)
+    if recipe.train.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        load_adapter(trainer.policy, Path(trainer.state.best_model_checkpoint))
+    if trainer.evaluator is not None:
+        trainer.evaluate()
+    summary = None
+    if main:
+        _publish_adapter(trainer, run_dir)
+        summary = _summarise(recipe, metrics_log.read(run_dir / METRICS_FILE))
+        write_atomically(run_dir / SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+        _last_words(console, recipe, summary)
+    return RunResult(run_dir, trainer.from_main(lambda: summary))
+
+
+def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) -> int:
+    """Puts the run's files back to the checkpoint (or to nothing); returns the rollouts done."""
+    run_dir = recipe.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    remove_stale_temporaries(run_dir / "checkpoints", older_than_seconds=0)
+    write_atomically(run_dir / RECIPE_FILE, dump_recipe(recipe).encode())
+    done = 0
+    if checkpoint is not None:
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        done = state["global_step"] // recipe.train.updates_per_rollout
+    keep = done if checkpoint is not None else -1
+    trainer.metrics_log.truncate_after(keep)
+    for split in ("train", "eval"):
+        trainer.store.discard_after(split, keep)
+    return done
+
+
+def _publish_adapter(trainer: ShareGRPOTrainer, run_dir: Path) -> None:
+    staging = temporary_beside(run_dir / ADAPTER_DIR)
+    staging.mkdir()
+    save_adapter(trainer.policy, staging)
+    publish_directory(staging, run_dir / ADAPTER_DIR, replace=True)
+
+
+def _summarise(recipe: Recipe, records: list[dict[str, Any]]) -> dict[str, Any]:
+    steps = [record for record in records if "loss" in record]
+    evaluations = [record for record in records if "eval_accuracy" in record]
+    summary: dict[str, Any] = {
+        "name": recipe.name,
+        "steps": len(steps),
+        "train_seconds": sum(record["seconds/step"] for record in steps),
+        "verifier_failures": sum(record["verifier_failures"] for record in steps),
+    }
+    for name in AVERAGED:
+        summary[name] = sum(record[name] for record in steps) / len(steps)
+    for when, record in (("before", evaluations[0]), ("after", evaluations[-1])) if evaluations else ():
+        for name in ("accuracy", "accuracy_plain", "accuracy_variants", "format"):
+            summary[f"{name}_{when}"] = record[f"eval_{name}"]
+    return summary
+
+
+def _greeting(recipe: Recipe, trainer: ShareGRPOTrainer, done: int) -> str:
+    share, train_ = recipe.share, recipe.train
+    trained = sum(p.numel() for p in trainer.policy.parameters() if p.requires_grad)
+    start = f"resuming after step {done}" if done else "starting"
+    return (
+        f"{recipe.name}: {start}; {train_.rollouts} steps of {train_.problems_per_rollout} problems x "
+        f"{share.num_variants} variants x {share.num_responses} responses, {train_.updates_per_rollout} updates each; "
+        f"{len(trainer.problems)} problems, {trained:,} trained parameters"
+    )
+
+
+def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> None:
+    run_dir = recipe.run_dir
+    if "accuracy_before" in summary:
+        names = ("accuracy", "accuracy_plain", "accuracy_variants", "format")
+        before, after = ({n: summary[f"{n}_{when}"] for n in names} for when in ("before", "after"))
+        console.print(before_after_table(before, after))
+    console.print(
+        f"{summary['steps']} steps in {summary['train_seconds']:.0f} s; on average {summary['vanished_local']:.0%} of the "
+        f"variant groups and {summary['vanished_global']:.0%} of the problems gave no signal, {summary['rescued']:.0%} of "
+        "the problems were rescued by another variant",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"adapter   {run_dir / ADAPTER_DIR}\n"
+        f"metrics   {run_dir / METRICS_FILE}\n"
+        f"rollouts  {run_dir / 'rollouts'} (read with sharevl_lite.store.read)\n"
+        f"summary   {run_dir / SUMMARY_FILE}\n"
+        f"next      sharevl-lite eval {run_dir} --data DATA --samples 4",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _drop_printer(trainer: ShareGRPOTrainer) -> None:
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)

@@ -1,0 +1,104 @@
+"""Hierarchical advantage: rewards shared at two levels.
+
+    G_PMN = (R - mean over (M, N)) / (std over (M, N) + eps)        global: across all variants of a problem
+    L_PMN = (R - mean over N)      / (std over N + eps)             local: within one variant
+    A_PKMN = G_PMN + [k = j] L_PMN                                  j: source variant, k: scoring variant
+
+Source: R1-ShareVL, arXiv 2505.16673. Standard deviations have one degree of freedom less (as GRPO's do). Deviations
+from the public code, and why: the global deviation is over each reward once (the public code repeats every reward m
+times, which shrinks it by sqrt((mn-1)m / (m·mn-1)); `std="repeated"` restores that); a group without variance, of one
+response, or empty has an advantage of exactly 0 (rounding in a mean of equal rewards would otherwise leak through
+1/eps); responses that could not be verified are masked out instead of counting as wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """Advantages of one rollout, and which groups carried a signal.
+
+    `silent_PM`: variant groups with no local variance; `silent_P`: problems with no global variance. Both are over
+    the valid responses alone, so a group of fewer than two is silent.
+    """
+
+    global_PMN: Float[Tensor, "P M N"]
+    local_PMN: Float[Tensor, "P M N"]
+    silent_PM: Bool[Tensor, "P M"]
+    silent_P: Bool[Tensor, "P"]
+
+    def as_pairs(
+        self,
+        levels: Literal["hierarchical", "global", "local"] = "hierarchical",
+    ) -> Float[Tensor, "P K M N"]:
+        """A_PKMN: the advantage of the response (j, i) as seen by scoring variant k.
+
+        `hierarchical`: G + L where k = j, G elsewhere. `global`: G everywhere. `local`: L where k = j, 0 elsewhere,
+        which is GRPO within each variant.
+        """
+        num_variants = self.global_PMN.shape[1]
+        own_KM1 = torch.eye(num_variants, dtype=self.global_PMN.dtype, device=self.global_PMN.device)[None, :, :, None]
+        local_PKMN = own_KM1 * self.local_PMN[:, None]
+        if levels == "local":
+            return local_PKMN
+        global_PKMN = self.global_PMN[:, None].expand(-1, num_variants, -1, -1)
+        return global_PKMN + local_PKMN if levels == "hierarchical" else global_PKMN.clone()
+
+
+def hierarchical_advantage(
+    rewards_PMN: Float[Tensor, "P M N"],
+    mask_PMN: Bool[Tensor, "P M N"] | None = None,
+    *,
+    eps: float = 1e-6,
+    std: Literal["plain", "repeated"] = "plain",
+) -> Advantages:
+    """Global and local advantages of the rewards R_PMN (n responses under each of m variants of P problems).
+
+    `mask_PMN` is True where a reward counts; a masked response has an advantage of 0 and any reward, NaN included.
+    Computed in float64, returned in the rewards' dtype.
+
+    Raises ValueError for a wrong shape, a mask of another shape, or a reward that counts and is not finite.
+    """
+    if rewards_PMN.ndim != 3:
+        raise ValueError(f"rewards_PMN must be [P, M, N], got shape {tuple(rewards_PMN.shape)}")
+    if mask_PMN is None:
+        mask_PMN = torch.ones_like(rewards_PMN, dtype=torch.bool)
+    if mask_PMN.shape != rewards_PMN.shape:
+        raise ValueError(f"mask_PMN {tuple(mask_PMN.shape)} and rewards_PMN {tuple(rewards_PMN.shape)} differ in shape")
+    if not bool(torch.isfinite(rewards_PMN[mask_PMN]).all()):
+        raise ValueError("rewards_PMN holds a reward that is not finite; mask responses that could not be scored")
+    num_problems, num_variants, _ = rewards_PMN.shape
+    repeats = num_variants if std == "repeated" else 1
+    wide = rewards_PMN.double().masked_fill(~mask_PMN, 0.0)
+    global_PX, silent_P1 = _normalise(wide.flatten(1), mask_PMN.flatten(1), eps, repeats)
+    local_PMN, silent_PM1 = _normalise(wide, mask_PMN, eps, repeats=1)
+    return Advantages(
+        global_PMN=global_PX.view_as(rewards_PMN).to(rewards_PMN.dtype),
+        local_PMN=local_PMN.to(rewards_PMN.dtype),
+        silent_PM=silent_PM1.squeeze(-1),
+        silent_P=silent_P1.view(num_problems),
+    )
+
+
+def _normalise(
+    rewards_GX: Float[Tensor, "*G X"], mask_GX: Bool[Tensor, "*G X"], eps: float, repeats: int
+) -> tuple[Float[Tensor, "*G X"], Bool[Tensor, "*G 1"]]:
+    """(R - mean) / (std + eps) over the last axis, and which groups have no variance (there it is 0)."""
+    infinity = torch.inf
+    highest_G1 = rewards_GX.masked_fill(~mask_GX, -infinity).amax(-1, keepdim=True)
+    lowest_G1 = rewards_GX.masked_fill(~mask_GX, infinity).amin(-1, keepdim=True)
+    silent_G1 = ~(highest_G1 > lowest_G1)
+    count_G1 = mask_GX.sum(-1, keepdim=True).clamp(min=1)
+    mean_G1 = (rewards_GX * mask_GX).sum(-1, keepdim=True) / count_G1
+    centred_GX = (rewards_GX - mean_G1) * mask_GX
+    squares_G1 = centred_GX.square().sum(-1, keepdim=True) * repeats
+    deviation_G1 = (squares_G1 / (count_G1 * repeats - 1).clamp(min=1)).sqrt()
+    advantages_GX = centred_GX / (deviation_G1 + eps)
+    return advantages_GX.masked_fill(silent_G1, 0.0), silent_G1

@@ -1,0 +1,304 @@
+"""`ShareGRPOTrainer`: transformers' Trainer with Share-GRPO's step inside.
+
+One optimizer step of the Trainer is one *update*: the pairs of `train.problems_per_update` problems over all processes.
+The first update of a rollout collects its samples, the last one writes them to the store. Micro-batches are packed rows
+of at most `train.token_budget` tokens, so the Trainer's own accumulation stays at 1. Everything else (optimizer,
+schedule, clipping, callbacks, trackers, distribution, Hub upload) is the Trainer's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from sharevl_lite.atomic import publish_directory, temporary_beside
+from sharevl_lite.collect import Collector, Rollout
+from sharevl_lite.config import Recipe
+from sharevl_lite.data.problem import Problem
+from sharevl_lite.evaluate import Evaluator
+from sharevl_lite.learn import Learner, RowLoss, UpdatePlan
+from sharevl_lite.metrics import (
+    Tally,
+    peak_memory_mib,
+    percentile_95,
+    tally_plans,
+    tally_rollout,
+    tally_scores,
+)
+from sharevl_lite.metrics_log import MetricsLog
+from sharevl_lite.policy.hf import load_adapter, save_adapter
+from sharevl_lite.policy.packed import PackedPolicy
+from sharevl_lite.records import rollout_rows
+from sharevl_lite.schedule import Schedule, UpdateStep
+from sharevl_lite.store import RolloutStore
+
+CHECKPOINT_PREFIX = "checkpoint-"
+
+
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """The Trainer's arguments of a recipe. Checkpoints and evaluations fall on rollout boundaries."""
+    train = recipe.train
+    updates = train.updates_per_rollout
+    every = recipe.eval.every_rollouts if recipe.data.eval else None
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(recipe.run_dir / "tensorboard"))
+    return TrainingArguments(
+        output_dir=str(recipe.run_dir / "checkpoints"),
+        run_name=recipe.name,
+        seed=recipe.seed,
+        use_cpu=not torch.cuda.is_available(),
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_steps=train.warmup_updates,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        logging_strategy="steps",
+        logging_steps=updates,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if train.save_rollouts else "no",
+        save_steps=(train.save_rollouts or 1) * updates,
+        save_total_limit=train.save_total_limit,
+        eval_strategy="steps" if every else "no",
+        eval_steps=(every or 1) * updates,
+        metric_for_best_model="eval_accuracy" if every else None,
+        greater_is_better=True if every else None,
+        report_to=list(train.report_to) or "none",
+        push_to_hub=train.push_to_hub,
+        hub_model_id=train.hub_model_id,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        log_level="error",
+    )
+
+
+class ShareGRPOTrainer(Trainer):  # type: ignore[misc]
+    """Trains a :class:`PackedPolicy` with Share-GRPO.
+
+    `evaluate` needs an evaluator (made from `eval_problems`); `store` and `metrics_log` belong to the main process.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        policy: PackedPolicy,
+        problems: Sequence[Problem],
+        collector: Collector,
+        *,
+        eval_problems: Sequence[Problem] | None = None,
+        store: RolloutStore,
+        metrics_log: MetricsLog,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        super().__init__(
+            model=policy,
+            args=training_arguments(recipe),
+            train_dataset=problems,
+            eval_dataset=eval_problems,
+            callbacks=callbacks,
+        )
+        self.recipe = recipe
+        self.policy = policy
+        self.problems = problems
+        self.collector = collector
+        self.store = store
+        self.metrics_log = metrics_log
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self.schedule = Schedule(recipe, len(problems), rank=rank, world=world)
+        self.evaluator = (
+            None
+            if eval_problems is None
+            else Evaluator(recipe, collector, eval_problems, rank=rank, world=world, gather=self.gather)
+        )
+        self._step_metrics: dict[str, float] = {}
+
+    # -- the data ------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[UpdateStep]:
+        """Every process walks through all updates of the run; the schedule says which problems are its own."""
+        return DataLoader(self.schedule, batch_size=1, shuffle=False, collate_fn=lambda steps: steps[0])
+
+    # -- the step ------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: UpdateStep, num_items_in_batch: Any = None) -> Tensor:
+        """One update, its gradient accumulated over packed rows; returns its loss."""
+        model.train()
+        if inputs.update == 0:
+            self._begin_rollout(inputs.rollout)
+        with self._watch.part("update"):
+            loss = self._update(model, self._plans[inputs.update % self.schedule.chunks])
+        if inputs.update == self.recipe.train.updates_per_rollout - 1:
+            self._finish_rollout()
+        return loss
+
+    def _begin_rollout(self, number: int) -> None:
+        self._started = time.perf_counter()
+        self._tally = Tally()
+        self.collector.engine.sync()
+        problems = [self.problems[index] for index in self.schedule.problems(number)]
+        self._rollout: Rollout = self.collector.collect(number, problems)
+        self._watch = self._rollout.stopwatch
+        self._learner = Learner(self.recipe, self.policy, self._rollout)
+        self._clipped: dict[int, float] = {}
+        with self._watch.part("score"):
+            self.policy.eval()
+            self._plans = [self._learner.plan(self.schedule.members(c)) for c in range(self.schedule.chunks)]
+            for plan in self._plans:
+                self._learner.score(plan)
+            self.policy.train()
+
+    def _update(self, model: nn.Module, plan: UpdatePlan) -> Tensor:
+        tokens = sum(self._learner.scores.old[number].numel() for number in plan.valid)
+        counts = self.gather((len(plan.valid), tokens))
+        count, tokens = max(1, sum(c for c, _ in counts)), max(1, sum(t for _, t in counts))
+        world = self.accelerator.num_processes
+        total = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        rows = len(plan.active_rows) or 1
+        losses = self._learner.losses(model, plan, count, tokens)
+        for place in range(rows):
+            last = place == rows - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                row_loss = next(losses)
+                # Gradients are averaged over processes; the loss is a sum over them.
+                self.accelerator.backward(row_loss.loss * world)
+            total += row_loss.loss.detach()
+            self._tally_row(row_loss, plan)
+        return total * world
+
+    def _tally_row(self, row_loss: RowLoss, plan: UpdatePlan) -> None:
+        if not plan.active:
+            return
+        facts, row = row_loss.facts, row_loss.row
+        self._tally.mean("ratio", facts.ratio_T)
+        self._tally.mean("clip_low", facts.clipped_low_T)
+        self._tally.mean("clip_high", facts.clipped_high_T)
+        self._tally.mean("clip_dual", facts.clipped_dual_T)
+        if facts.kl_T is not None:
+            self._tally.mean("kl", facts.kl_T)
+        clipped_T = (facts.clipped_low_T | facts.clipped_high_T | facts.clipped_dual_T).double().cpu()
+        for number, piece_R in zip(row.pairs, clipped_T.split(row.cu_seqlens_B1.diff().tolist()), strict=True):
+            self._clipped[number] = float(piece_R.mean())
+
+    def _finish_rollout(self) -> None:
+        tally_rollout(self._tally, self._rollout)
+        tally_plans(self._tally, self._plans)
+        tally_scores(self._tally, self._learner)
+        self._tally.peak("peak_memory_mib", peak_memory_mib())
+        self._tally.peak("seconds/step", time.perf_counter() - self._started)
+        record = self._tally.merge(self.gather(self._tally)).as_record()
+        gaps = self.gather(self._learner.gaps())
+        p95 = percentile_95(torch.cat(gaps))
+        if p95 is not None:
+            record["gap_p95"] = p95
+        record["tokens_per_second"] = record["sampled_tokens"] / record["seconds/step"]
+        self._step_metrics = record
+        self._store_rows("train", self._rollout, self._learner, self._clipped)
+
+    # -- evaluation, logging, checkpoints ------------------------------------------------------------------------
+
+    @property
+    def rollouts_done(self) -> int:
+        """Finished rollouts of the run."""
+        return int(self.state.global_step) // self.recipe.train.updates_per_rollout
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Held-out accuracy of the current policy; logged and stored as the split `eval`."""
+        if self.evaluator is None:
+            raise ValueError("there is nothing to evaluate on; set data.eval in the recipe")
+        step = self.rollouts_done
+        self.collector.engine.sync()
+        evaluation = self.evaluator.evaluate(step)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.record.items()}
+        self._store_rows(metric_key_prefix, evaluation.rollout)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the step's figures to the Trainer's own and writes metrics.jsonl besides the trackers."""
+        if "loss" in logs:
+            logs = {**logs, **self._step_metrics}
+        if "train_runtime" not in logs and self.accelerator.is_main_process:
+            self.metrics_log.append({"step": self.rollouts_done, "update": self.state.global_step, **logs})
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes a checkpoint that appears under its name only when it is whole."""
+        final = Path(self.args.output_dir) / f"{CHECKPOINT_PREFIX}{self.state.global_step}"
+        staging = Path(self.from_main(lambda: str(temporary_beside(final))))
+        staging.mkdir(parents=True, exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        self._save_optimizer_and_scheduler(str(staging))
+        self._save_rng_state(str(staging))
+        if self.accelerator.is_main_process:
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(final)
+            save_adapter(self.policy, staging)
+            self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            publish_directory(staging, final, replace=True)
+            self._rotate_checkpoints()
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Restores the adapter, strictly."""
+        load_adapter(self.policy, Path(resume_from_checkpoint))
+
+    def _rotate_checkpoints(self) -> None:
+        limit = self.recipe.train.save_total_limit
+        if limit is None:
+            return
+        kept = list_checkpoints(Path(self.args.output_dir))[-limit:]
+        for checkpoint in list_checkpoints(Path(self.args.output_dir)):
+            if checkpoint not in kept and str(checkpoint) != self.state.best_model_checkpoint:
+                doomed = temporary_beside(checkpoint)  # a kill must not leave half a checkpoint under its name
+                checkpoint.rename(doomed)
+                shutil.rmtree(doomed)
+
+    # -- several processes ---------------------------------------------------------------------------------------
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in order."""
+        gathered: list[Any] = gather_object([value])
+        return gathered
+
+    def from_main(self, make: Callable[[], Any]) -> Any:
+        """What the main process makes, on all of them."""
+        box = [make() if self.accelerator.is_main_process else None]
+        return broadcast_object_list(box)[0]
+
+    def _store_rows(
+        self,
+        split: str,
+        rollout: Rollout,
+        learner: Learner | None = None,
+        clipped: dict[int, float] | None = None,
+    ) -> None:
+        rows = rollout_rows(self.recipe.name, rollout, self.store.put_image, learner, clipped)
+        everyone = [row for part in self.gather(rows) for row in part]
+        if self.accelerator.is_main_process:
+            self.store.write(split, rollout.number, everyone)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    found = [p for p in folder.glob(f"{CHECKPOINT_PREFIX}*") if p.name.removeprefix(CHECKPOINT_PREFIX).isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix(CHECKPOINT_PREFIX)))

@@ -1,0 +1,210 @@
+"""Weighted rewards, users' functions from a file, and what NaN means."""
+
+import logging
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from sharevl_lite.config import RewardFunctionSection, RewardSection
+from sharevl_lite.rewards import RewardScorer, Sample, Verdict
+from sharevl_lite.rewards.functions import RewardFunctionError, load_reward_function
+
+GOOD = r"<think>2+3</think> \boxed{5}"
+HANGS = r"<think>big</think> \boxed{9^{9^{9^{9}}}}"
+
+FUNCTIONS = """
+from dataclasses import dataclass
+
+
+@dataclass
+class Limits:
+    longest: int = 3
+
+
+def short(prompts, completions, completion_ids, **kwargs):
+    return [float(len(ids) <= Limits().longest) for ids in completion_ids]
+
+
+def only_geometry(completions, answer, subject, trainer_state, **kwargs):
+    assert trainer_state.global_step == 7
+    return [float("5" in c and a == "5") if s == "geometry" else None for c, a, s in zip(completions, answer, subject)]
+
+
+def too_few(completions, **kwargs):
+    return [1.0]
+
+
+def infinite(completions, **kwargs):
+    return [float("inf")] * len(completions)
+
+
+def words(completions, **kwargs):
+    return ["good"] * len(completions)
+
+
+def crashes(completions, **kwargs):
+    return [1 / 0]
+
+
+def number(completions, **kwargs):
+    return 1.0
+
+
+def array(completions, **kwargs):
+    import numpy as np
+
+    return np.ones(len(completions), dtype=np.float32)
+
+
+def no_kwargs(completions):
+    return [0.0] * len(completions)
+
+
+async def later(completions, **kwargs):
+    return [0.0] * len(completions)
+
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "rewards.py").write_text(FUNCTIONS)
+    return tmp_path
+
+
+def sample(completion: str, answer: str = "5", **columns) -> Sample:
+    return Sample("What is 2+3?", completion, (1, 2, 3, 4), answer, columns)
+
+
+def section(*functions: RewardFunctionSection, **fields) -> RewardSection:
+    return RewardSection(functions=list(functions), workers=1, **fields)
+
+
+def use(name: str, weight: float = 1.0) -> RewardFunctionSection:
+    return RewardFunctionSection(path=f"rewards.py:{name}", weight=weight)
+
+
+def test_weighted_sum_of_accuracy_and_form(tmp_path):
+    with RewardScorer(section(), tmp_path) as scorer:
+        scores = scorer.score([sample(GOOD), sample(r"\boxed{5}"), sample(GOOD, "6"), sample("five")])
+    assert [score.total for score in scores] == pytest.approx([1.0, 0.9, 0.1, 0.0])
+    assert [score.accuracy for score in scores] == [1, 1, 0, 0]
+    assert [score.format for score in scores] == [1, 0, 1, 0]
+    assert scores[0].verdict == Verdict(True, "exact", "5")
+    assert scores[3].verdict == Verdict(False, "no_box", None)
+    assert all(score.failure is None and score.functions == {} for score in scores)
+
+
+def test_no_samples_no_scores(tmp_path):
+    with RewardScorer(section(), tmp_path) as scorer:
+        assert scorer.score([]) == []
+
+
+def test_a_failed_verification_is_nan_logged_and_visible(tmp_path, caplog):
+    with RewardScorer(section(timeout_seconds=1.5), tmp_path) as scorer, caplog.at_level(logging.WARNING):
+        failed, fine = scorer.score([sample(HANGS), sample(GOOD)])
+    assert math.isnan(failed.total)
+    assert math.isnan(failed.accuracy)
+    assert failed.format == 1
+    assert failed.verdict is None
+    assert failed.failure == "timeout after 1.5 s"
+    assert fine.total == 1.0
+    assert "timeout after 1.5 s" in caplog.text
+    assert "gold: '5'" in caplog.text
+    assert "9^{9^" in caplog.text
+
+
+def test_without_accuracy_weight_a_failure_does_not_spoil_the_total(tmp_path):
+    with RewardScorer(section(timeout_seconds=1.5, accuracy_weight=0.0, format_weight=0.5), tmp_path) as scorer:
+        (score,) = scorer.score([sample(HANGS)])
+    assert math.isnan(score.accuracy)
+    assert score.total == 0.5
+    assert score.failure is not None
+
+
+def test_functions_get_columns_as_trl_passes_them_and_none_adds_nothing(folder):
+    state = SimpleNamespace(global_step=7)
+    with RewardScorer(section(use("short", 0.5), use("only_geometry", -2.0)), folder) as scorer:
+        geometry, algebra, bare = scorer.score(
+            [
+                sample(GOOD, subject="geometry", answer_type="int"),
+                sample(GOOD, subject="algebra"),
+                Sample("q", GOOD, (1,), "5", {"answer": "5", "prompt": "ignored"}),
+            ],
+            trainer_state=state,
+        )
+    assert geometry.functions == {"short": 0.0, "only_geometry": 1.0}
+    assert geometry.total == pytest.approx(1.0 - 2.0)
+    assert algebra.total == pytest.approx(1.0)
+    assert math.isnan(algebra.functions["only_geometry"])
+    assert bare.total == pytest.approx(1.5), "a row without the column has None there"
+
+
+def test_an_array_is_a_list_of_rewards(folder):
+    with RewardScorer(section(use("array")), folder) as scorer:
+        assert [score.functions["array"] for score in scorer.score([sample(GOOD), sample("x")])] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("too_few", "returned a list of 1; return a list of 2 rewards"),
+        ("infinite", "returned inf for completion 0"),
+        ("words", "returned 'good' for completion 0"),
+        ("crashes", "raised ZeroDivisionError"),
+        ("number", "returned a float; return a list of 2"),
+    ],
+)
+def test_a_function_that_misbehaves_is_named(folder, name, message):
+    with (
+        RewardScorer(section(use(name)), folder) as scorer,
+        pytest.raises(RewardFunctionError, match=message) as caught,
+    ):
+        scorer.score([sample(GOOD), sample(GOOD)])
+    assert repr(name) in str(caught.value)
+
+
+def test_a_column_that_is_also_an_argument_is_refused(folder):
+    with (
+        RewardScorer(section(use("short")), folder) as scorer,
+        pytest.raises(RewardFunctionError, match=r"\['prompts'\].*rename"),
+    ):
+        scorer.score([sample(GOOD, prompts="p")])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("rewards.py", "write it as"),
+        ("rewards.py:", "write it as"),
+        (":short", "write it as"),
+        ("missing.py:short", "there is no file"),
+        ("rewards.py:longer", "defines no function 'longer'"),
+        ("rewards.py:constant", "defines no function 'constant'"),
+        ("rewards.py:no_kwargs", r"must take \*\*kwargs"),
+        ("rewards.py:later", "is async"),
+        ("broken.py:short", "raised ModuleNotFoundError: No module named 'nowhere'"),
+        ("syntax.py:short", "raised SyntaxError"),
+        ("rewards.txt:short", "must end in .py"),
+    ],
+)
+def test_a_function_that_cannot_be_loaded_says_why(folder, spec, message):
+    (folder / "broken.py").write_text("import nowhere")
+    (folder / "syntax.py").write_text("def short(:")
+    (folder / "rewards.txt").write_text(FUNCTIONS)
+    with pytest.raises(RewardFunctionError, match=message):
+        load_reward_function(spec, folder)
+
+
+def test_absolute_paths_and_equal_file_names(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other") / "rewards.py"
+    other.write_text("def short(completions, **kwargs):\n    return [2.0] * len(completions)\n")
+    mine, theirs = load_reward_function("rewards.py:short", folder), load_reward_function(f"{other}:short", folder)
+    assert theirs(completions=["a"]) == [2.0]
+    assert mine(prompts=["q"], completions=["a"], completion_ids=[[1]]) == [1.0]
+    duplicate = RewardFunctionSection(path=f"{other}:short")
+    with pytest.raises(RewardFunctionError, match="two reward functions are called 'short'"):
+        RewardScorer(section(use("short"), duplicate), folder)

@@ -1,0 +1,308 @@
+r"""The answer ladder on pairs that a user would meet, right and wrong, and the form `<think>…</think> … \boxed{…}`."""
+
+import string
+import subprocess
+import sys
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sharevl_lite.rewards import Verdict, is_well_formed, verify
+from sharevl_lite.rewards.formatting import extract_boxed
+
+RIGHT = [  # (boxed answer, gold)
+    # roots and expressions
+    (r"2\sqrt{221}", r"2 \sqrt{221}"),
+    (r"10\sqrt3", r"10\sqrt{3}"),
+    (r"\sqrt{8}", r"2\sqrt{2}"),
+    ("√3", r"\sqrt{3}"),
+    (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
+    (r"6+8\pi", r"8\pi+6"),
+    (r"(x+1)^2", r"x^2+2x+1"),
+    (r"2^{10}", "1024"),
+    (r"6\times 8", "48"),
+    (r"25\pi \approx 78.54", r"25\pi"),
+    (r"6\pi \text{ cm}^2", r"6\pi"),
+    # choices
+    ("A", "A"),
+    ("(a)", "A"),
+    (r"\text{(A)}", "A"),
+    ("A) 12", "A"),
+    (r"\textbf{(D) } 5", "D"),
+    ("option C", "C"),
+    ("B", "(B)"),
+    ("30", "A. 30"),
+    ("A", "A. 30"),
+    ("A. 30", "A. 30"),
+    (r"\frac{1}{2}", "(C) 0.5"),
+    # percent, ratio
+    ("0.5", r"50\%"),
+    (r"50\%", "0.5"),
+    ("50", r"50\%"),
+    ("45%", "0.45"),
+    ("3 : 4", "3:4"),
+    ("6:8", "3:4"),
+    ("3 to 4", "3:4"),
+    ("2:4:6", "1:2:3"),
+    # signs and spellings of numbers
+    ("−5", "-5"),
+    ("- 5", "-5"),
+    ("5.", "5"),
+    (".5", "0.5"),
+    ("5.0", "5"),
+    ("1,000", "1000"),
+    ("1000", "1{,}000"),
+    (r"1\,000", "1000"),
+    ("1,234,567.5", "1234567.5"),
+    (r"1.2\times 10^{-8}", "1.2e-8"),
+    (r"3 \times 10^8", "300000000"),
+    (r"\$12.50", "12.5"),
+    # fractions
+    (r"\frac{1}{2}", r"\dfrac12"),
+    ("2/4", r"\frac{1}{2}"),
+    ("0.5", "1/2"),
+    (r"\frac{-1}{2}", r"-\frac{1}{2}"),
+    ("1 1/2", "3/2"),
+    (r"1\frac{1}{2}", "1.5"),
+    ("0.333333", r"\frac{1}{3}"),
+    (r"0.\overline{3}", r"\frac{1}{3}"),
+    # decimals at the gold's precision
+    ("3.1416", "3.14"),
+    ("3.14159", "3.14"),
+    (r"\pi", "3.14"),
+    (r"\sqrt{2}", "1.41"),
+    (r"x \approx 3.14", "3.14"),
+    # units and degrees
+    ("30", r"30^\circ"),
+    ("30°", "30"),
+    (r"30^{\circ}", "30°"),
+    (r"30\text{ degrees}", r"30^\circ"),
+    (r"5\text{ cm}", "5"),
+    ("5 centimeters", "5cm"),
+    ("5 apples", "5"),
+    (r"25\text{ cm}^2", "25"),
+    # equations, sets, tuples, intervals
+    ("3", "x=3"),
+    ("x = 3", "x=3"),
+    ("x=3", "3"),
+    (r"\angle ABC = 30^\circ", "30"),
+    ("2x-y+1=0", "y=2x+1"),
+    (r"\{2,1\}", r"\{1,2\}"),
+    ("2, 1", "1, 2"),
+    (r"3\text{ or }4", "3,4"),
+    (r"\left( 1, 2 \right)", "(1,2)"),
+    ("[0,1)", "[0, 1)"),
+    (r"(-\infty,3]", r"x\le 3"),
+    (r"x \leq 3", r"(-\infty,3]"),
+    # words
+    ("None", "None"),
+    (r"\text{Yes}", "yes"),
+    ("The red cube.", "the red cube"),
+]
+
+WRONG = [
+    ("221", r"2 \sqrt{221}"),
+    (r"\sqrt[3]{16}", r"\sqrt{16}"),  # mathruler drops the index
+    (r"\foo{ 221}", "221"),  # a number inside LaTeX that does not parse
+    ("78.54", r"25\pi"),
+    ("5x", "5"),
+    ("5^2", "5"),
+    ("1/0", "5"),
+    ("x^2+2x+2", "(x+1)^2"),
+    ("B", "A"),
+    ("A and B", "A"),
+    ("(A) and (B)", "A"),
+    ("12", "A"),
+    ("B. 30", "A. 30"),
+    ("31", "A. 30"),
+    (r"5\%", r"50\%"),
+    ("0.05", r"50\%"),
+    ("3/4", "3:4"),
+    ("4:3", "3:4"),
+    ("3:4", r"\frac{3}{4}"),
+    ("1:15", "2:30"),  # a time of day
+    ("5", "−5"),
+    ("1,00", "100"),
+    ("5e-9", "1.2e-8"),  # right to mathruler
+    ("0.000000012", "0.00000002"),  # right to both
+    ("12345678901234567891", "12345678901234567892"),  # right to mathruler
+    ("1 1/2", "11/2"),  # right to mathruler
+    ("1010_2", "10102"),  # right to mathruler
+    ("0.33", r"\frac{1}{3}"),
+    ("0.3", r"0.\overline{3}"),
+    ("3.2", "3.14"),
+    ("3.1", "3.14"),
+    ("1.41", r"\sqrt{2}"),
+    ("5.1", "5"),
+    ("60°", "30°"),
+    (r"5\text{ m}", r"5\text{ cm}"),
+    ("x=4", "x=3"),
+    ("y=3", "x=3"),  # right to mathruler
+    ("(2,1)", "(1,2)"),
+    ("[1,2]", "(1,2)"),
+    ("5,6", "5"),
+    ("5", "5,6"),
+    (r"\pm 3", "3"),
+    ("act", "cat"),  # right to math-verify
+    ("on", "no"),  # right to both
+    ("No", "Yes"),
+    ("", "5"),
+    (r"\frac{", "5"),
+    ("}{", "5"),
+    ("9" * 5000, "5"),
+    (r"\frac{1}{" * 60 + "2" + "}" * 60, "5"),  # would parse for minutes
+]
+
+
+def boxed(answer: str) -> str:
+    return f"<think>hm</think> The answer is $\\boxed{{{answer}}}$."
+
+
+@pytest.mark.parametrize(("answer", "gold"), RIGHT)
+def test_right_answer(answer, gold):
+    verdict = verify(boxed(answer), gold)
+    assert verdict.correct, verdict
+    assert verdict.rule in {"choice", "exact", "ratio", "decimal", "mathruler", "math_verify"}
+
+
+@pytest.mark.parametrize(("answer", "gold"), WRONG)
+def test_wrong_answer(answer, gold):
+    verdict = verify(boxed(answer), gold)
+    assert not verdict.correct, verdict
+    assert verdict.rule in {"none", "no_box"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "rule"),
+    [
+        ("b", "B. 30", "choice"),
+        ("30", "B. 30", "exact"),
+        ("6:8", "3:4", "ratio"),
+        ("0.50", "1/2", "decimal"),
+        ("x+1", "1+x", "mathruler"),
+        (r"\{2,1\}", r"\{1,2\}", "math_verify"),
+        (r"2\pi", "6.28", "decimal"),
+        ("7", "8", "none"),
+    ],
+)
+def test_the_rule_that_decided_is_named(answer, gold, rule):
+    assert verify(boxed(answer), gold).rule == rule
+
+
+@pytest.mark.parametrize("gold", ["5", "None", "none", r"\boxed{5}"])
+def test_answer_without_a_box_is_wrong(gold):
+    assert verify("<think>so</think> it is 5", gold) == Verdict(False, "no_box", None)
+
+
+def test_boxed_none_is_an_answer():
+    assert verify(boxed("None"), "None") == Verdict(True, "exact", "None")
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"\boxed{5}", "5"),
+        (r"\boxed{5} no, \boxed{6}", "6"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{ \frac{1}{2} }", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
+        (r"\boxed {7}", "7"),
+        (r"\boxed{}", ""),
+        (r"\boxed{5} no, \boxed{6", None),
+        (r"\boxed", None),
+        ("5", None),
+    ],
+)
+def test_last_box_counts(text, content):
+    assert extract_boxed(text) == content
+    assert verify(text, "gold").extracted == content
+
+
+def test_empty_gold_is_an_error_of_the_data():
+    with pytest.raises(ValueError, match="gold answer is empty"):
+        verify(boxed("5"), "  ")
+
+
+def test_gold_that_the_graders_cannot_take_is_an_error():
+    with pytest.raises(ValueError, match="nan or zoo"):
+        verify(boxed("5"), "1/0")
+
+
+def test_verification_works_off_the_main_thread():
+    verdicts = []
+    thread = threading.Thread(target=lambda: verdicts.append(verify(boxed(r"\{2,1\}"), r"\{1,2\}")))
+    thread.start()
+    thread.join()
+    assert verdicts[0].correct
+
+
+GOLDS = st.one_of(
+    st.integers().map(str),
+    st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**6), max_value=10**6).map(str),
+    st.builds(r"\frac{{{}}}{{{}}}".format, st.integers(-999, 999), st.integers(1, 999)),
+    st.builds("{}/{}".format, st.integers(-999, 999), st.integers(1, 999)),
+    st.sampled_from(string.ascii_letters),
+    st.builds("{}. {}".format, st.sampled_from("ABCDEFGH"), st.integers(0, 99)),
+    st.builds(r"{}\sqrt{{{}}}".format, st.integers(2, 99), st.integers(2, 99)),
+)
+
+
+@given(GOLDS)
+@settings(max_examples=300, deadline=None)
+def test_the_gold_itself_is_right(gold):
+    assert verify(boxed(gold), gold).correct
+
+
+@given(st.integers(), st.integers())
+@settings(max_examples=200, deadline=None)
+def test_another_integer_is_wrong(answer, gold):
+    assert verify(boxed(str(answer)), str(gold)).correct == (answer == gold)
+
+
+@given(st.integers(-99, 99), st.integers(1, 99), st.integers(1, 99))
+@settings(max_examples=200, deadline=None)
+def test_an_expanded_fraction_is_right(numerator, denominator, factor):
+    answer = rf"\frac{{{numerator * factor}}}{{{denominator * factor}}}"
+    assert verify(boxed(answer), f"{numerator}/{denominator}").correct
+
+
+@given(st.text(alphabet=r"\{}()[]$^_%=,.:/ 159xyE" + "\n", max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_garbage_is_wrong_and_no_error(answer):
+    assert not verify(boxed(answer), r"\frac{\sqrt{7919}}{7907}").correct
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"<think>a</think> so \boxed{5}", True),
+        ("  \n<think>a\nb</think>\n\\boxed{\\frac{1}{2}}.\n", True),
+        (r"<think></think>\boxed{5} as asked", True),
+        (r"so <think>a</think> \boxed{5}", False),
+        (r"<think>a \boxed{5}", False),
+        (r"<think>a \boxed{5}</think> five", False),
+        (r"<think>a</think><think>b</think> \boxed{5}", False),
+        (r"<think>a</think></think> \boxed{5}", False),
+        (r"<think>a</think> \boxed{}", False),
+        (r"<think>a</think> \boxed{ }", False),
+        (r"<think>a</think> \boxed{5", False),
+        (r"<think>a</think> 5", False),
+        (r"</think>a<think> \boxed{5}", False),
+        (r"\boxed{5}", False),
+        ("", False),
+    ],
+)
+def test_form_of_a_response(text, expected):
+    assert is_well_formed(text) is expected
+
+
+def test_importing_the_room_is_light():
+    code = (
+        "import sys, sharevl_lite.rewards, sharevl_lite.rewards.functions\n"
+        "heavy = {'torch', 'transformers', 'sympy', 'math_verify', 'mathruler', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
