@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,10 @@ import torch
 from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
-    Qwen2Tokenizer,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
@@ -132,7 +131,7 @@ def make_lesson(rng: np.random.Generator) -> Lesson:
     return Lesson(TEMPLATE.format(problem=text), image, respond(kind, a, b, habits, rng))
 
 
-def build_tokenizer(corpus: list[str], folder: Path) -> Qwen2Tokenizer:
+def build_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level byte-pair tokenizer in Qwen's form, with Qwen's special tokens, its merges learnt from `corpus`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -146,8 +145,6 @@ def build_tokenizer(corpus: list[str], folder: Path) -> Qwen2Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=640, initial_alphabet=sorted(alphabet), show_progress=False)
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    from transformers import PreTrainedTokenizerFast
-
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -162,8 +159,7 @@ def build_tokenizer(corpus: list[str], folder: Path) -> Qwen2Tokenizer:
 def build_processor(corpus: list[str]) -> Qwen2_5_VLProcessor:
     """Tokenizer and image processor; images keep their 56×112 or 112×56 pixels."""
     size = {"shortest_edge": PIXELS // 2, "longest_edge": 4 * PIXELS}
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = build_tokenizer(corpus, Path(folder))
+    tokenizer = build_tokenizer(corpus)
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
         tokenizer=tokenizer,

@@ -93,7 +93,9 @@ def _parser() -> _Parser:
     evaluate.add_argument("target", metavar="RUN_OR_MODEL")
     evaluate.add_argument("--data", help="problems, as in data.eval; default: the run's own held-out problems")
     evaluate.add_argument("--samples", type=int, help="responses to each problem (eval.samples)")
-    evaluate.add_argument("--recipe", metavar="RECIPE.yaml", help="prompt, rewards and variants for a model without run")
+    evaluate.add_argument(
+        "--recipe", metavar="RECIPE.yaml", help="prompt, rewards and variants for a model without run"
+    )
     evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
     evaluate.set_defaults(run=_evaluate)
     return parser

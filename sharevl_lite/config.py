@@ -20,7 +20,14 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
 TransformName = Literal[
-    "rotate_90_cw", "rotate_90_ccw", "rotate_180", "noise_10", "noise_25", "noise_50", "mirror_horizontal", "mirror_vertical"
+    "rotate_90_cw",
+    "rotate_90_ccw",
+    "rotate_180",
+    "noise_10",
+    "noise_25",
+    "noise_50",
+    "mirror_horizontal",
+    "mirror_vertical",
 ]
 MIRRORS: frozenset[str] = frozenset({"mirror_horizontal", "mirror_vertical"})
 
@@ -300,7 +307,9 @@ class Recipe(Section):
     def _consistent(self) -> Recipe:
         if self.train.load_best_model_at_end:
             if self.data.eval is None or self.eval.every_rollouts is None or self.train.save_rollouts is None:
-                raise ValueError("train.load_best_model_at_end needs data.eval, eval.every_rollouts and train.save_rollouts")
+                raise ValueError(
+                    "train.load_best_model_at_end needs data.eval, eval.every_rollouts and train.save_rollouts"
+                )
             if self.train.save_rollouts != self.eval.every_rollouts:
                 raise ValueError("train.load_best_model_at_end needs train.save_rollouts equal to eval.every_rollouts")
         if self.train.push_to_hub and not self.train.hub_model_id:

@@ -27,7 +27,7 @@ COLUMNS = (
 LIVE_ROWS = 12
 
 
-class StepDisplay(TrainerCallback):  # type: ignore[misc]
+class StepDisplay(TrainerCallback):
     """Prints each step of a run of `rollouts` steps."""
 
     def __init__(self, console: Console, rollouts: int) -> None:

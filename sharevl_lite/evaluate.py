@@ -49,9 +49,7 @@ class Evaluator:
         self.problems = list(problems[: recipe.eval.problems])[rank::world]
         self.gather = gather
         section = recipe.eval
-        self.sampling = Sampling(
-            section.temperature, section.top_p, recipe.rollout.max_completion_length, recipe.seed
-        )
+        self.sampling = Sampling(section.temperature, section.top_p, recipe.rollout.max_completion_length, recipe.seed)
         self.share = recipe.share.model_copy(
             update={"num_variants": 2, "num_responses": section.samples, "original": "kept"}
         )

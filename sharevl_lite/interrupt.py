@@ -14,7 +14,7 @@ from sharevl_lite.schedule import Schedule
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class InterruptCallback(TrainerCallback):  # type: ignore[misc]
+class InterruptCallback(TrainerCallback):
     """Ends training at the next rollout boundary after a signal to any of the processes.
 
     `gather` gives a value of every process, so that all stop together. Use as a context around training.

@@ -1,8 +1,8 @@
 """The second half of a step: scoring pairs in packed rows, and the loss of an update.
 
-An update's rows are planned once and used for the old log-probs and for every epoch over them, so that with an unchanged
-policy the ratio is exactly 1, whatever the precision. Pairs without an advantage take no part in an update unless the
-KL term needs them; they still count in its normalisation and are scored once, for the gap between variants.
+An update's rows are planned once and used for the old log-probs and for every epoch over them, so that with an
+unchanged policy the ratio is exactly 1, whatever the precision. Pairs without an advantage take no part in an update
+unless the KL term needs them; they still count in its normalisation and are scored once, for the gap between variants.
 """
 
 from __future__ import annotations

@@ -28,9 +28,7 @@ def rollout_rows(
     for p, problem in enumerate(rollout.problems):
         for j, variant in enumerate(rollout.variants[p]):
             shas = [put_image(image) for image in variant.images]
-            for i, (response, score) in enumerate(
-                zip(rollout.responses[p][j], rollout.scores[p][j], strict=True)
-            ):
+            for i, (response, score) in enumerate(zip(rollout.responses[p][j], rollout.scores[p][j], strict=True)):
                 counted = learner is not None and bool(rollout.mask_PMN[p, j, i])
                 rows.append(
                     RolloutRow(

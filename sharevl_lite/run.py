@@ -1,11 +1,11 @@
 """A whole run: from a recipe to a trained adapter, a store of rollouts and a summary.
 
-    <output_dir>/<name>/recipe.yaml        the resolved recipe
-                        metrics.jsonl      a line per step and evaluation
-                        rollouts/, images/ the rollout store
-                        checkpoints/       the newest checkpoints
-                        adapter/           the final adapter (PEFT)
-                        summary.json       what came out
+<output_dir>/<name>/recipe.yaml        the resolved recipe
+                    metrics.jsonl      a line per step and evaluation
+                    rollouts/, images/ the rollout store
+                    checkpoints/       the newest checkpoints
+                    adapter/           the final adapter (PEFT)
+                    summary.json       what came out
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ def _check_same_recipe(recipe: Recipe, recipe_file: Path) -> None:
     wrong = [key for key in changed if key not in RESUMABLE_CHANGES]
     if wrong:
         told = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in wrong[:5])
-        raise RunError(f"{recipe_file}: the run was started with another recipe ({told}); start another with --name NAME")
+        raise RunError(
+            f"{recipe_file}: the run was started with another recipe ({told}); start another with --name NAME"
+        )
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -258,10 +260,11 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
         names = ("accuracy", "accuracy_plain", "accuracy_variants", "format")
         before, after = ({n: summary[f"{n}_{when}"] for n in names} for when in ("before", "after"))
         console.print(before_after_table(before, after))
+    shares = {name: f"{summary[name]:.0%}" for name in AVERAGED}
     console.print(
-        f"{summary['steps']} steps in {summary['train_seconds']:.0f} s; on average {summary['vanished_local']:.0%} of the "
-        f"variant groups and {summary['vanished_global']:.0%} of the problems gave no signal, {summary['rescued']:.0%} of "
-        "the problems were rescued by another variant",
+        f"{summary['steps']} steps in {summary['train_seconds']:.0f} s; on average {shares['vanished_local']} of the "
+        f"variant groups and {shares['vanished_global']} of the problems gave no signal, {shares['rescued']} of the "
+        "problems were rescued by another variant",
         highlight=False,
         soft_wrap=True,
     )

@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from sharevl_lite.atomic import publish_directory, temporary_beside
@@ -85,7 +85,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     )
 
 
-class ShareGRPOTrainer(Trainer):  # type: ignore[misc]
+class ShareGRPOTrainer(Trainer):
     """Trains a :class:`PackedPolicy` with Share-GRPO.
 
     `evaluate` needs an evaluator (made from `eval_problems`); `store` and `metrics_log` belong to the main process.
@@ -124,23 +124,25 @@ class ShareGRPOTrainer(Trainer):  # type: ignore[misc]
             else Evaluator(recipe, collector, eval_problems, rank=rank, world=world, gather=self.gather)
         )
         self._step_metrics: dict[str, float] = {}
+        self.control: TrainerControl
 
     # -- the data ------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[UpdateStep]:
         """Every process walks through all updates of the run; the schedule says which problems are its own."""
-        return DataLoader(self.schedule, batch_size=1, shuffle=False, collate_fn=lambda steps: steps[0])
+        return DataLoader(self.schedule, batch_size=1, shuffle=False, collate_fn=_as_inputs)
 
     # -- the step ------------------------------------------------------------------------------------------------
 
-    def training_step(self, model: nn.Module, inputs: UpdateStep, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, UpdateStep], num_items_in_batch: Any = None) -> Tensor:
         """One update, its gradient accumulated over packed rows; returns its loss."""
         model.train()
-        if inputs.update == 0:
-            self._begin_rollout(inputs.rollout)
+        step = inputs["step"]
+        if step.update == 0:
+            self._begin_rollout(step.rollout)
         with self._watch.part("update"):
-            loss = self._update(model, self._plans[inputs.update % self.schedule.chunks])
-        if inputs.update == self.recipe.train.updates_per_rollout - 1:
+            loss = self._update(model, self._plans[step.update % self.schedule.chunks])
+        if step.update == self.recipe.train.updates_per_rollout - 1:
             self._finish_rollout()
         return loss
 
@@ -296,6 +298,11 @@ class ShareGRPOTrainer(Trainer):  # type: ignore[misc]
         everyone = [row for part in self.gather(rows) for row in part]
         if self.accelerator.is_main_process:
             self.store.write(split, rollout.number, everyone)
+
+
+def _as_inputs(steps: list[UpdateStep]) -> dict[str, UpdateStep]:
+    """The Trainer wants a mapping for a batch."""
+    return {"step": steps[0]}
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

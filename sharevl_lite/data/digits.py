@@ -76,7 +76,9 @@ KINDS: tuple[QuestionKind, ...] = (
             "What is the number of even digits?",
         ),
         lambda a, b: (a % 2 == 0) + (b % 2 == 0),
-        lambda a, b: f"{'even' if a % 2 == 0 else 'odd'},{'even' if b % 2 == 0 else 'odd'}={(a % 2 == 0) + (b % 2 == 0)}",
+        lambda a, b: (
+            f"{'even' if a % 2 == 0 else 'odd'},{'even' if b % 2 == 0 else 'odd'}={(a % 2 == 0) + (b % 2 == 0)}"
+        ),
     ),
 )
 

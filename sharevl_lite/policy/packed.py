@@ -1,9 +1,9 @@
 """The model as Share-GRPO sees it: packed rows in, log-probs out.
 
 Wraps a PEFT model of the Qwen-VL families and drives its language model directly: embeddings, the vision features
-spliced in, the row's own positions and mask. The vision tower runs once per distinct image; while it is frozen, which is
-the default, its features outlive the pass in a bounded cache. Everything goes through :meth:`PackedPolicy.forward`, so
-that distributed wrappers see it.
+spliced in, the row's own positions and mask. The vision tower runs once per distinct image; while it is frozen, which
+is the default, its features outlive the pass in a bounded cache. Everything goes through :meth:`PackedPolicy.forward`,
+so that distributed wrappers see it.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ class PackedPolicy(nn.Module):
             layers = len(features[0].deepstack)
             if layers:
                 extra["visual_pos_masks"] = visual_T[None]
-                extra["deepstack_visual_embeds"] = [torch.cat([f.deepstack[i] for f in features]) for i in range(layers)]
+                extra["deepstack_visual_embeds"] = [
+                    torch.cat([f.deepstack[i] for f in features]) for i in range(layers)
+                ]
         if self.training and torch.is_grad_enabled():
             embeds_TH.requires_grad_(True)  # reentrant checkpointing needs an input with a gradient
         return self.base.model.language_model(

@@ -1,8 +1,8 @@
 """From a variant to what a model reads: chat text, token ids, rotary positions and pixels.
 
-The rendered text keeps one placeholder per image (engines such as vLLM expand it themselves); the ids here are expanded
-by the processor. An image is known by a hash of its pixel values as the vision tower will see them, so that equal images
-share one pass.
+The rendered text keeps one placeholder per image (engines such as vLLM expand it themselves); the ids here are
+expanded by the processor. An image is known by a hash of its pixel values as the vision tower will see them, so that
+equal images share one pass.
 """
 
 from __future__ import annotations

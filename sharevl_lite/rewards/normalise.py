@@ -67,7 +67,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 _TEXT = re.compile(r"\\(?:text|textrm|mathrm|rm|operatorname)\s*\{([^{}]*)\}")
 _LOOSE_SPACE = re.compile(r" (?![0-9A-Za-z])|(?<![0-9A-Za-z]) ")
-_PROSE = re.compile(r"(?!.*(?:sin|cos|tan|log|exp|sqrt)\b)(?=.*[a-z]{3}|no$)[a-z][a-z ,.;'’!?()-]*", re.IGNORECASE)
+_PROSE = re.compile(r"(?!.*\b(?:sin|cos|tan|log|exp|sqrt)\b)(?=.*[a-z]{3}|no$)[a-z][a-z ,.;'’!?()-]*", re.IGNORECASE)
 _SYMBOL = re.compile(r"[A-Za-z\\][A-Za-z0-9\\_{}' ()]*")
 _ASSIGNMENT = re.compile(r"(?<![<>!=:\\])=(?!=)")
 _SEVERAL = re.compile(r"[,;]|\b(?:or|and)\b")

@@ -47,7 +47,7 @@ _OPTION = re.compile(r"\(?([A-H])(?:[).:]+\s*(.*))?")
 _OPTION_PREFIX = re.compile(
     r"(?:the )?(?:correct )?(?:option|choice|answer|figure|graph|point)(?: is)?:? ?", re.IGNORECASE
 )
-_OTHER_OPTION = re.compile(r"(?:\b(?:and|or)\b|[,/&])\s*\(?[A-H]\b|\(?\b[A-H][).:]", re.IGNORECASE)
+_OTHER_OPTION = re.compile(r"(?:\b(?:and|or)\b|[,/&])\s*\(?[A-H]\b|\b[A-H][).:]\s*\S|\([a-h]\)")
 _READ_BY_MATHRULER = "frac|sqrt|sin|cos|tan|pi|theta|alpha|beta|infty|cup|cdot|times|circ|text|mathrm"
 _MISREAD_BY_MATHRULER = re.compile(rf"\d[ _]\{{?\d|\\sqrt\s*\[|\\(?!(?:{_READ_BY_MATHRULER})(?![A-Za-z]))[A-Za-z]")
 

@@ -35,9 +35,7 @@ class SeededSampler(LogitsProcessor):
         self.banned_ids = list(banned_ids)
         self.logprobs: list[Float[Tensor, "B"]] = []
 
-    def __call__(
-        self, input_ids: Int[Tensor, "B L"], scores: Float[Tensor, "B V"]
-    ) -> Float[Tensor, "B V"]:
+    def __call__(self, input_ids: Int[Tensor, "B L"], scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """Keeps the drawn token of each row."""
         logits_BV = scores.float().clone()
         logits_BV[:, self.banned_ids] = -torch.inf

@@ -96,8 +96,10 @@ def _normalise(
     lowest_G1 = rewards_GX.masked_fill(~mask_GX, infinity).amin(-1, keepdim=True)
     silent_G1 = ~(highest_G1 > lowest_G1)
     count_G1 = mask_GX.sum(-1, keepdim=True).clamp(min=1)
-    mean_G1 = (rewards_GX * mask_GX).sum(-1, keepdim=True) / count_G1
-    centred_GX = (rewards_GX - mean_G1) * mask_GX
+    # From the lowest reward, because the rounded mean of large rewards can miss all of a small spread.
+    above_GX = (rewards_GX - lowest_G1).masked_fill(~mask_GX, 0.0)
+    mean_G1 = above_GX.sum(-1, keepdim=True) / count_G1
+    centred_GX = (above_GX - mean_G1) * mask_GX
     squares_G1 = centred_GX.square().sum(-1, keepdim=True) * repeats
     deviation_G1 = (squares_G1 / (count_G1 * repeats - 1).clamp(min=1)).sqrt()
     advantages_GX = centred_GX / (deviation_G1 + eps)

@@ -3,9 +3,9 @@
     [ prefix of variant k | response 1 | response 2 | … ]  [ prefix of variant k' | … ]
 
 A response token sees its own prefix and its own earlier tokens, and its position goes on from the prefix's largest
-position plus one on all three axes of the multimodal rotary embedding. The last prefix token predicts the first token of
-every response behind it, so hidden states are gathered by index before the head; the last token of a response predicts
-nothing and is not part of the row. Tokens fall from Σ (P + R) per pair to P + Σ (R - 1) per group.
+position plus one on all three axes of the multimodal rotary embedding. The last prefix token predicts the first token
+of every response behind it, so hidden states are gathered by index before the head; the last token of a response
+predicts nothing and is not part of the row. Tokens fall from Σ (P + R) per pair to P + Σ (R - 1) per group.
 
 The row says which of its tokens see which (`prefix_mask` for a dense SDPA mask). Nothing here knows about models.
 """

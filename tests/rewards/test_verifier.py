@@ -33,6 +33,7 @@ RIGHT = [  # (boxed answer, gold)
     (r"\textbf{(D) } 5", "D"),
     ("option C", "C"),
     ("B", "(B)"),
+    ("B. a cat and a dog", "B"),
     ("30", "A. 30"),
     ("A", "A. 30"),
     ("A. 30", "A. 30"),
@@ -100,6 +101,7 @@ RIGHT = [  # (boxed answer, gold)
     ("None", "None"),
     (r"\text{Yes}", "yes"),
     ("The red cube.", "the red cube"),
+    ("Basin", "basin"),
 ]
 
 WRONG = [
@@ -114,6 +116,8 @@ WRONG = [
     ("B", "A"),
     ("A and B", "A"),
     ("(A) and (B)", "A"),
+    ("(a) or (b)", "A"),
+    ("A. 30, B. 40", "A"),
     ("12", "A"),
     ("B. 30", "A. 30"),
     ("31", "A. 30"),

@@ -85,6 +85,7 @@ def test_a_process_killed_while_idle_is_replaced(pool):
     before = pool.pids
     for pid in before:
         os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: not any(map(is_running, before)), 5)
     assert pool.verify_many([r"\boxed{2}"], ["2"])[0].correct
     assert not set(pool.pids) & set(before)
 
@@ -107,7 +108,7 @@ def test_ctrl_c_does_not_reach_the_processes(pool):
 
 def test_an_interrupted_call_leaves_no_reply_behind(pool):
     pool.verify_many([r"\boxed{1}"], ["1"])
-    threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,)).start()
+    threading.Timer(0.5, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         pool.verify_many([HANGS], ["5"])
     assert pool.pids == []

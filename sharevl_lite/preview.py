@@ -1,0 +1,157 @@
+"""`--dry-run`: the resolved recipe, what one step takes in rows and tokens, and a memory estimate.
+
+Nothing is trained and no weight is read. Prompt lengths are measured on the first problems when data and model are at
+hand without a download; otherwise, and for responses always, the recipe's upper bounds stand in and are called so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sharevl_lite.config import Recipe
+from sharevl_lite.recipes import dump_recipe
+
+MEASURED_PROBLEMS = 32
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """Responses, pairs and tokens of one rollout with all its updates, over all processes."""
+
+    responses: int
+    pairs: int
+    rows_separate: int
+    tokens_separate: int
+    tokens_packed: int
+    updates: int
+
+
+def preview(recipe: Recipe) -> str:
+    """The text of a dry run. Raises the errors of the recipe's model and data where those are at hand."""
+    prompt_length, measured = _prompt_length(recipe)
+    size = step_size(recipe, prompt_length)
+    train, share = recipe.train, recipe.share
+    response = recipe.rollout.max_completion_length
+    lines = [
+        dump_recipe(recipe).rstrip(),
+        "",
+        f"# one step: {train.problems_per_rollout} problems x {share.num_variants} variants x {share.num_responses} "
+        f"responses, {size.updates} updates of {train.problems_per_update} problems",
+        f"prompt            {prompt_length:,} tokens ({measured})",
+        f"response          at most {response:,} tokens (rollout.max_completion_length)",
+        f"responses         {size.responses:,}",
+        f"pairs             {size.pairs:,} ({_pair_formula(recipe)})",
+        f"rows, separate    {size.rows_separate:,} rows, at most {size.tokens_separate:,} tokens",
+        f"rows, packed      at most {size.tokens_packed:,} tokens in rows of {train.token_budget:,} "
+        f"({size.tokens_separate / size.tokens_packed:.2f} x fewer)",
+        *_memory_lines(recipe),
+        f"written to        {recipe.run_dir}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def step_size(recipe: Recipe, prompt_length: int) -> StepSize:
+    """Counts of one rollout when every prompt has `prompt_length` tokens and every response is as long as allowed."""
+    share, problems = recipe.share, recipe.train.problems_per_rollout
+    responses = problems * share.num_variants * share.num_responses
+    scorers = share.num_variants if share.trajectories == "shared" else 1
+    pairs = responses * scorers
+    longest = recipe.rollout.max_completion_length
+    prefixes = _prefix_copies(recipe, prompt_length)
+    return StepSize(
+        responses=responses,
+        pairs=pairs,
+        rows_separate=pairs,
+        tokens_separate=pairs * (prompt_length + longest),
+        tokens_packed=prefixes * prompt_length + pairs * (longest - 1),
+        updates=recipe.train.updates_per_rollout,
+    )
+
+
+def _prefix_copies(recipe: Recipe, prompt_length: int) -> int:
+    """How often a prefix stands in the packed rows: once a group, more where the token budget splits it."""
+    share = recipe.share
+    inputs = recipe.rollout.max_completion_length - 1
+    in_group = share.num_responses * (share.num_variants if share.trajectories == "shared" else 1)
+    fitting = max(1, (recipe.train.token_budget - prompt_length) // max(1, inputs))
+    return recipe.train.problems_per_rollout * share.num_variants * -(-in_group // fitting)
+
+
+def _pair_formula(recipe: Recipe) -> str:
+    share, problems = recipe.share, recipe.train.problems_per_rollout
+    if share.trajectories == "own":
+        return f"P·m·n = {problems}·{share.num_variants}·{share.num_responses}"
+    return f"P·m²·n = {problems}·{share.num_variants}²·{share.num_responses}"
+
+
+def _prompt_length(recipe: Recipe) -> tuple[int, str]:
+    """(tokens, where the figure is from)."""
+    bound = recipe.data.max_prompt_length, "upper bound: data.max_prompt_length"
+    if not (_at_hand(recipe.model.path) and _at_hand(recipe.data.train)):
+        return bound
+    from transformers import AutoProcessor
+
+    from sharevl_lite.data import load_problems
+    from sharevl_lite.policy.hf import resolve_model_path
+    from sharevl_lite.policy.prompts import PromptEncoder
+
+    problems = load_problems(
+        recipe.data.train, recipe.data, split=recipe.data.train_split, limit=MEASURED_PROBLEMS
+    ).problems
+    processor = AutoProcessor.from_pretrained(resolve_model_path(recipe.model.path))
+    encoder = PromptEncoder(processor, _no_positions, recipe.data.prompt_template, recipe.data.system_prompt)
+    lengths = [encoder.encode(problem.text, problem.images).prefix.ids_P.numel() for problem in problems]
+    return round(sum(lengths) / len(lengths)), f"mean of the first {len(lengths)} problems"
+
+
+def _no_positions(input_ids: Any, **_: Any) -> tuple[Any, Any]:
+    """Positions are not needed to count tokens."""
+    return input_ids[None].expand(3, -1, -1), None
+
+
+def _at_hand(source: str) -> bool:
+    return source.startswith("builtin:") or Path(source).exists()
+
+
+def _memory_lines(recipe: Recipe) -> list[str]:
+    from transformers import AutoConfig
+
+    from sharevl_lite.policy.hf import resolve_model_path
+
+    path = resolve_model_path(recipe.model.path)
+    if not _at_hand(recipe.model.path):
+        return [f"memory            not estimated: {recipe.model.path} is not on this machine"]
+    config = AutoConfig.from_pretrained(path)
+    weights, trained, width = _parameters(config, recipe)
+    bytes_each = {"float64": 8, "bfloat16": 2, "float16": 2}.get(recipe.model.dtype, 4)
+    budget, vocabulary = recipe.train.token_budget, config.text_config.vocab_size
+    # Per token and layer: the inputs that linear layers keep for LoRA, about 14 widths; checkpointing keeps 1.
+    kept = 1 if recipe.model.gradient_checkpointing else 14
+    activations = budget * config.text_config.num_hidden_layers * kept * width * bytes_each
+    logits = min(budget, 2048) * vocabulary * 4 * 3
+    parts = {
+        "weights": weights * bytes_each,
+        "adapter, gradient, Adam": trained * 16,
+        "activations": activations + budget**2,
+        "logits": logits,
+    }
+    told = ", ".join(f"{name} {amount / MIB:,.0f}" for name, amount in parts.items())
+    return [f"memory (estimate) {sum(parts.values()) / MIB:,.0f} MiB on the device: {told}"]
+
+
+def _parameters(config: Any, recipe: Recipe) -> tuple[int, int, int]:
+    """Parameters of the base and of the adapter, and the text model's width; counted without memory."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    rank = recipe.model.lora.rank
+    linear = [
+        m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".language_model." in f".{name}."
+    ]
+    trained = sum(rank * (m.in_features + m.out_features) for m in linear)
+    return sum(p.numel() for p in model.parameters()), trained, config.text_config.hidden_size

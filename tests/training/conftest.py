@@ -1,0 +1,67 @@
+"""A small, real run: the shipped model and data, few problems and steps."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sharevl_lite import load_recipe
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "configs" / "digits_cpu.yaml"
+SMALL = {
+    "share.num_responses": 3,
+    "data.train_limit": 64,
+    "rollout.max_completion_length": 24,
+    "train.rollouts": 4,
+    "train.problems_per_rollout": 4,
+    "train.problems_per_update": 2,
+    "train.epochs_per_rollout": 1,
+    "train.save_rollouts": 1,
+    "train.token_budget": 256,
+    "eval.problems": 4,
+    "eval.samples": 1,
+    "reward.workers": 1,
+}
+
+
+@pytest.fixture
+def small_recipe(tmp_path):
+    """`small_recipe(name, **changes)`: a recipe that runs in seconds below tmp_path."""
+
+    def make(name="small", /, **changes):
+        return load_recipe(DEMO, {**SMALL, "name": name, "output_dir": str(tmp_path), **changes})
+
+    return make
+
+
+@pytest.fixture
+def command(tmp_path):
+    """`command(words, **changes)`: the words of a `sharevl-lite train` that does the same in a process of its own."""
+
+    def make(*words, name="small", **changes):
+        knobs = {**SMALL, "name": name, "output_dir": str(tmp_path), **changes}
+        flags = [f"--{key}={value}" for key, value in knobs.items()]
+        return [sys.executable, "-m", "sharevl_lite", "train", str(DEMO), *words, *flags]
+
+    return make
+
+
+@pytest.fixture
+def environment():
+    """Environment of those processes: one thread each, so that floating-point sums have one order."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def finish(environment):
+    """Runs a command to its end and returns it; fails with its output."""
+
+    def run(words, code=0):
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run

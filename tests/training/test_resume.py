@@ -1,0 +1,107 @@
+"""A run that was stopped, killed or interrupted goes on to the same numbers, bit for bit on a CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sharevl_lite import metrics_log, store
+from sharevl_lite.trainer import list_checkpoints
+
+# Wall-clock figures differ between two runs of the same numbers.
+MEASURED = ("seconds", "memory", "tokens_per_second", "runtime")
+
+pytestmark = pytest.mark.slow
+
+
+def figures(run: Path) -> list[dict]:
+    records = metrics_log.read(run / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if not any(word in k for word in MEASURED)} for record in records]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert figures(one) == figures(other)
+    first, second = (load_file(str(run / "adapter" / "adapter_model.safetensors")) for run in (one, other))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for split in ("train", "eval"):
+        tables = [store.read(run, split).drop_columns(["run_id"]) for run in (one, other)]
+        assert tables[0].equals(tables[1])
+
+
+@pytest.fixture
+def whole(command, finish, tmp_path):
+    finish(command(name="whole"))
+    return tmp_path / "whole"
+
+
+def test_killed_anywhere_and_resumed(command, environment, finish, whole, tmp_path):
+    """SIGKILL, again and again at growing delays, until the run gets through."""
+    run, kills = tmp_path / "killed", 0
+    words = command("--resume", "auto", name="killed")
+    for attempt in range(40):
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        before = len(list_checkpoints(run / "checkpoints"))
+        stop = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < stop:
+            # Let every attempt reach one checkpoint more, then kill it at an odd moment after.
+            if len(list_checkpoints(run / "checkpoints")) > before or _newest(run) > attempt:
+                time.sleep(0.05 + 0.11 * attempt)
+                process.send_signal(signal.SIGKILL)
+                kills += process.wait() == -signal.SIGKILL
+                break
+            time.sleep(0.01)
+        output = process.communicate()[0].decode()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, output
+        for checkpoint in list_checkpoints(run / "checkpoints"):
+            load_file(str(checkpoint / "adapter_model.safetensors"))
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        assert store.read(run, "train").num_rows
+    assert (run / "summary.json").is_file()
+    assert kills >= 2, "the run was never killed, so nothing was shown"
+    assert_same_run(whole, run)
+
+
+def _newest(run: Path) -> int:
+    found = list_checkpoints(run / "checkpoints")
+    return int(found[-1].name.split("-")[-1]) if found else 0
+
+
+def test_resume_from_an_older_checkpoint(command, finish, whole, tmp_path):
+    """Files of later steps give way; a finished run's summary must go first, or it counts as finished."""
+    (whole / "summary.json").unlink()
+    kept = figures(whole)
+    adapter = load_file(str(whole / "adapter" / "adapter_model.safetensors"))
+    checkpoint = list_checkpoints(whole / "checkpoints")[0]
+    done = finish(command("--resume", str(checkpoint), name="whole"))
+    assert "resuming after step 2" in done.stdout
+    assert figures(whole) == kept
+    again = load_file(str(whole / "adapter" / "adapter_model.safetensors"))
+    assert all(torch.equal(adapter[name], again[name]) for name in adapter)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_finishes_the_step_and_saves(command, environment, finish, whole, tmp_path, number):
+    run = tmp_path / "stopped"
+    words = command(name="stopped", **{"train.save_rollouts": "null"})
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (run / "rollouts" / "train" / "step_000001.parquet").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 130
+    assert "finishing this step" in output
+    assert "--resume auto" in output
+    saved = list_checkpoints(run / "checkpoints")
+    assert len(saved) == 1
+    finish(command("--resume", "auto", name="stopped", **{"train.save_rollouts": "null"}))
+    assert_same_run(whole, run)
