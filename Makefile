@@ -18,8 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
-demo: install ## Train on digits with the CPU
-	$(BIN)/sharevl-lite train configs/digits_cpu.yaml
+demo: install ## Train on digits with the CPU (goes on where an interrupted demo stopped)
+	$(BIN)/sharevl-lite train configs/digits_cpu.yaml --resume auto
 
 test: lint types imports ## Lint, types, import contracts and tests
 	$(BIN)/pytest

@@ -1,6 +1,6 @@
 """Draws the training curves of finished runs, a colour per recipe and a thin line per seed.
 
-    python scripts/plot_runs.py docs/demo.png "Share-GRPO=runs/digits_cpu-*" "GRPO=runs/digits_grpo_cpu-*"
+python scripts/plot_runs.py docs/demo.png "Share-GRPO=runs/digits_cpu-*" "GRPO=runs/digits_grpo_cpu-*"
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ def main() -> None:
         steps = np.arange(1, accuracy.shape[1] + 1)
         left.plot(steps, accuracy.T, color=colour, alpha=0.25, linewidth=0.8)
         left.plot(steps, accuracy.mean(0), color=colour, linewidth=2, label=f"{label} ({len(accuracy)} seeds)")
-        right.plot(steps, series(pattern, "vanished_local").mean(0), color=colour, linestyle="--", label=f"{label}, local")
-        right.plot(steps, series(pattern, "vanished_global").mean(0), color=colour, label=f"{label}, global")
+        for level, style in (("local", "--"), ("global", "-")):
+            vanished = series(pattern, f"vanished_{level}").mean(0)
+            right.plot(steps, vanished, color=colour, linestyle=style, label=f"{label}, {level}")
     for axes, (_, title) in zip((left, right), PANELS, strict=True):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")

@@ -132,7 +132,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
-    from sharevl_lite.evaluation import evaluate_target, report
+    from sharevl_lite.evaluate import evaluate_target, report
 
     evaluation = evaluate_target(
         options.target, data=options.data, samples=options.samples, recipe_file=options.recipe, overrides=overrides

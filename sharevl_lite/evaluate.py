@@ -1,72 +1,107 @@
-"""Held-out accuracy: of the plain questions, and of one variant of each.
-
-The variants are drawn with the recipe's own `share` section and a fixed visit, and every response has its own seed that
-does not depend on the step: two evaluations of a run ask the same questions with the same random numbers.
-"""
+"""`sharevl-lite eval`: held-out accuracy of a finished run, a checkpoint, or a plain model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
-import torch
+from rich.console import Console
+from rich.table import Table
 
-from sharevl_lite.collect import Collector, Rollout
+from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
-from sharevl_lite.data.problem import Problem
-from sharevl_lite.metrics import Tally
-from sharevl_lite.rollout.engine import Sampling
-
-EVAL_VISIT = 2**31
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures of one evaluation (shares of 0..1) and this process's responses."""
-
-    record: dict[str, float]
-    rollout: Rollout
+from sharevl_lite.heldout import Evaluator
+from sharevl_lite.policy.hf import load_adapter, load_policy
+from sharevl_lite.policy.prompts import PromptEncoder
+from sharevl_lite.recipes import load_recipe
+from sharevl_lite.rewards import RewardScorer
+from sharevl_lite.rollout.hf import HFRolloutEngine
+from sharevl_lite.run import ADAPTER_DIR, RECIPE_FILE, RunError, read_problems
+from sharevl_lite.trainer import list_checkpoints
 
 
-class Evaluator:
-    """Evaluates the current policy on held-out problems.
+def evaluate_target(
+    target: str,
+    *,
+    data: str | None = None,
+    samples: int | None = None,
+    recipe_file: str | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, float]:
+    """Figures (shares of 0..1) of `target` on `data`: see :class:`Evaluator`.
 
-    `gather` turns this process's tally into the list of all processes' tallies.
+    `target` is a run's folder (its final adapter, or its newest checkpoint), a checkpoint's folder, or a model as in
+    `model.path`; a model takes prompt, rewards and variants from `recipe_file` or the defaults. `overrides` are as on
+    the command line. Raises RunError when there is nothing to evaluate, or on.
     """
+    adapter, found_recipe = _locate(Path(target))
+    words = list(overrides)
+    if data is not None:
+        words += ["--data.eval", data]
+    if samples is not None:
+        words += ["--eval.samples", str(samples)]
+    described = found_recipe if recipe_file is None else Path(recipe_file)
+    if found_recipe is None:
+        words += ["--model.path", target]
+    recipe = load_recipe(described, words) if described is not None else _default_recipe(words)
+    if recipe.data.eval is None:
+        raise RunError("nothing to evaluate on: give --data, such as --data test.parquet or --data builtin:digits")
+    policy = load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
+    if adapter is not None:
+        load_adapter(policy, adapter)
+    encoder = PromptEncoder(
+        policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
+    )
+    source, split = recipe.data.eval, recipe.data.eval_split
+    problems = read_problems(recipe, source, split, encoder, recipe.eval.problems, Console(stderr=True))
+    with RewardScorer(recipe.reward, Path()) as scorer:
+        collector = Collector(recipe, encoder, HFRolloutEngine(policy, recipe.rollout.batch_size), scorer)
+        return Evaluator(recipe, collector, problems).evaluate(0).record
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        collector: Collector,
-        problems: Sequence[Problem],
-        *,
-        rank: int = 0,
-        world: int = 1,
-        gather: Callable[[Tally], list[Tally]] = lambda tally: [tally],
-    ) -> None:
-        self.recipe = recipe
-        self.collector = collector
-        self.problems = list(problems[: recipe.eval.problems])[rank::world]
-        self.gather = gather
-        section = recipe.eval
-        self.sampling = Sampling(section.temperature, section.top_p, recipe.rollout.max_completion_length, recipe.seed)
-        self.share = recipe.share.model_copy(
-            update={"num_variants": 2, "num_responses": section.samples, "original": "kept"}
-        )
 
-    def evaluate(self, step: int) -> Evaluation:
-        """Accuracy over all (`accuracy`), of plain questions and of variants, at rollout `step`."""
-        rollout = self.collector.ask(step, "eval", self.problems, self.share, self.sampling, visit=EVAL_VISIT)
-        tally = Tally()
-        for name, variant in (("accuracy_plain", 0), ("accuracy_variants", 1)):
-            known = [s.accuracy for block in rollout.scores for s in block[variant] if s.failure is None]
-            tally.mean(name, known)
-            tally.mean("accuracy", known)
-        for block in rollout.scores:
-            tally.mean("format", [score.format for row in block for score in row])
-            tally.total("verifier_failures", sum(score.failure is not None for row in block for score in row))
-        responses = [response for block in rollout.responses for row in block for response in row]
-        tally.mean("response_length", torch.tensor([float(len(r.token_ids)) for r in responses]))
-        tally.mean("truncated", torch.tensor([float(r.truncated) for r in responses]))
-        tally.total("responses", len(responses))
-        return Evaluation(tally.merge(self.gather(tally)).as_record(), rollout)
+def report(record: dict[str, float], *, as_json: bool) -> None:
+    """Prints the figures."""
+    if as_json:
+        print(json.dumps(record, indent=2))
+        return
+    table = Table(title=f"{int(record['responses'])} responses")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for title, name in (
+        ("accuracy", "accuracy"),
+        ("plain questions", "accuracy_plain"),
+        ("variants", "accuracy_variants"),
+        ("well-formed", "format"),
+        ("truncated", "truncated"),
+    ):
+        table.add_row(title, f"{record[name]:.1%}")
+    if record["verifier_failures"]:
+        table.add_row("not verified (left out)", str(int(record["verifier_failures"])))
+    Console().print(table)
+
+
+def _default_recipe(words: Sequence[str]) -> Recipe:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        empty = Path(folder) / "defaults.yaml"
+        empty.write_text("name: eval\n")
+        return load_recipe(empty, words)
+
+
+def _locate(target: Path) -> tuple[Path | None, Path | None]:
+    """(adapter folder, recipe file) of a run or checkpoint; (None, None) of anything else."""
+    if (target / RECIPE_FILE).is_file():
+        if (target / ADAPTER_DIR).is_dir():
+            return target / ADAPTER_DIR, target / RECIPE_FILE
+        checkpoints = list_checkpoints(target / "checkpoints")
+        if not checkpoints:
+            raise RunError(f"{target}: the run has neither an adapter nor a checkpoint yet")
+        return checkpoints[-1], target / RECIPE_FILE
+    run_recipe = target.parent.parent / RECIPE_FILE
+    if (target / "trainer_state.json").is_file() and run_recipe.is_file():
+        return target, run_recipe
+    if target.name == ADAPTER_DIR and (target.parent / RECIPE_FILE).is_file():
+        return target, target.parent / RECIPE_FILE
+    return None, None

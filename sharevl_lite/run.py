@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ def train(recipe: Recipe, *, resume: str | Path | None = None, console: Console 
     """
     console = console or Console()
     run_dir = recipe.run_dir
+    _check_services(recipe)
     checkpoint = _prepare(recipe, resume)
     summary_file = run_dir / SUMMARY_FILE
     if resume is not None and summary_file.is_file():
@@ -86,10 +88,11 @@ def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[S
     encoder = PromptEncoder(
         policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
     )
-    problems = read_problems(recipe, recipe.data.train, recipe.data.train_split, encoder, recipe.data.train_limit)
+    data = recipe.data
+    problems = read_problems(recipe, data.train, data.train_split, encoder, data.train_limit, console)
     held_out = None
-    if recipe.data.eval is not None:
-        held_out = read_problems(recipe, recipe.data.eval, recipe.data.eval_split, encoder, recipe.eval.problems)
+    if data.eval is not None:
+        held_out = read_problems(recipe, data.eval, data.eval_split, encoder, recipe.eval.problems, console)
     display = StepDisplay(console, recipe.train.rollouts)
     engine = HFRolloutEngine(policy, recipe.rollout.batch_size)
     trainer = ShareGRPOTrainer(
@@ -107,9 +110,9 @@ def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[S
 
 
 def read_problems(
-    recipe: Recipe, source: str, split: str, encoder: PromptEncoder, limit: int | None = None
+    recipe: Recipe, source: str, split: str, encoder: PromptEncoder, limit: int | None, console: Console
 ) -> list[Problem]:
-    """The checked problems of a source; their prompts fit `data.max_prompt_length`."""
+    """The checked problems of a source; their prompts fit `data.max_prompt_length`. Says how many rows were skipped."""
     section = recipe.data
     loaded = load_problems(source, section, split=split, limit=limit)
 
@@ -121,7 +124,27 @@ def read_problems(
                 "that, or lower model.max_pixels"
             )
 
-    return loaded.recheck(fits, section.on_bad_row).problems
+    checked = loaded.recheck(fits, section.on_bad_row)
+    if checked.skipped:
+        console.print(
+            f"{source}: skipped {len(checked.skipped)} bad rows and kept {len(checked.problems)}; the first: "
+            f"{checked.skipped[0]}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return checked.problems
+
+
+def _check_services(recipe: Recipe) -> None:
+    """Trackers are installed and the Hub would know us: better now than after the first step."""
+    for tracker in recipe.train.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise RunError(f"train.report_to: {tracker} is not installed; pip install {tracker}, or leave it out")
+    if recipe.train.push_to_hub:
+        from huggingface_hub import get_token
+
+        if get_token() is None:
+            raise RunError("train.push_to_hub: there is no Hub token; run `hf auth login` or set HF_TOKEN")
 
 
 def _prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:

@@ -27,7 +27,7 @@ from sharevl_lite.atomic import publish_directory, temporary_beside
 from sharevl_lite.collect import Collector, Rollout
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem
-from sharevl_lite.evaluate import Evaluator
+from sharevl_lite.heldout import Evaluator
 from sharevl_lite.learn import Learner, RowLoss, UpdatePlan
 from sharevl_lite.metrics import (
     Tally,
@@ -81,6 +81,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
         log_level="error",
     )
 

@@ -60,8 +60,12 @@ def exact_pairs(rewards_PMN, mask_PMN, repeats_global=1, levels="hierarchical", 
 
 
 @settings(max_examples=300, deadline=None)
-@given(rewards_and_masks(), st.sampled_from(["hierarchical", "global", "local"]), st.sampled_from(["plain", "repeated"]))
-@example((torch.tensor([[[1e12, 1e12 + 2**-13, 1e12]]], dtype=torch.float64), torch.ones(1, 1, 3).bool()), "global", "plain")
+@given(
+    rewards_and_masks(), st.sampled_from(["hierarchical", "global", "local"]), st.sampled_from(["plain", "repeated"])
+)
+@example(
+    (torch.tensor([[[1e12, 1e12 + 2**-13, 1e12]]], dtype=torch.float64), torch.ones(1, 1, 3).bool()), "global", "plain"
+)
 def test_every_pair_has_the_advantage_of_the_equations(case, levels, std):
     rewards_PMN, mask_PMN = case
     advantages = hierarchical_advantage(rewards_PMN, mask_PMN, eps=EPS, std=std)

@@ -1,0 +1,72 @@
+"""Held-out accuracy: of the plain questions, and of one variant of each.
+
+The variants are drawn with the recipe's own `share` section and a fixed visit, and every response has its own seed that
+does not depend on the step: two evaluations of a run ask the same questions with the same random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sharevl_lite.collect import Collector, Rollout
+from sharevl_lite.config import Recipe
+from sharevl_lite.data.problem import Problem
+from sharevl_lite.metrics import Tally
+from sharevl_lite.rollout.engine import Sampling
+
+EVAL_VISIT = 2**31
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one evaluation (shares of 0..1) and this process's responses."""
+
+    record: dict[str, float]
+    rollout: Rollout
+
+
+class Evaluator:
+    """Evaluates the current policy on held-out problems.
+
+    `gather` turns this process's tally into the list of all processes' tallies.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        collector: Collector,
+        problems: Sequence[Problem],
+        *,
+        rank: int = 0,
+        world: int = 1,
+        gather: Callable[[Tally], list[Tally]] = lambda tally: [tally],
+    ) -> None:
+        self.recipe = recipe
+        self.collector = collector
+        self.problems = list(problems[: recipe.eval.problems])[rank::world]
+        self.gather = gather
+        section = recipe.eval
+        self.sampling = Sampling(section.temperature, section.top_p, recipe.rollout.max_completion_length, recipe.seed)
+        self.share = recipe.share.model_copy(
+            update={"num_variants": 2, "num_responses": section.samples, "original": "kept"}
+        )
+
+    def evaluate(self, step: int) -> Evaluation:
+        """Accuracy over all (`accuracy`), of plain questions and of variants, at rollout `step`."""
+        rollout = self.collector.ask(step, "eval", self.problems, self.share, self.sampling, visit=EVAL_VISIT)
+        tally = Tally()
+        for name, variant in (("accuracy_plain", 0), ("accuracy_variants", 1)):
+            known = [s.accuracy for block in rollout.scores for s in block[variant] if s.failure is None]
+            tally.mean(name, known)
+            tally.mean("accuracy", known)
+        for block in rollout.scores:
+            tally.mean("format", [score.format for row in block for score in row])
+            tally.total("verifier_failures", sum(score.failure is not None for row in block for score in row))
+        responses = [response for block in rollout.responses for row in block for response in row]
+        tally.mean("response_length", torch.tensor([float(len(r.token_ids)) for r in responses]))
+        tally.mean("truncated", torch.tensor([float(r.truncated) for r in responses]))
+        tally.total("responses", len(responses))
+        return Evaluation(tally.merge(self.gather(tally)).as_record(), rollout)
