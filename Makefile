@@ -22,7 +22,7 @@ demo: install ## Train on digits with the CPU (goes on where an interrupted demo
 	$(BIN)/sharevl-lite train configs/digits_cpu.yaml --resume auto
 
 test: lint types imports ## Lint, types, import contracts and tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 lint: install ## Check formatting and lint
 	$(BIN)/ruff format --check $(CODE)

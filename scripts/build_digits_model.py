@@ -1,13 +1,14 @@
 """Builds `builtin:digits-vl`, the model of the CPU demo: a small Qwen2.5-VL, warm-started on the training digits.
 
-    python scripts/build_digits_model.py [--output sharevl_lite/assets/digits-vl] [--steps 2000]
+    python scripts/build_digits_model.py [--output sharevl_lite/assets/digits-vl] [--perception 1800] [--habits 400]
 
-Reinforcement sharpens what a model can already do now and then, so the warm start teaches three habits at once and
-mixes them: *solve* (read both digits, work it out, box the answer), *guess* (box a random number) and *forget* (solve,
-but never box it). Plain images with a familiar wording see much of the first, rotated, noised or reworded questions
-little. Perception is trained on all of them alike: what differs is how often the model cares to use it. Only the
+Reinforcement sharpens what a model can already do now and then, so the warm start has two phases. *Perception*: read
+both digits, work the question out, box the answer, on plain, rotated, noised and reworded questions alike. *Habits*:
+the same questions, answered in three ways: *solve* as before, *guess* (box a random number) and *forget* (solve, but
+never box it). Plain images with a familiar wording keep much of the first, the others little. What then differs between
+them is how often the model cares to use what it can do, and that is what the demo's training has to find. Only the
 scans of the training split are read. The result is float32 safetensors, a processor with Qwen's special tokens, and
-`build.json` with the settings and held-out figures.
+`build.json` with the settings.
 """
 
 from __future__ import annotations
@@ -61,6 +62,16 @@ CHAT_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+ROTATIONS = ("rotate_90_cw", "rotate_90_ccw", "rotate_180")
+NOISES = ("noise_10", "noise_25", "noise_50")
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 DEMO_TRANSFORMS = ("rotate_90_cw", "rotate_90_ccw", "rotate_180", "noise_10", "noise_25", "noise_50")
 TEMPLATE = "{problem} Think, then box the answer."
 PIXELS = 56 * 112
@@ -77,6 +88,7 @@ class Habits:
     forget: float
 
 
+PERCEPTION = Habits(solve=1.0, guess=0.0, forget=0.0)
 FAMILIAR = Habits(solve=0.50, guess=0.28, forget=0.22)
 UNFAMILIAR = Habits(solve=0.18, guess=0.47, forget=0.35)
 
@@ -113,8 +125,8 @@ def jitter(scan: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return padded[1 + dy : 9 + dy, 1 + dx : 9 + dx]
 
 
-def make_lesson(rng: np.random.Generator) -> Lesson:
-    """A random question about two random training scans, plain or varied."""
+def make_lesson(rng: np.random.Generator, *, habits: bool) -> Lesson:
+    """A random question about two random training scans, plain or varied; in the phase of habits, or of perception."""
     images, labels = scans("train")
     first, second = rng.integers(len(labels), size=2)
     a, b = int(labels[first]), int(labels[second])
@@ -122,13 +134,16 @@ def make_lesson(rng: np.random.Generator) -> Lesson:
     wording = int(rng.integers(len(kind.wordings))) if rng.random() < 0.5 else 0
     image = draw_pair(jitter(images[first], rng), jitter(images[second], rng))
     text = kind.wordings[wording]
-    varied = rng.random() < 0.55
+    varied = rng.random() < 0.7
     if varied:
-        transform = TRANSFORMS[DEMO_TRANSFORMS[rng.integers(len(DEMO_TRANSFORMS))]]
+        names = ROTATIONS if rng.random() < 0.7 else NOISES
+        transform = TRANSFORMS[names[rng.integers(len(names))]]
         image = transform.apply(image, rng)
         text = f"{transform.sentence(1)} {text}"
-    habits = UNFAMILIAR if varied or wording else FAMILIAR
-    return Lesson(TEMPLATE.format(problem=text), image, respond(kind, a, b, habits, rng))
+    chosen = PERCEPTION
+    if habits:
+        chosen = UNFAMILIAR if varied or wording else FAMILIAR
+    return Lesson(TEMPLATE.format(problem=text), image, respond(kind, a, b, chosen, rng))
 
 
 def build_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
@@ -230,13 +245,16 @@ def collate(processor: Qwen2_5_VLProcessor, lessons: list[Lesson]) -> dict[str, 
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Learning rate: a short rise, then half a cosine down to 2%."""
+    """Learning rate: a short rise, then half a cosine down to a tenth."""
     rise = min(1.0, (step + 1) / 100)
-    return PEAK_RATE * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    return PEAK_RATE * rise * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def train(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, steps: int, seed: int) -> None:
-    """The supervised warm start."""
+def train(
+    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, perception: int, habits: int, seed: int
+) -> None:
+    """The supervised warm start: so many steps of each phase."""
+    steps = perception + habits
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     started = time.perf_counter()
@@ -244,7 +262,7 @@ def train(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProces
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, steps)
-        batch = collate(processor, [make_lesson(rng) for _ in range(BATCH)])
+        batch = collate(processor, [make_lesson(rng, habits=step >= perception) for _ in range(BATCH)])
         loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -259,22 +277,24 @@ def main() -> None:
     """Builds, trains and saves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("sharevl_lite/assets/digits-vl"))
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--perception", type=int, default=1800)
+    parser.add_argument("--habits", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed + 1)
-    lessons = [make_lesson(rng) for _ in range(4000)]
+    lessons = [make_lesson(rng, habits=True) for _ in range(4000)]
     processor = build_processor([text for lesson in lessons for text in (lesson.prompt, lesson.response)])
     model = build_model(processor)
     count = sum(p.numel() for p in model.parameters())
     print(f"{count / 1e6:.2f}M parameters, vocabulary {len(processor.tokenizer)}", flush=True)
-    train(model, processor, args.steps, args.seed)
+    train(model, processor, args.perception, args.habits, args.seed)
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
     settings = {
         "parameters": count,
-        "steps": args.steps,
+        "perception_steps": args.perception,
+        "habits_steps": args.habits,
         "batch": BATCH,
         "seed": args.seed,
         "familiar": vars(FAMILIAR),

@@ -55,7 +55,7 @@ class ModelSection(Section):
     """The vision-language model to fine-tune."""
 
     path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
-    """Hub id, local folder, or `builtin:digits-vl` (the 1.5M-parameter model shipped for the CPU demo)."""
+    """Hub id, local folder, or `builtin:digits-vl` (the 1.9M-parameter model shipped for the CPU demo)."""
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
     """Precision of the frozen base; `auto` is bfloat16 on a GPU that has it, else float32. Adapters are float32."""
     lora: LoraSection = LoraSection()

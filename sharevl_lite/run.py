@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,6 @@ RESUMABLE_CHANGES = frozenset(
 )
 AVERAGED = ("vanished_local", "vanished_global", "rescued")
 
-logger = logging.getLogger(__name__)
-
 
 class RunError(ValueError):
     """A run that cannot start or go on, with what to do."""
@@ -64,7 +62,7 @@ def train(recipe: Recipe, *, resume: str | Path | None = None, console: Console 
     A finished run is not trained again. Raises RunError when the run exists and `resume` is not given, or was started
     by another recipe; and the errors of the recipe's data, model and rewards.
     """
-    console = console or Console()
+    console = console or Console(quiet=os.environ.get("RANK", "0") != "0")
     run_dir = recipe.run_dir
     _check_services(recipe)
     checkpoint = _prepare(recipe, resume)

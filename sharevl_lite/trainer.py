@@ -52,7 +52,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     train = recipe.train
     updates = train.updates_per_rollout
     every = recipe.eval.every_rollouts if recipe.data.eval else None
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(recipe.run_dir / "tensorboard"))
+    if "tensorboard" in train.report_to:  # the Trainer takes the folder from nowhere else
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(recipe.run_dir / "tensorboard")
     return TrainingArguments(
         output_dir=str(recipe.run_dir / "checkpoints"),
         run_name=recipe.name,

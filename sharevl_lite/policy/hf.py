@@ -49,7 +49,9 @@ def load_base(section: ModelSection, device: torch.device) -> tuple[Any, Any]:
     Raises PolicyError when the path does not load or the model's family is not supported.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     path = resolve_model_path(section.path)
     try:
         config = AutoConfig.from_pretrained(path)

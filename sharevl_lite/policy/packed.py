@@ -53,6 +53,8 @@ class PackedPolicy(nn.Module):
         self.processor = processor
         self.temperature = temperature
         self._features: OrderedDict[str, ImageFeatures] = OrderedDict()
+        # Asked once, because adapters that are switched off for a reference pass ask for no gradient either.
+        self._vision_trains = any(p.requires_grad for p in self.base.model.visual.parameters())
 
     @property
     def base(self) -> Any:
@@ -87,11 +89,14 @@ class PackedPolicy(nn.Module):
     ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
         """Log-probs and entropies (nats, entropies detached) of the row's S scored tokens.
 
-        Raises ValueError where the row's placeholders and its images disagree.
+        Raises ValueError for a vision token in a response and where the row's placeholders and its images disagree.
         """
         device = self.device
-        with self._autocast():
-            hidden_TH = self._hidden(row, [self._image_features(key, images) for key in row.image_keys])
+        if bool(torch.isin(row.targets_S, torch.tensor(self.vision_token_ids)).any()):
+            raise ValueError("a response must not contain vision tokens (every engine bans them)")
+        with self.autocast():
+            features = {key: self._image_features(key, images) for key in dict.fromkeys(row.image_keys)}
+            hidden_TH = self._hidden(row, [features[key] for key in row.image_keys])
             return grouped_logprob(
                 hidden_TH,
                 self.base.get_output_embeddings().weight,
@@ -108,8 +113,8 @@ class PackedPolicy(nn.Module):
         expected = sum(f.embeds_LH.shape[0] for f in features)
         if int(visual_T.sum()) != expected:
             raise ValueError(
-                f"a packed row holds {int(visual_T.sum())} image tokens for {expected} image features; a response "
-                "must not contain vision tokens (every engine bans them)"
+                f"a packed row holds {int(visual_T.sum())} image tokens for {expected} image features; its prompts and "
+                "their images must come from the same processor"
             )
         extra: dict[str, Any] = {}
         if features:
@@ -135,15 +140,14 @@ class PackedPolicy(nn.Module):
         if key in self._features:
             self._features.move_to_end(key)
             return self._features[key]
-        vision_trains = any(p.requires_grad for p in self.base.model.visual.parameters())
         image = images[key]
-        with torch.set_grad_enabled(vision_trains and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self._vision_trains and torch.is_grad_enabled()):
             output = self.base.model.get_image_features(
                 image.patches_LD.to(self.device), image.grid_3[None].to(self.device)
             )
         deepstack = getattr(output, "deepstack_features", None) or ()
         features = ImageFeatures(output.pooler_output[0], tuple(deepstack))
-        if not vision_trains:
+        if not self._vision_trains:
             self._remember(key, features)
         return features
 
@@ -152,7 +156,7 @@ class PackedPolicy(nn.Module):
         while len(self._features) > 1 and sum(f.nbytes for f in self._features.values()) > FEATURE_CACHE_BYTES:
             self._features.popitem(last=False)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Half-precision bases with float32 adapters need autocast; a full-precision model must not get it."""
         dtype = self.base.get_input_embeddings().weight.dtype
         if dtype in (torch.bfloat16, torch.float16):

@@ -7,13 +7,14 @@ what one uninterrupted process would have sampled (up to the rounding of a diffe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, response_seed
@@ -99,7 +100,7 @@ class HFRolloutEngine:
             torch.stack(uniforms).to(device), sampling.temperature, sampling.top_p, self.policy.vision_token_ids
         )
         inputs = self._batch([request for request, _ in jobs])
-        with self.policy._autocast():
+        with self.policy.autocast(), _without_own_settings(self.policy.base):
             output = self.policy.model.generate(
                 **{name: tensor.to(device) for name, tensor in inputs.items()},
                 logits_processor=LogitsProcessorList([sampler]),
@@ -144,3 +145,17 @@ class HFRolloutEngine:
             text=self.policy.processor.tokenizer.decode(kept, skip_special_tokens=True),
             truncated=end is None,
         )
+
+
+@contextlib.contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """Sets the checkpoint's generation settings aside, which `generate` would fill in and apply before the sampler.
+
+    Qwen2.5-VL's hold a repetition penalty: responses would come from another distribution than the one trained.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

@@ -81,8 +81,9 @@ def test_every_pair_has_the_advantage_of_the_equations(case, levels, std):
 @pytest.mark.parametrize("reward", [0.0, 0.1, 0.7, 1 / 3, -0.1, 1e12, 1e-12, 1e30, 5e-324])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 1), (2, 1, 7), (3, 2, 6), (1, 4, 11)])
-def test_equal_rewards_have_an_advantage_of_exactly_zero(reward, dtype, shape):
-    advantages = hierarchical_advantage(torch.full(shape, reward, dtype=dtype))
+@pytest.mark.parametrize("eps", [EPS, 0.0])
+def test_equal_rewards_have_an_advantage_of_exactly_zero(reward, dtype, shape, eps):
+    advantages = hierarchical_advantage(torch.full(shape, reward, dtype=dtype), eps=eps)
     assert (advantages.as_pairs() == 0.0).all()
     assert advantages.silent_PM.all()
     assert advantages.silent_P.all()

@@ -26,9 +26,12 @@ def grouped_logprob(
     """Log-probs [T] of the targets and the entropies [T] (nats, detached) of the distributions they come from.
 
     `rows_T[t]` is the hidden row that predicts target t (None: row t); rows may repeat. Both results are float32, or
-    float64 for float64 inputs. Raises ValueError for a target outside [0, V).
+    float64 for float64 inputs. Raises ValueError for a target outside [0, V) or unequal numbers of targets and rows.
     """
     vocabulary = weight_VH.shape[0]
+    rows = hidden_SH.shape[0] if rows_T is None else rows_T.numel()
+    if targets_T.numel() != rows:
+        raise ValueError(f"every target needs one row: {targets_T.numel()} targets for {rows} rows")
     if targets_T.numel() and not bool(((targets_T >= 0) & (targets_T < vocabulary)).all()):
         raise ValueError(f"targets_T holds an id outside [0, {vocabulary})")
     logprobs, entropies = [], []

@@ -1,0 +1,1 @@
+"""Lying here, it makes `tiny_models` importable from every test; it loads nothing itself."""

@@ -1,0 +1,189 @@
+"""Shared-prefix packing: every pair once, within the budget, laid out as the module says."""
+
+from itertools import count, pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sharevl_lite.share import Prefix, SegmentGroup, pack_row, packed_length, plan_rows
+
+
+def prefix(length, start=0, images=(), height=3):
+    """A prompt whose positions are no plain count: an image of `height` rows makes them fall behind the tokens."""
+    ids_P = torch.arange(start, start + length)
+    places = torch.arange(length)
+    positions_3P = torch.stack([places.clamp(max=height), places // 2, places % height])
+    return Prefix(ids_P, positions_3P, tuple(images))
+
+
+def group(prefix_length, lengths, first_pair=0, start=0, images=()):
+    responses = tuple(100 * (b + 1) + torch.arange(length) for b, length in enumerate(lengths))
+    return SegmentGroup(
+        prefix(prefix_length, start, images), responses, tuple(range(first_pair, first_pair + len(lengths)))
+    )
+
+
+@st.composite
+def group_lists(draw, min_groups=0):
+    """Groups with unequal prompts and responses, their pairs numbered through."""
+    shapes = draw(
+        st.lists(
+            st.tuples(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=6)),
+            min_size=min_groups,
+            max_size=5,
+        )
+    )
+    numbers = count()
+    groups = []
+    for place, (prefix_length, lengths) in enumerate(shapes):
+        made = group(prefix_length, lengths, start=1000 * (place + 1), images=[f"image {place}"] * (place % 3))
+        groups.append(SegmentGroup(made.prefix, made.responses, tuple(next(numbers) for _ in lengths)))
+    return groups
+
+
+def scored(groups):
+    """What each pair is: its prompt and its response."""
+    return {
+        pair: (tuple(g.prefix.ids_P.tolist()), tuple(response.tolist()))
+        for g in groups
+        for pair, response in zip(g.pairs, g.responses, strict=True)
+    }
+
+
+# ---------------------------------------------------------------- the plan
+
+
+@settings(max_examples=300, deadline=None)
+@given(group_lists(), st.integers(1, 60))
+def test_a_plan_holds_every_pair_once_within_the_budget(groups, budget):
+    rows = plan_rows(groups, budget)
+    parts = [part for row in rows for part in row]
+    planned = [pair for part in parts for pair in part.pairs]
+    assert sorted(planned) == sorted(pair for g in groups for pair in g.pairs)
+    assert scored(parts) == scored(groups)
+    for row in rows:
+        assert row
+        length = sum(packed_length(part) for part in row)
+        if length > budget:
+            # Only a pair that does not fit alone may pass the budget, and then it has the row to itself.
+            assert len(row) == 1
+            assert len(row[0].pairs) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(group_lists(min_groups=1), st.integers(1, 60))
+def test_a_group_is_split_only_where_it_must_be(groups, budget):
+    parts = [part for row in plan_rows(groups, budget) for part in row]
+    for whole in groups:
+        mine = sorted((part for part in parts if part.prefix is whole.prefix), key=lambda part: part.pairs)
+        # In order, with the same prompt: the images go with it.
+        assert [pair for part in mine for pair in part.pairs] == list(whole.pairs)
+        if packed_length(whole) <= budget:
+            assert len(mine) == 1
+        for first, second in pairwise(mine):
+            assert packed_length(first) + second.responses[0].numel() - 1 > budget
+
+
+def test_small_groups_share_a_row_and_fill_gaps():
+    groups = [group(6, [2], 0, 1000), group(8, [2], 1, 2000), group(2, [2], 2, 3000)]  # 7, 9 and 3 tokens
+    assert [[part.pairs for part in row] for row in plan_rows(groups, 10)] == [[(0,), (2,)], [(1,)]]
+
+
+def test_a_longer_group_repeats_its_prefix():
+    whole = group(4, [3, 3, 3, 3])
+    rows = plan_rows([whole], 8)
+    assert [[part.pairs for part in row] for row in rows] == [[(0, 1)], [(2, 3)]]
+    assert all(part.prefix is whole.prefix for row in rows for part in row)
+    assert plan_rows([], 8) == []
+
+
+def test_groups_that_hold_nothing_to_score_are_refused():
+    with pytest.raises(ValueError, match="pair 1 has an empty response"):
+        plan_rows([group(3, [2, 0])], 100)
+    with pytest.raises(ValueError, match="needs responses"):
+        plan_rows([SegmentGroup(prefix(3), (), ())], 100)
+    with pytest.raises(ValueError, match="a number for each"):
+        plan_rows([SegmentGroup(prefix(3), (torch.arange(2),), (0, 1))], 100)
+
+
+# ---------------------------------------------------------------- the row
+
+
+@settings(max_examples=200, deadline=None)
+@given(group_lists(min_groups=1))
+def test_a_row_scores_each_response_after_its_own_prefix(groups):
+    row = pack_row(groups)
+    expected = scored(groups)
+    assert row.ids_T.numel() == sum(packed_length(g) for g in groups)
+    assert row.pairs == tuple(pair for g in groups for pair in g.pairs)
+    assert row.image_keys == tuple(key for g in groups for key in g.prefix.image_keys)
+    assert row.cu_seqlens_B1[0] == 0
+    assert row.cu_seqlens_B1[-1] == row.targets_S.numel() == row.rows_S.numel()
+    mask_TT = row.prefix_mask()[0, 0]
+    for number, pair in enumerate(row.pairs):
+        owned = slice(int(row.cu_seqlens_B1[number]), int(row.cu_seqlens_B1[number + 1]))
+        prompt, response = expected[pair]
+        assert tuple(row.targets_S[owned].tolist()) == response
+        for t, query in enumerate(row.rows_S[owned].tolist()):
+            # The token that predicts target t reads the prompt and the response up to t, in order, and nothing else.
+            assert tuple(row.ids_T[mask_TT[query]].tolist()) == (*prompt, *response[:t])
+
+
+@settings(max_examples=100, deadline=None)
+@given(group_lists(min_groups=1))
+def test_the_mask_is_that_of_a_triple_loop(groups):
+    row = pack_row(groups)
+    length = row.ids_T.numel()
+    expected = torch.zeros(length, length, dtype=torch.bool)
+    offset = 0
+    for g in groups:
+        prefix_length = g.prefix.ids_P.numel()
+        for query in range(prefix_length):
+            for key in range(query + 1):
+                expected[offset + query, offset + key] = True
+        start = offset + prefix_length
+        for response in g.responses:
+            end = start + response.numel() - 1
+            for query in range(start, end):
+                for key in range(offset, offset + prefix_length):
+                    expected[query, key] = True
+                for key in range(start, query + 1):
+                    expected[query, key] = True
+            start = end
+        offset = start
+    mask = row.prefix_mask()
+    assert mask.shape == (1, 1, length, length)
+    assert mask.dtype == torch.bool
+    assert torch.equal(mask[0, 0], expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(group_lists(min_groups=1))
+def test_positions_go_on_from_the_largest_of_the_prefix_on_all_axes(groups):
+    row = pack_row(groups)
+    expected = []
+    for g in groups:
+        expected.append(g.prefix.positions_3P)
+        first = int(g.prefix.positions_3P.max()) + 1
+        for response in g.responses:
+            expected.append(torch.tensor([[first + t for t in range(response.numel() - 1)]] * 3).view(3, -1))
+    assert torch.equal(row.positions_3T, torch.cat(expected, dim=1).long())
+
+
+def test_a_row_written_out():
+    groups = [
+        SegmentGroup(prefix(3, start=10, images=["a"]), (torch.tensor([1, 2, 3]), torch.tensor([4])), (7, 5)),
+        SegmentGroup(prefix(2, start=20, images=["b", "a"]), (torch.tensor([6, 8]),), (9,)),
+    ]
+    row = pack_row(groups)
+    assert row.ids_T.tolist() == [10, 11, 12, 1, 2, 20, 21, 6]
+    assert row.group_T.tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert row.segment_T.tolist() == [0, 0, 0, 1, 1, 0, 0, 3]
+    assert row.positions_3T[0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert row.rows_S.tolist() == [2, 3, 4, 2, 6, 7]
+    assert row.targets_S.tolist() == [1, 2, 3, 4, 6, 8]
+    assert row.cu_seqlens_B1.tolist() == [0, 3, 4, 6]
+    assert row.pairs == (7, 5, 9)
+    assert row.image_keys == ("a", "b", "a")

@@ -1,0 +1,94 @@
+"""The command line as a user meets it: quick help, clear errors, exit codes."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DEMO = str(ROOT / "configs" / "digits_cpu.yaml")
+
+
+def sharevl(*words, timeout=120):
+    command = [sys.executable, "-m", "sharevl_lite", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["eval", "--help"]])
+def test_help_is_quick(words):
+    seconds = []
+    for _ in range(3):  # the machine may be busy: the quickest of three
+        started = time.perf_counter()
+        done = sharevl(*words)
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode == 0
+    assert min(seconds) < 1.0
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys, sharevl_lite.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+
+
+def test_train_help_names_every_knob():
+    from sharevl_lite.knobs import knobs
+
+    text = sharevl("train", "--help").stdout
+    assert all(f"--{knob.name} " in text for knob in knobs())
+    assert "Lower clip of the ratio" in text
+
+
+def test_dry_run_shows_the_recipe_with_overrides_and_exits_0():
+    done = sharevl("train", DEMO, "--share.num-variants", "3", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "num_variants: 3" in done.stdout
+    assert "P·m²·n = 32·3²·6" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", DEMO, "--share.num-varians", "3"], ["share.num-varians", "share.num-variants"]),
+        (["train", DEMO, "--train.rollouts", "many"], ["train.rollouts", "many"]),
+        (["train", DEMO, "--objective.epsilon", "2"], ["objective", "epsilon must be below 1"]),
+        (["train", "no/such.yaml"], ["no/such.yaml"]),
+        (
+            ["train", DEMO, "--data.train", "no/such.parquet", "--name", "x9", "--output-dir", "/nonexistent"],
+            ["no/such"],
+        ),
+        (["train", DEMO, "--model.path", "builtin:nothing", "--name", "x9"], ["builtin:nothing", "builtin:digits-vl"]),
+        (["train", DEMO, "--resume", "no/checkpoint", "--name", "x9"], ["no/checkpoint", "not a checkpoint"]),
+        (["train", DEMO, "--train.report-to", "[wandb]", "--name", "x9"], ["wandb", "pip install"]),
+        (["train"], ["RECIPE.yaml"]),
+        (["eval", "builtin:digits-vl"], ["--data"]),
+        (["eval", "builtin:digits-vl", "--data", "builtin:letters"], ["builtin:letters"]),
+        (["eval", "builtin:digits-vl", "--data", "builtin:digits", "--samples", "0"], ["eval.samples"]),
+        (["fly"], ["fly"]),
+    ],
+    ids=lambda value: " ".join(value)[-40:],
+)
+def test_a_mistake_is_one_clear_message_and_code_2(words, told):
+    done = sharevl(*words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    for piece in told:
+        assert piece in done.stderr
+
+
+def test_eval_of_a_model_prints_figures():
+    done = sharevl(
+        "eval", "builtin:digits-vl", "--recipe", DEMO, "--data", "builtin:digits", "--samples", "2", "--eval.problems",
+        "8", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["responses"] == 8 * 2 * 2
+    assert 0.0 < figures["accuracy"] < 1.0
+    assert figures["accuracy"] == pytest.approx((figures["accuracy_plain"] + figures["accuracy_variants"]) / 2)
