@@ -289,7 +289,7 @@ class EvalSection(Section):
 class Recipe(Section):
     """A whole run. Load with :func:`sharevl_lite.load_recipe`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "run"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")] = "run"
     """The run is written to `<output_dir>/<name>`."""
     output_dir: Path = Path("runs")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -156,7 +156,7 @@ def test_every_problem_of_a_file_is_reported_with_its_line(write):
         "rollout: 3\n"
     )
     assert problems_of(path, ["--sahre.std", "plain", "--train.rollouts", "none"]) == [
-        'recipe.yaml:1: name: must be text matching ^[A-Za-z0-9._-]+$, got "my run"',
+        'recipe.yaml:1: name: must be text matching ^[A-Za-z0-9_][A-Za-z0-9._-]*$, got "my run"',
         "recipe.yaml:2: num_variants: unknown key; did you mean share.num_variants?",
         "recipe.yaml:4: share.num_varaints: unknown key; did you mean share.num_variants?",
         "recipe.yaml:5: share.num_responses: must be int >= 1, got 0",
@@ -285,7 +285,7 @@ _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 @st.composite
 def recipes(draw):
     return Recipe(
-        name=draw(st.from_regex(r"[A-Za-z0-9._-]+", fullmatch=True)),
+        name=draw(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]*", fullmatch=True)),
         output_dir=draw(_text.filter(lambda text: "\0" not in text)),
         seed=draw(st.integers(0, 2**32 - 1)),
         data=config.DataSection(
@@ -296,9 +296,13 @@ def recipes(draw):
         ),
         model=config.ModelSection(lora=config.LoraSection(target_modules=draw(_text | st.lists(_text, max_size=3)))),
         share=config.ShareSection(transforms=config.TransformSection(probability=draw(st.floats(0, 1)))),
-        train=config.TrainSection(learning_rate=draw(st.floats(0, exclude_min=True))),
+        train=config.TrainSection(learning_rate=draw(st.floats(0, exclude_min=True, allow_infinity=False))),
         reward=config.RewardSection(
-            functions=[config.RewardFunctionSection(path="/a b/c:d.py:f", weight=draw(st.floats(allow_nan=False)))]
+            functions=[
+                config.RewardFunctionSection(
+                    path="/a b/c:d.py:f", weight=draw(st.floats(allow_nan=False, allow_infinity=False))
+                )
+            ]
         ),
     )
 
@@ -346,3 +350,14 @@ def test_reading_recipes_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan"])
+def test_a_number_must_be_finite(write, value):
+    (problem,) = problems_of(write(f"train:\n  learning_rate: {value}\n"))
+    assert problem.startswith("recipe.yaml:2: train.learning_rate: must be float > 0")
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden", "a/b", ""])
+def test_a_name_stays_within_the_output_folder(write, name):
+    assert "name" in problems_of(write(f"name: '{name}'\n"))[0]

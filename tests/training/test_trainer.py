@@ -104,14 +104,19 @@ def test_the_first_update_is_on_policy(small_recipe, quiet):
 
 @pytest.mark.slow
 def test_skipping_pairs_without_advantage_changes_nothing(small_recipe, quiet):
-    """A KL weight too small to matter keeps every pair in the update; without it silent pairs are skipped."""
+    """A KL weight too small to matter keeps every pair in the update; without it silent pairs are skipped.
+
+    With the local level alone every cross-variant pair is silent.
+    """
     changes = {"train.rollouts": 1, "eval.problems": 1, "train.problems_per_update": 4, "model.dtype": "float64"}
+    changes["share.levels"] = "local"
     runs = [
         train(small_recipe(name, **changes, **{"objective.beta": beta}), console=quiet).run_dir
         for name, beta in (("skipping", 0.0), ("keeping", 1e-300))
     ]
     records = [metrics_log.read(run / "metrics.jsonl")[1] for run in runs]
-    assert records[0]["pairs_skipped"] > 0 == records[1]["pairs_skipped"]
+    assert records[0]["pairs_skipped"] >= records[0]["pairs"] / 2
+    assert records[1]["pairs_skipped"] == 0
     # Rows are packed differently, and adapters are float32: the sums differ by their rounding.
     assert records[0]["grad_norm"] == pytest.approx(records[1]["grad_norm"], rel=1e-5)
     assert records[0]["loss"] == pytest.approx(records[1]["loss"], abs=1e-9)
