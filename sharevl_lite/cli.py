@@ -48,6 +48,7 @@ def _is_users_mistake(error: ValueError) -> bool:
         "DataError",
         "BadRowError",
         "PolicyError",
+        "HubError",
         "ScheduleError",
         "RewardFunctionError",
         "StoreError",
@@ -91,7 +92,7 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     evaluate.add_argument("target", metavar="RUN_OR_MODEL")
-    evaluate.add_argument("--data", help="problems, as in data.eval; default: the run's own held-out problems")
+    evaluate.add_argument("--data", help="problems, as in data.eval, all of them; default: the run's own")
     evaluate.add_argument("--samples", type=int, help="responses to each problem (eval.samples)")
     evaluate.add_argument(
         "--recipe", metavar="RECIPE.yaml", help="prompt, rewards and variants for a model without run"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -57,6 +58,27 @@ class Rollout:
         return {key: image for row in self.prompts for prompt in row for key, image in prompt.images.items()}
 
 
+def join_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
+    """One rollout of several of the same number and shape, in order."""
+    advantages = [rollout.advantages for rollout in rollouts]
+    return Rollout(
+        number=rollouts[0].number,
+        problems=[problem for rollout in rollouts for problem in rollout.problems],
+        variants=[row for rollout in rollouts for row in rollout.variants],
+        prompts=[row for rollout in rollouts for row in rollout.prompts],
+        responses=[block for rollout in rollouts for block in rollout.responses],
+        scores=[block for rollout in rollouts for block in rollout.scores],
+        rewards_PMN=torch.cat([rollout.rewards_PMN for rollout in rollouts]),
+        mask_PMN=torch.cat([rollout.mask_PMN for rollout in rollouts]),
+        advantages=Advantages(
+            global_PMN=torch.cat([part.global_PMN for part in advantages]),
+            local_PMN=torch.cat([part.local_PMN for part in advantages]),
+            silent_PM=torch.cat([part.silent_PM for part in advantages]),
+            silent_P=torch.cat([part.silent_P for part in advantages]),
+        ),
+    )
+
+
 class Collector:
     """Runs the first half of a Share-GRPO step, and the same for evaluation."""
 
@@ -65,6 +87,8 @@ class Collector:
         self.encoder = encoder
         self.engine = engine
         self.scorer = scorer
+        self.trainer_state: Any = None
+        """Handed to the user's reward functions, as TRL does; the trainer sets it."""
 
     def collect(self, number: int, problems: Sequence[Problem]) -> Rollout:
         """Rollout `number` of the run on `problems`."""
@@ -94,7 +118,9 @@ class Collector:
             responses = self._sample(label, problems, prompts, share.num_responses, sampling)
         with watch.part("reward"):
             scores = self._score(problems, prompts, responses)
-        rewards_PMN = torch.tensor([[[s.total for s in row] for row in block] for block in scores], dtype=torch.float64)
+        totals = [score.total for block in scores for row in block for score in row]
+        shape = (len(problems), share.num_variants, share.num_responses)  # also of no problems: a process may have none
+        rewards_PMN = torch.tensor(totals, dtype=torch.float64).reshape(shape)
         mask_PMN = torch.isfinite(rewards_PMN)
         advantages = hierarchical_advantage(rewards_PMN, mask_PMN, std=share.std)
         return Rollout(
@@ -132,5 +158,5 @@ class Collector:
             for prompt, group in zip(row, block, strict=True)
             for response in group
         ]
-        scored = iter(self.scorer.score(samples))
+        scored = iter(self.scorer.score(samples, self.trainer_state))
         return [[[next(scored) for _ in group] for group in block] for block in responses]

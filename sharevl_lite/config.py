@@ -48,7 +48,8 @@ class LoraSection(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the adapter's input. Above 0, on-policy ratios no longer start at exactly 1."""
     target_modules: str | list[str] = "all-linear"
-    """Linear layers of the text model to adapt: "all-linear", a regular expression, or a list of name endings."""
+    """Layers to adapt: "all-linear" or a list of name endings (linear layers of the text model), or a regular
+    expression over all module names."""
 
 
 class ModelSection(Section):
@@ -56,8 +57,9 @@ class ModelSection(Section):
 
     path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
     """Hub id, local folder, or `builtin:digits-vl` (the 1.9M-parameter model shipped for the CPU demo)."""
-    dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
-    """Precision of the frozen base; `auto` is bfloat16 on a GPU that has it, else float32. Adapters are float32."""
+    dtype: Literal["auto", "float32", "float64", "bfloat16"] = "auto"
+    """Precision of the frozen base; `auto` is bfloat16 on a GPU that has it, else float32. Adapters are float32.
+    (float16 is not offered: without loss scaling its gradients are wrong.)"""
     lora: LoraSection = LoraSection()
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -236,7 +238,8 @@ class TrainSection(Section):
     """Problems behind one optimizer step, over all processes, with all their m*m*n pairs (paper: 128)."""
     epochs_per_rollout: Count = 1
     """Passes over a rollout's problems."""
-    learning_rate: Positive = 1e-6
+    learning_rate: Positive = 2e-5
+    """Peak rate of Adam on the adapters. The paper's 1e-6 is for full weights; adapters start at 0 and need more."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "constant_with_warmup"
     warmup_updates: Annotated[int, Field(ge=0)] = 0
     """Optimizer steps over which the rate rises from 0."""

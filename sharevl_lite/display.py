@@ -24,6 +24,7 @@ COLUMNS = (
     ("gap", "gap_mean", "{:+.3f}"),
     ("seconds", "seconds/step", "{:.1f}"),
 )
+HELD_OUT = (("accuracy", "eval_accuracy"), ("plain", "eval_accuracy_plain"), ("variants", "eval_accuracy_variants"))
 LIVE_ROWS = 12
 
 
@@ -63,12 +64,8 @@ class StepDisplay(TrainerCallback):
                 cells = "  ".join(f"{title} {_cell(logs, key, form)}" for title, key, form in COLUMNS)
                 self.console.print(f"step {self.done}/{self.rollouts}  {cells}", highlight=False, soft_wrap=True)
         elif "eval_accuracy" in logs:
-            self.console.print(
-                f"held-out after step {self.done}: accuracy {logs['eval_accuracy']:.1%}, plain "
-                f"{logs['eval_accuracy_plain']:.1%}, variants {logs['eval_accuracy_variants']:.1%}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            told = ", ".join(f"{title} {_cell(logs, key, '{:.1%}')}" for title, key in HELD_OUT)
+            self.console.print(f"held-out after step {self.done}: {told}", highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(title=f"step {self.done} of {self.rollouts}")
@@ -80,8 +77,8 @@ class StepDisplay(TrainerCallback):
         return table
 
 
-def before_after_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
-    """Held-out figures before and after training (shares), with the change in points."""
+def before_after_table(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> Table:
+    """Held-out figures before and after training (shares; None: not known), with the change in points."""
     table = Table(title="held-out accuracy")
     for title in ("", "before", "after", "change"):
         table.add_column(title, justify="left" if not title else "right")
@@ -93,8 +90,13 @@ def before_after_table(before: Mapping[str, float], after: Mapping[str, float]) 
     )
     for title, name in rows:
         old, new = before[name], after[name]
-        table.add_row(title, f"{old:.1%}", f"{new:.1%}", f"{100 * (new - old):+.1f} points")
+        change = None if old is None or new is None else 100 * (new - old)
+        table.add_row(title, _share(old), _share(new), "-" if change is None else f"{change:+.1f} points")
     return table
+
+
+def _share(value: float | None) -> str:
+    return _cell({"share": value}, "share", "{:.1%}")
 
 
 def _cell(logs: Mapping[str, Any], key: str, form: str) -> str:

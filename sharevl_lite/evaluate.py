@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +12,15 @@ from rich.table import Table
 
 from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
+from sharevl_lite.data import load_problems
 from sharevl_lite.heldout import Evaluator
+from sharevl_lite.intake import fit_prompts
 from sharevl_lite.policy.hf import load_adapter, load_policy
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.rollout.hf import HFRolloutEngine
-from sharevl_lite.run import ADAPTER_DIR, RECIPE_FILE, RunError, read_problems
+from sharevl_lite.run import ADAPTER_DIR, RECIPE_FILE, RunError
 from sharevl_lite.trainer import list_checkpoints
 
 
@@ -32,8 +35,9 @@ def evaluate_target(
     """Figures (shares of 0..1) of `target` on `data`: see :class:`Evaluator`.
 
     `target` is a run's folder (its final adapter, or its newest checkpoint), a checkpoint's folder, or a model as in
-    `model.path`; a model takes prompt, rewards and variants from `recipe_file` or the defaults. `overrides` are as on
-    the command line. Raises RunError when there is nothing to evaluate, or on.
+    `model.path`; a model takes prompt, rewards and variants from `recipe_file` or the defaults. All rows of `data` are
+    asked, unless `overrides` set `eval.problems`; a run's own held-out problems are asked as its recipe says.
+    `overrides` are as on the command line. Raises RunError when there is nothing to evaluate, or on.
     """
     adapter, found_recipe = _locate(Path(target))
     words = list(overrides)
@@ -47,14 +51,16 @@ def evaluate_target(
     recipe = load_recipe(described, words) if described is not None else _default_recipe(words)
     if recipe.data.eval is None:
         raise RunError("nothing to evaluate on: give --data, such as --data test.parquet or --data builtin:digits")
+    whole = data is not None and not any(word.startswith("--eval.problems") for word in words)
+    limit = None if whole else recipe.eval.problems
+    loaded = load_problems(recipe.data.eval, recipe.data, split=recipe.data.eval_split, limit=limit)
     policy = load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
     if adapter is not None:
         load_adapter(policy, adapter)
     encoder = PromptEncoder(
         policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
     )
-    source, split = recipe.data.eval, recipe.data.eval_split
-    problems = read_problems(recipe, source, split, encoder, recipe.eval.problems, Console(stderr=True))
+    problems = fit_prompts(recipe, loaded, encoder, Console(stderr=True))
     with RewardScorer(recipe.reward, Path()) as scorer:
         collector = Collector(recipe, encoder, HFRolloutEngine(policy, recipe.rollout.batch_size), scorer)
         return Evaluator(recipe, collector, problems).evaluate(0).record
@@ -63,7 +69,7 @@ def evaluate_target(
 def report(record: dict[str, float], *, as_json: bool) -> None:
     """Prints the figures."""
     if as_json:
-        print(json.dumps(record, indent=2))
+        print(json.dumps({name: None if math.isnan(value) else value for name, value in record.items()}, indent=2))
         return
     table = Table(title=f"{int(record['responses'])} responses")
     table.add_column("")
@@ -75,7 +81,7 @@ def report(record: dict[str, float], *, as_json: bool) -> None:
         ("well-formed", "format"),
         ("truncated", "truncated"),
     ):
-        table.add_row(title, f"{record[name]:.1%}")
+        table.add_row(title, "-" if math.isnan(record[name]) else f"{record[name]:.1%}")
     if record["verifier_failures"]:
         table.add_row("not verified (left out)", str(int(record["verifier_failures"])))
     Console().print(table)

@@ -6,23 +6,27 @@ does not depend on the step: two evaluations of a run ask the same questions wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from sharevl_lite.collect import Collector, Rollout
+from sharevl_lite.collect import Collector, Rollout, join_rollouts
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem
 from sharevl_lite.metrics import Tally
 from sharevl_lite.rollout.engine import Sampling
 
 EVAL_VISIT = 2**31
+BLOCK = 64
+"""Problems whose prompts are held at a time."""
+SHARES = ("accuracy", "accuracy_plain", "accuracy_variants", "format")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one evaluation (shares of 0..1) and this process's responses."""
+    """Figures of one evaluation (shares of 0..1, NaN where no verification succeeded) and this process's responses."""
 
     record: dict[str, float]
     rollout: Rollout
@@ -40,13 +44,14 @@ class Evaluator:
         collector: Collector,
         problems: Sequence[Problem],
         *,
+        limit: int | None = None,
         rank: int = 0,
         world: int = 1,
         gather: Callable[[Tally], list[Tally]] = lambda tally: [tally],
     ) -> None:
         self.recipe = recipe
         self.collector = collector
-        self.problems = list(problems[: recipe.eval.problems])[rank::world]
+        self.problems = list(problems[:limit])[rank::world]
         self.gather = gather
         section = recipe.eval
         self.sampling = Sampling(section.temperature, section.top_p, recipe.rollout.max_completion_length, recipe.seed)
@@ -56,7 +61,13 @@ class Evaluator:
 
     def evaluate(self, step: int) -> Evaluation:
         """Accuracy over all (`accuracy`), of plain questions and of variants, at rollout `step`."""
-        rollout = self.collector.ask(step, "eval", self.problems, self.share, self.sampling, visit=EVAL_VISIT)
+        blocks = []
+        for start in range(0, max(1, len(self.problems)), BLOCK):
+            asked = self.problems[start : start + BLOCK]
+            part = self.collector.ask(step, "eval", asked, self.share, self.sampling, visit=EVAL_VISIT)
+            part.prompts.clear()  # the pixels of one block at a time
+            blocks.append(part)
+        rollout = join_rollouts(blocks)
         tally = Tally()
         for name, variant in (("accuracy_plain", 0), ("accuracy_variants", 1)):
             known = [s.accuracy for block in rollout.scores for s in block[variant] if s.failure is None]
@@ -69,4 +80,5 @@ class Evaluator:
         tally.mean("response_length", torch.tensor([float(len(r.token_ids)) for r in responses]))
         tally.mean("truncated", torch.tensor([float(r.truncated) for r in responses]))
         tally.total("responses", len(responses))
-        return Evaluation(tally.merge(self.gather(tally)).as_record(), rollout)
+        record = tally.merge(self.gather(tally)).as_record()
+        return Evaluation({**dict.fromkeys(SHARES, math.nan), **record}, rollout)

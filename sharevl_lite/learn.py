@@ -105,6 +105,8 @@ class Learner:
         active = [number for number in valid if self.recipe.objective.beta > 0.0 or self._advantage(number) != 0.0]
         chosen = frozenset(active)
         idle = [number for number in valid if number not in chosen]
+        if not valid:  # every verification failed; one row is still needed, at weight 0 (see `losses`)
+            idle = [self.number_of(Pair(problems[0], 0, 0, 0))]
         budget = self.recipe.train.token_budget
         active_rows = plan_rows(self._groups(active), budget)
         idle_rows = plan_rows(self._groups(idle), budget)

@@ -14,6 +14,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.recipes import dump_recipe
 
 MEASURED_PROBLEMS = 32
+LOGIT_ROWS = 2048  # rows of logits that exist at a time: sharevl_kernels' chunk
 MIB = 2**20
 
 
@@ -88,23 +89,44 @@ def _pair_formula(recipe: Recipe) -> str:
 
 
 def _prompt_length(recipe: Recipe) -> tuple[int, str]:
-    """(tokens, where the figure is from)."""
-    bound = recipe.data.max_prompt_length, "upper bound: data.max_prompt_length"
-    if not (_at_hand(recipe.model.path) and _at_hand(recipe.data.train)):
-        return bound
-    from transformers import AutoProcessor
-
+    """(tokens, where the figure is from). Raises DataError when a source that should be on this machine is not."""
     from sharevl_lite.data import load_problems
-    from sharevl_lite.policy.hf import resolve_model_path
+
+    bound = recipe.data.max_prompt_length, "upper bound: data.max_prompt_length"
+    data = recipe.data
+    if _is_remote(data.train):
+        return bound
+    problems = load_problems(data.train, data, split=data.train_split, limit=MEASURED_PROBLEMS).problems
+    processor = _if_at_hand(recipe.model.path, "AutoProcessor")
+    if processor is None:
+        return bound
     from sharevl_lite.policy.prompts import PromptEncoder
 
-    problems = load_problems(
-        recipe.data.train, recipe.data, split=recipe.data.train_split, limit=MEASURED_PROBLEMS
-    ).problems
-    processor = AutoProcessor.from_pretrained(resolve_model_path(recipe.model.path))
-    encoder = PromptEncoder(processor, _no_positions, recipe.data.prompt_template, recipe.data.system_prompt)
-    lengths = [encoder.encode(problem.text, problem.images).prefix.ids_P.numel() for problem in problems]
+    encoder = PromptEncoder(processor, _no_positions, data.prompt_template, data.system_prompt)
+    lengths = [encoder.count_tokens(problem.text, problem.image_sizes) for problem in problems]
     return round(sum(lengths) / len(lengths)), f"mean of the first {len(lengths)} problems"
+
+
+def _is_remote(source: str) -> bool:
+    """Whether the source is a Hub dataset: not built in, not there, and not written as a file."""
+    local = source.startswith("builtin:") or Path(source).exists() or Path(source).suffix in (".parquet", ".jsonl")
+    return not local and source.count("/") == 1
+
+
+def _if_at_hand(model: str, kind: str) -> Any:
+    """The model's processor or configuration from disk or the local cache; None when it would have to be downloaded.
+
+    Raises PolicyError for an unknown built-in.
+    """
+    import transformers
+
+    from sharevl_lite.policy.hf import resolve_model_path
+
+    path = resolve_model_path(model)
+    try:
+        return getattr(transformers, kind).from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError):
+        return None
 
 
 def _no_positions(input_ids: Any, **_: Any) -> tuple[Any, Any]:
@@ -112,26 +134,17 @@ def _no_positions(input_ids: Any, **_: Any) -> tuple[Any, Any]:
     return input_ids[None].expand(3, -1, -1), None
 
 
-def _at_hand(source: str) -> bool:
-    return source.startswith("builtin:") or Path(source).exists()
-
-
 def _memory_lines(recipe: Recipe) -> list[str]:
-    from transformers import AutoConfig
-
-    from sharevl_lite.policy.hf import resolve_model_path
-
-    path = resolve_model_path(recipe.model.path)
-    if not _at_hand(recipe.model.path):
-        return [f"memory            not estimated: {recipe.model.path} is not on this machine"]
-    config = AutoConfig.from_pretrained(path)
+    config = _if_at_hand(recipe.model.path, "AutoConfig")
+    if config is None:
+        return [f"memory            not estimated: {recipe.model.path} is not on this machine yet"]
     weights, trained, width = _parameters(config, recipe)
-    bytes_each = {"float64": 8, "bfloat16": 2, "float16": 2}.get(recipe.model.dtype, 4)
+    bytes_each = _bytes_each(recipe.model.dtype)
     budget, vocabulary = recipe.train.token_budget, config.text_config.vocab_size
     # Per token and layer: the inputs that linear layers keep for LoRA, about 14 widths; checkpointing keeps 1.
     kept = 1 if recipe.model.gradient_checkpointing else 14
     activations = budget * config.text_config.num_hidden_layers * kept * width * bytes_each
-    logits = min(budget, 2048) * vocabulary * 4 * 3
+    logits = min(budget, LOGIT_ROWS) * vocabulary * 4 * 4
     parts = {
         "weights": weights * bytes_each,
         "adapter, gradient, Adam": trained * 16,
@@ -139,7 +152,14 @@ def _memory_lines(recipe: Recipe) -> list[str]:
         "logits": logits,
     }
     told = ", ".join(f"{name} {amount / MIB:,.0f}" for name, amount in parts.items())
-    return [f"memory (estimate) {sum(parts.values()) / MIB:,.0f} MiB on the device: {told}"]
+    return [f"memory (estimate) {sum(parts.values()) / MIB:,.0f} MiB to train, sampling not counted: {told}"]
+
+
+def _bytes_each(dtype: str) -> int:
+    import torch
+
+    half = dtype == "bfloat16" or (dtype == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    return 8 if dtype == "float64" else 2 if half else 4
 
 
 def _parameters(config: Any, recipe: Recipe) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """A whole run: from a recipe to a trained adapter, a store of rollouts and a summary.
 
 <output_dir>/<name>/recipe.yaml        the resolved recipe
+                    data.json          how many problems, and a digest of them
                     metrics.jsonl      a line per step and evaluation
                     rollouts/, images/ the rollout store
                     checkpoints/       the newest checkpoints
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +25,9 @@ from sharevl_lite import metrics_log
 from sharevl_lite.atomic import publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
 from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
-from sharevl_lite.data import Problem, load_problems
-from sharevl_lite.data.errors import RowFault
+from sharevl_lite.data import Problem
 from sharevl_lite.display import StepDisplay, before_after_table
+from sharevl_lite.intake import fingerprint, fit_prompts, read_sources
 from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.policy.hf import load_adapter, load_policy, save_adapter
 from sharevl_lite.policy.prompts import PromptEncoder
@@ -33,14 +35,18 @@ from sharevl_lite.recipes import dump_recipe, load_recipe
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.rollout.hf import HFRolloutEngine
 from sharevl_lite.store import RolloutStore
-from sharevl_lite.trainer import ShareGRPOTrainer, list_checkpoints
+from sharevl_lite.trainer import ShareGRPOTrainer, discard_later_checkpoints, list_checkpoints
 
 RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
-# What a resumed run may change: it does not touch the numbers of the steps already done, nor their meaning.
-RESUMABLE_CHANGES = frozenset(
-    {"train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub", "train.hub_model_id"}
-)
+DATA_FILE = "data.json"
+# What a resumed run may change: nothing that decides what is asked, rewarded or optimised. ROUNDING is only about how
+# sums are grouped: the run goes on as it would have, but not bit for bit.
+REPORTING = frozenset({"train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub"})
+ROUNDING = frozenset({"train.token_budget", "rollout.batch_size", "model.gradient_checkpointing"})
+RESUMABLE_CHANGES = REPORTING | ROUNDING | {"train.hub_model_id", "reward.timeout_seconds", "reward.workers"}
 AVERAGED = ("vanished_local", "vanished_global", "rescued")
+
+logger = logging.getLogger(__name__)
 
 
 class RunError(ValueError):
@@ -82,15 +88,14 @@ def _scorer(recipe: Recipe) -> RewardScorer:
 
 
 def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[ShareGRPOTrainer, StepDisplay]:
+    intake = read_sources(recipe)
     policy = load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
     encoder = PromptEncoder(
         policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
     )
-    data = recipe.data
-    problems = read_problems(recipe, data.train, data.train_split, encoder, data.train_limit, console)
-    held_out = None
-    if data.eval is not None:
-        held_out = read_problems(recipe, data.eval, data.eval_split, encoder, recipe.eval.problems, console)
+    problems = fit_prompts(recipe, intake.train, encoder, console)
+    held_out = None if intake.held_out is None else fit_prompts(recipe, intake.held_out, encoder, console)
+    _check_same_data(recipe, problems)
     display = StepDisplay(console, recipe.train.rollouts)
     engine = HFRolloutEngine(policy, recipe.rollout.batch_size)
     trainer = ShareGRPOTrainer(
@@ -105,32 +110,6 @@ def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[S
     )
     _drop_printer(trainer)
     return trainer, display
-
-
-def read_problems(
-    recipe: Recipe, source: str, split: str, encoder: PromptEncoder, limit: int | None, console: Console
-) -> list[Problem]:
-    """The checked problems of a source; their prompts fit `data.max_prompt_length`. Says how many rows were skipped."""
-    section = recipe.data
-    loaded = load_problems(source, section, split=split, limit=limit)
-
-    def fits(problem: Problem) -> None:
-        length = encoder.encode(problem.text, problem.images).prefix.ids_P.numel()
-        if length > section.max_prompt_length:
-            raise RowFault(
-                f"its prompt has {length} tokens, above data.max_prompt_length ({section.max_prompt_length}); raise "
-                "that, or lower model.max_pixels"
-            )
-
-    checked = loaded.recheck(fits, section.on_bad_row)
-    if checked.skipped:
-        console.print(
-            f"{source}: skipped {len(checked.skipped)} bad rows and kept {len(checked.problems)}; the first: "
-            f"{checked.skipped[0]}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    return checked.problems
 
 
 def _check_services(recipe: Recipe) -> None:
@@ -174,11 +153,26 @@ def _check_same_recipe(recipe: Recipe, recipe_file: Path) -> None:
     before, now = _flat(load_recipe(recipe_file).model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     wrong = [key for key in changed if key not in RESUMABLE_CHANGES]
+    if not wrong and ROUNDING.intersection(changed):
+        logger.warning("%s changed: the run goes on, but not bit for bit", ", ".join(ROUNDING.intersection(changed)))
     if wrong:
         told = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in wrong[:5])
         raise RunError(
             f"{recipe_file}: the run was started with another recipe ({told}); start another with --name NAME"
         )
+
+
+def _check_same_data(recipe: Recipe, problems: list[Problem]) -> None:
+    file = recipe.run_dir / DATA_FILE
+    if file.is_file() and json.loads(file.read_text()) != _data_record(problems):
+        raise RunError(
+            f"{recipe.data.train} is not what {recipe.run_dir} was started with (see {file}): a resumed run would ask "
+            "other problems; restore the data or start another run with --name NAME"
+        )
+
+
+def _data_record(problems: list[Problem]) -> dict[str, Any]:
+    return {"problems": len(problems), "fingerprint": fingerprint(problems)}
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -210,29 +204,49 @@ def _train(
         if main:
             console.print(f"Saved after step {trainer.rollouts_done}. Continue with --resume auto.", soft_wrap=True)
         return RunResult(run_dir, None)
-    if recipe.train.load_best_model_at_end and trainer.state.best_model_checkpoint:
-        load_adapter(trainer.policy, Path(trainer.state.best_model_checkpoint))
-    if trainer.evaluator is not None:
-        trainer.evaluate()
+    _settle(recipe, trainer)
     summary = None
     if main:
         _publish_adapter(trainer, run_dir)
         summary = _summarise(recipe, metrics_log.read(run_dir / METRICS_FILE))
         write_atomically(run_dir / SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
         _last_words(console, recipe, summary)
-    return RunResult(run_dir, trainer.from_main(lambda: summary))
+    summary = trainer.from_main(lambda: summary)
+    if trainer.uploads is not None:
+        trainer.uploads.send(run_dir / ADAPTER_DIR, "the run's adapter")
+    return RunResult(run_dir, summary)
+
+
+def _settle(recipe: Recipe, trainer: ShareGRPOTrainer) -> None:
+    """Leaves the policy as the run ends with it: the last one or the best, evaluated once."""
+    state = trainer.state
+    best = state.best_model_checkpoint if recipe.train.load_best_model_at_end else None
+    if best is not None and state.best_global_step != state.global_step:
+        load_adapter(trainer.policy, Path(best))
+    elif trainer.evaluator is None or trainer.from_main(lambda: _is_evaluated(trainer)):
+        return
+    trainer.evaluate()
+
+
+def _is_evaluated(trainer: ShareGRPOTrainer) -> bool:
+    """Whether the newest evaluation is of the last update: by `eval.every_rollouts`, or before a kill at the end."""
+    evaluated = [r["update"] for r in metrics_log.read(trainer.metrics_log.path) if "eval_accuracy" in r]
+    return evaluated[-1:] == [trainer.state.global_step]
 
 
 def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) -> int:
     """Puts the run's files back to the checkpoint (or to nothing); returns the rollouts done."""
     run_dir = recipe.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
-    remove_stale_temporaries(run_dir / "checkpoints", older_than_seconds=0)
+    for folder in (run_dir, run_dir / "checkpoints"):
+        remove_stale_temporaries(folder, older_than_seconds=0)
     write_atomically(run_dir / RECIPE_FILE, dump_recipe(recipe).encode())
+    write_atomically(run_dir / DATA_FILE, (json.dumps(_data_record(list(trainer.problems))) + "\n").encode())
     done = 0
     if checkpoint is not None:
         state = json.loads((checkpoint / "trainer_state.json").read_text())
         done = state["global_step"] // recipe.train.updates_per_rollout
+        discard_later_checkpoints(run_dir / "checkpoints", state["global_step"])
     keep = done if checkpoint is not None else -1
     trainer.metrics_log.truncate_after(keep)
     for split in ("train", "eval"):

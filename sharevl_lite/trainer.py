@@ -28,6 +28,7 @@ from sharevl_lite.collect import Collector, Rollout
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem
 from sharevl_lite.heldout import Evaluator
+from sharevl_lite.hub import AdapterUploads
 from sharevl_lite.learn import Learner, RowLoss, UpdatePlan
 from sharevl_lite.metrics import (
     Tally,
@@ -69,9 +70,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         logging_strategy="steps",
         logging_steps=updates,
         logging_nan_inf_filter=False,
-        save_strategy="steps" if train.save_rollouts else "no",
-        save_steps=(train.save_rollouts or 1) * updates,
-        save_total_limit=train.save_total_limit,
+        save_strategy="steps",
+        save_steps=(train.save_rollouts or train.rollouts) * updates,
+        # Not save_total_limit: the Trainer would drop the newest checkpoint for the best one, and with it the resume.
         eval_strategy="steps" if every else "no",
         eval_steps=(every or 1) * updates,
         metric_for_best_model="eval_accuracy" if every else None,
@@ -90,8 +91,11 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
 class ShareGRPOTrainer(Trainer):
     """Trains a :class:`PackedPolicy` with Share-GRPO.
 
-    `evaluate` needs an evaluator (made from `eval_problems`); `store` and `metrics_log` belong to the main process.
+    `evaluate` needs an evaluator (made from `eval_problems`); `store`, `metrics_log` and `uploads` belong to the main
+    process.
     """
+
+    uploads: AdapterUploads | None = None
 
     def __init__(
         self,
@@ -105,9 +109,13 @@ class ShareGRPOTrainer(Trainer):
         metrics_log: MetricsLog,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        arguments = training_arguments(recipe)
+        # One process drives one device; with more of them the Trainer would turn to DataParallel, which splits batches
+        # that a packed row does not have. Several GPUs: torchrun.
+        arguments._n_gpu = min(1, arguments.n_gpu)
         super().__init__(
             model=policy,
-            args=training_arguments(recipe),
+            args=arguments,
             train_dataset=problems,
             eval_dataset=eval_problems,
             callbacks=callbacks,
@@ -123,7 +131,9 @@ class ShareGRPOTrainer(Trainer):
         self.evaluator = (
             None
             if eval_problems is None
-            else Evaluator(recipe, collector, eval_problems, rank=rank, world=world, gather=self.gather)
+            else Evaluator(
+                recipe, collector, eval_problems, limit=recipe.eval.problems, rank=rank, world=world, gather=self.gather
+            )
         )
         self._step_metrics: dict[str, float] = {}
         self.control: TrainerControl
@@ -152,6 +162,7 @@ class ShareGRPOTrainer(Trainer):
         self._started = time.perf_counter()
         self._tally = Tally()
         self.collector.engine.sync()
+        self.collector.trainer_state = self.state
         problems = [self.problems[index] for index in self.schedule.problems(number)]
         self._rollout: Rollout = self.collector.collect(number, problems)
         self._watch = self._rollout.stopwatch
@@ -210,6 +221,7 @@ class ShareGRPOTrainer(Trainer):
         record["tokens_per_second"] = record["sampled_tokens"] / record["seconds/step"]
         self._step_metrics = record
         self._store_rows("train", self._rollout, self._learner, self._clipped)
+        del self._rollout, self._learner, self._plans  # pixels and log-probs need not outlive the step
 
     # -- evaluation, logging, checkpoints ------------------------------------------------------------------------
 
@@ -226,6 +238,7 @@ class ShareGRPOTrainer(Trainer):
             raise ValueError("there is nothing to evaluate on; set data.eval in the recipe")
         step = self.rollouts_done
         self.collector.engine.sync()
+        self.collector.trainer_state = self.state
         evaluation = self.evaluator.evaluate(step)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.record.items()}
         self._store_rows(metric_key_prefix, evaluation.rollout)
@@ -247,24 +260,35 @@ class ShareGRPOTrainer(Trainer):
         staging = Path(self.from_main(lambda: str(temporary_beside(final))))
         staging.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(final)
         self._save_optimizer_and_scheduler(str(staging))
         self._save_rng_state(str(staging))
         if self.accelerator.is_main_process:
-            if self.state.best_global_step == self.state.global_step:
-                self.state.best_model_checkpoint = str(final)
             save_adapter(self.policy, staging)
             self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             publish_directory(staging, final, replace=True)
+            self._finish_current_push()  # the checkpoint being sent may be one that goes now
             self._rotate_checkpoints()
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
+        if self.uploads is not None:
+            self.uploads.start(final, f"step {self.rollouts_done}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Restores the adapter, strictly."""
         load_adapter(self.policy, Path(resume_from_checkpoint))
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        """Called by the Trainer's constructor where the recipe asks for uploads."""
+        if self.accelerator.is_main_process:
+            self.uploads = AdapterUploads(str(self.args.hub_model_id))
+
+    def _finish_current_push(self) -> None:
+        """Called by the Trainer at the end of training."""
+        if self.uploads is not None:
+            self.uploads.finish()
 
     def _rotate_checkpoints(self) -> None:
         limit = self.recipe.train.save_total_limit
@@ -273,9 +297,7 @@ class ShareGRPOTrainer(Trainer):
         kept = list_checkpoints(Path(self.args.output_dir))[-limit:]
         for checkpoint in list_checkpoints(Path(self.args.output_dir)):
             if checkpoint not in kept and str(checkpoint) != self.state.best_model_checkpoint:
-                doomed = temporary_beside(checkpoint)  # a kill must not leave half a checkpoint under its name
-                checkpoint.rename(doomed)
-                shutil.rmtree(doomed)
+                _remove(checkpoint)
 
     # -- several processes ---------------------------------------------------------------------------------------
 
@@ -310,4 +332,21 @@ def _as_inputs(steps: list[UpdateStep]) -> dict[str, UpdateStep]:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     found = [p for p in folder.glob(f"{CHECKPOINT_PREFIX}*") if p.name.removeprefix(CHECKPOINT_PREFIX).isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix(CHECKPOINT_PREFIX)))
+    return sorted(found, key=_update_of)
+
+
+def _update_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
+
+
+def discard_later_checkpoints(folder: Path, update: int) -> None:
+    """Deletes the checkpoints after an update, for a resume there. The last goes first: a kill leaves no hole."""
+    for checkpoint in reversed(list_checkpoints(folder)):
+        if _update_of(checkpoint) > update:
+            _remove(checkpoint)
+
+
+def _remove(checkpoint: Path) -> None:
+    doomed = temporary_beside(checkpoint)  # a kill must not leave half a checkpoint under its name
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)

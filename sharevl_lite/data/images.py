@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from PIL import Image, ImageOps
 
@@ -22,19 +23,59 @@ from .errors import RowFault
 EIGHT_BIT_MODES = frozenset(
     {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 )
+_PATHS = reprlib.Repr()
+_PATHS.maxstring = 300  # a path is told in full; a file's content that stands where a path belongs is not
 ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
-class ImageReader:
-    """Turns cells of an image column into RGB images.
+@dataclass(frozen=True)
+class EncodedImage:
+    """A checked image as its file's bytes, a fraction of the memory of its pixels. `size`: (width, height), upright."""
 
-    Equal files are decoded once and share one image object: several questions about one picture cost its memory once.
+    data: bytes = field(repr=False)
+    size: tuple[int, int]
+
+    def decode(self) -> Image.Image:
+        """The RGB image, decoded anew."""
+        return _decode(self.data, "the image")
+
+
+class LazyImages(Sequence[Image.Image]):
+    """The images of a row, decoded each time one is taken; `sizes` are known without decoding."""
+
+    def __init__(self, images: Iterable[EncodedImage]) -> None:
+        self._images = tuple(images)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each, upright."""
+        return tuple(image.size for image in self._images)
+
+    @overload
+    def __getitem__(self, place: int) -> Image.Image: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> LazyImages: ...
+
+    def __getitem__(self, place: int | slice) -> Image.Image | LazyImages:
+        if isinstance(place, slice):
+            return LazyImages(self._images[place])
+        return self._images[place].decode()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+
+class ImageReader:
+    """Turns cells of an image column into RGB images, checked now and decoded when they are taken.
+
+    Equal files are checked once and share their bytes: several questions about one picture cost its memory once.
     """
 
     def __init__(self) -> None:
-        self._decoded: dict[bytes, Image.Image] = {}
+        self._checked: dict[bytes, EncodedImage] = {}
 
-    def read(self, cell: Any, folder: Path | None) -> tuple[Image.Image, ...]:
+    def read(self, cell: Any, folder: Path | None) -> LazyImages:
         """All images of a row.
 
         Args:
@@ -45,19 +86,23 @@ class ImageReader:
             RowFault: An image is missing or does not decode in full.
         """
         if cell is None:
-            return ()
+            return LazyImages(())
         if not isinstance(cell, list | tuple):
-            return (self._one(cell, folder, "the image"),)
-        return tuple(self._one(entry, folder, f"image {index} (from 0)") for index, entry in enumerate(cell))
+            return LazyImages((self._one(cell, folder, "the image"),))
+        return LazyImages(self._one(entry, folder, f"image {index} (from 0)") for index, entry in enumerate(cell))
 
-    def _one(self, entry: Any, folder: Path | None, label: str) -> Image.Image:
-        if isinstance(entry, Image.Image):
-            return _to_rgb(entry, label)
-        data = _encoded(entry, folder, label)
+    def _one(self, entry: Any, folder: Path | None, label: str) -> EncodedImage:
+        data = _as_png(_to_rgb(entry, label)) if isinstance(entry, Image.Image) else _encoded(entry, folder, label)
         key = hashlib.sha256(data).digest()
-        if key not in self._decoded:
-            self._decoded[key] = _decode(data, label)
-        return self._decoded[key]
+        if key not in self._checked:
+            self._checked[key] = EncodedImage(data, _decode(data, label).size)
+        return self._checked[key]
+
+
+def _as_png(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, format="PNG", compress_level=1)
+    return file.getvalue()
 
 
 def _encoded(entry: Any, folder: Path | None, label: str) -> bytes:
@@ -95,7 +140,7 @@ def _read_file(name: str, folder: Path | None, label: str) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         cause = getattr(error, "strerror", None) or error
-        raise RowFault(f"{label} cannot be read from {reprlib.repr(str(path))}: {cause}") from error
+        raise RowFault(f"{label} cannot be read from {_PATHS.repr(str(path))}: {cause}") from error
 
 
 def _decode(data: bytes, label: str) -> Image.Image:

@@ -82,7 +82,7 @@ def load_problems(
         base: Folder that a relative `source` starts from. None: the current directory.
 
     Returns:
-        The problems, with decoded images in memory (3 bytes per pixel), and the rows skipped.
+        The problems, with their images' encoded files in memory, and the rows skipped.
 
     Raises:
         BadRowError: A row is bad and `section.on_bad_row` is `stop`.

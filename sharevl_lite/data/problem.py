@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,24 @@ PLACEHOLDER = "<image>"
 class Problem:
     """One checked row of the data.
 
-    `text` holds one ``<image>`` per entry of `images` (RGB). `variants` are offline rewrites of `text` with equal
-    meaning and as many placeholders. `metadata` keeps every other column as it was.
+    `text` holds one ``<image>`` per entry of `images` (RGB; those of files are decoded each time they are taken).
+    `variants` are offline rewrites of `text` with equal meaning and as many placeholders. `metadata` keeps every other
+    column as it was.
     """
 
     id: str
     text: str
-    images: tuple[Image, ...]
+    images: Sequence[Image]
     answer: str
     variants: tuple[str, ...] = ()
     allow_mirrors: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each image; images read from files are not decoded for it."""
+        known: tuple[tuple[int, int], ...] | None = getattr(self.images, "sizes", None)
+        return tuple(image.size for image in self.images) if known is None else known
 
 
 @dataclass(frozen=True)
@@ -39,5 +46,5 @@ class Variant:
 
     index: int
     text: str
-    images: tuple[Image, ...]
+    images: Sequence[Image]
     transform: str | None = None

@@ -7,6 +7,7 @@ like a run that does not learn.
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,12 @@ def resolve_model_path(path: str) -> str:
 
 
 def default_device() -> torch.device:
-    """The first CUDA device, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's CUDA device (by LOCAL_RANK, as torchrun sets it), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
 
 
 def load_base(section: ModelSection, device: torch.device) -> tuple[Any, Any]:
@@ -93,6 +98,9 @@ def load_policy(
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise PolicyError(f"model.lora.target_modules: {error}") from error
+    head = adapted.get_base_model().get_output_embeddings()
+    if any(parameter.requires_grad for parameter in head.parameters()):
+        raise PolicyError("model.lora.target_modules adapts the output layer, which is scored frozen; leave it out")
     if section.gradient_checkpointing:
         adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return PackedPolicy(adapted, processor, temperature=temperature)
@@ -143,11 +151,22 @@ def _bound_pixels(processor: Any, section: ModelSection) -> None:
 
 
 def _target_modules(model: nn.Module, wanted: str | list[str]) -> str | list[str]:
-    """`all-linear` means the text model's linear layers by their full names: the vision tower stays frozen."""
-    if wanted != "all-linear":
+    """Full names of the text model's linear layers, all or those with a wanted ending: the vision tower, whose layers
+    have the same endings, stays frozen. A regular expression is taken as it is."""
+    if isinstance(wanted, str) and wanted != "all-linear":
         return wanted
-    return [
+    linear = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and ".language_model." in f".{name}."
     ]
+    if wanted == "all-linear":
+        return linear
+    for ending in wanted:
+        if not any(f".{name}".endswith(f".{ending}") for name in linear):
+            endings = sorted({name.rpartition(".")[2] for name in linear})
+            raise PolicyError(
+                f"model.lora.target_modules: no linear layer of the text model ends in {ending!r}; there are "
+                f"{', '.join(endings)}"
+            )
+    return [name for name in linear if any(f".{name}".endswith(f".{ending}") for ending in wanted)]

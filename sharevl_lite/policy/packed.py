@@ -131,7 +131,7 @@ class PackedPolicy(nn.Module):
         return self.base.model.language_model(
             inputs_embeds=embeds_TH[None],
             position_ids=row.positions_3T[:, None].to(device),
-            attention_mask=row.prefix_mask().to(device),
+            attention_mask=row.prefix_mask(device),
             use_cache=False,
             **extra,
         ).last_hidden_state[0]

@@ -8,7 +8,7 @@ equal images share one pass.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,16 @@ class PromptEncoder:
         text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text
 
-    def encode(self, question: str, images: tuple[Image, ...]) -> EncodedPrompt:
+    def count_tokens(self, question: str, image_sizes: Sequence[tuple[int, int]]) -> int:
+        """Length of the encoded prompt from the images' (width, height): no pixel is touched."""
+        ids = self.processor.tokenizer(self.render(question), add_special_tokens=False).input_ids
+        if not image_sizes:
+            return len(ids)
+        sizes = [(height, width) for width, height in image_sizes]
+        expanded = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
+        return len(ids) - len(image_sizes) + sum(int(count) for count in expanded)
+
+    def encode(self, question: str, images: Sequence[Image]) -> EncodedPrompt:
         """Tokenises one question with its images (as many as it has placeholders; checked when data is read)."""
         text = self.render(question)
         # min/max pixels are set on the processor at load, so every engine resizes alike.

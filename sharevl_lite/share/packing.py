@@ -57,13 +57,17 @@ class PackedRow:
     pairs: tuple[int, ...]
     image_keys: tuple[str, ...]
 
-    def prefix_mask(self) -> Bool[Tensor, "1 1 T T"]:
-        """True where a query token (first T) may see a key token: earlier, same group, own response or the prefix."""
-        places_T = torch.arange(self.ids_T.numel(), device=self.ids_T.device)
+    def prefix_mask(self, device: torch.device | None = None) -> Bool[Tensor, "1 1 T T"]:
+        """True where a query token (first T) may see a key token: earlier, same group, own response or the prefix.
+
+        Made on `device` (None: where the row is); T² bytes, and a few times that while it is made.
+        """
+        group_T, segment_T = self.group_T.to(device), self.segment_T.to(device)
+        places_T = torch.arange(group_T.numel(), device=group_T.device)
         earlier_TT = places_T[:, None] >= places_T[None, :]
-        same_group_TT = self.group_T[:, None] == self.group_T[None, :]
-        own_TT = self.segment_T[:, None] == self.segment_T[None, :]
-        prefix_1T = (self.segment_T == 0)[None, :]
+        same_group_TT = group_T[:, None] == group_T[None, :]
+        own_TT = segment_T[:, None] == segment_T[None, :]
+        prefix_1T = (segment_T == 0)[None, :]
         return (earlier_TT & same_group_TT & (own_TT | prefix_1T))[None, None]
 
 

@@ -307,12 +307,14 @@ def test_images_come_as_path_bytes_struct_or_pil_one_or_many(tmp_path):
     singles = [reader.read(form, tmp_path)[0] for form in forms]
     assert all(np.array_equal(np.asarray(image), np.asarray(singles[0])) for image in singles)
     assert [image.size for image in reader.read(forms, tmp_path)] == [(6, 4)] * len(forms)
-    assert reader.read(None, tmp_path) == reader.read([], tmp_path) == ()
+    assert len(reader.read(None, tmp_path)) == len(reader.read([], tmp_path)) == 0
 
 
 def test_equal_files_share_one_image(tmp_path):
     first, second = load(write_jsonl(tmp_path / "p.jsonl", [row(), row()])).problems
-    assert first.images[0] is second.images[0]
+    assert first.images._images[0] is second.images._images[0]
+    assert first.images[0] is not first.images[0], "decoded each time, not kept"
+    assert first.image_sizes == (first.images[0].size,)
 
 
 def test_exif_orientation_is_applied(tmp_path):

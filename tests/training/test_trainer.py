@@ -139,3 +139,35 @@ def test_a_run_is_never_overwritten(one_run, small_recipe, quiet):
 def test_too_few_problems_is_an_error(small_recipe, quiet):
     with pytest.raises(ValueError, match="the data has 3 problems"):
         train(small_recipe(**{"data.train_limit": 3}), console=quiet)
+
+
+@pytest.mark.slow
+def test_resume_with_other_settings(small_recipe, quiet):
+    """What only groups sums differently may change, as after running out of memory; what is asked may not."""
+    changes = {"train.rollouts": 2, "eval.problems": 1, "train.save_rollouts": None}
+    run = train(small_recipe(**changes), console=quiet).run_dir
+    assert len(list_checkpoints(run / "checkpoints")) == 1, "saved at the end"
+    (run / "summary.json").unlink()
+    again = small_recipe(**changes, **{"train.token_budget": 128, "rollout.batch_size": 7})
+    assert train(again, resume="auto", console=quiet).summary["steps"] == 2
+    (run / "summary.json").unlink()
+    (run / "data.json").write_text('{"problems": 64, "fingerprint": "of other data"}')
+    with pytest.raises(RunError, match="builtin:digits is not what"):
+        train(again, resume="auto", console=quiet)
+
+
+def test_one_process_drives_one_device(small_recipe, quiet, monkeypatch):
+    """A machine with several GPUs must not make the Trainer wrap the policy in DataParallel."""
+    from sharevl_lite import trainer as trainer_module
+    from sharevl_lite.run import _assemble, _scorer
+
+    def with_two_gpus(recipe, make=trainer_module.training_arguments):
+        arguments = make(recipe)
+        arguments._n_gpu = 2
+        return arguments
+
+    monkeypatch.setattr(trainer_module, "training_arguments", with_two_gpus)
+    recipe = small_recipe()
+    with _scorer(recipe) as scorer:
+        trainer, _ = _assemble(recipe, scorer, quiet)
+    assert trainer.args.n_gpu == 1

@@ -1,0 +1,93 @@
+"""Which problems a rollout asks: once per pass, shuffled anew, and the same set however many processes share it."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sharevl_lite.config import Recipe, TrainSection
+from sharevl_lite.schedule import Schedule, ScheduleError
+
+
+def schedule(num_problems, *, per_rollout, per_update, rollouts=1000, epochs=1, seed=0, rank=0, world=1):
+    train = TrainSection(
+        rollouts=rollouts, problems_per_rollout=per_rollout, problems_per_update=per_update, epochs_per_rollout=epochs
+    )
+    return Schedule(Recipe(seed=seed, train=train), num_problems, rank=rank, world=world)
+
+
+@st.composite
+def sizes(draw):
+    """(problems, per rollout, per update, processes) that fit each other."""
+    world = draw(st.integers(1, 4))
+    per_update = world * draw(st.integers(1, 3))
+    per_rollout = per_update * draw(st.integers(1, 3))
+    return per_rollout + draw(st.integers(0, 3 * per_rollout)), per_rollout, per_update, world
+
+
+def updates(plan, rollout):
+    """The problems behind each update of a rollout, first epoch."""
+    asked = plan.problems(rollout)
+    return [[asked[place] for place in plan.members(update)] for update in range(plan.chunks)]
+
+
+@settings(deadline=None)
+@given(sizes(), st.integers(0, 2**32 - 1), st.integers(0, 3))
+def test_every_problem_at_most_once_in_a_pass(size, seed, epoch):
+    num_problems, per_rollout, per_update, _ = size
+    plan = schedule(num_problems, per_rollout=per_rollout, per_update=per_update, seed=seed)
+    whole = num_problems // per_rollout
+    asked = [index for place in range(whole) for index in plan.problems(1 + epoch * whole + place)]
+    assert len(asked) == len(set(asked)) == whole * per_rollout
+    assert set(asked) <= set(range(num_problems))
+
+
+@settings(deadline=None)
+@given(sizes(), st.integers(0, 2**32 - 1), st.integers(1, 40))
+def test_processes_share_each_update_of_one_process(size, seed, rollout):
+    num_problems, per_rollout, per_update, world = size
+    knobs = {"per_rollout": per_rollout, "per_update": per_update, "seed": seed}
+    alone = updates(schedule(num_problems, **knobs), rollout)
+    shares = [updates(schedule(num_problems, **knobs, rank=rank, world=world), rollout) for rank in range(world)]
+    for update, expected in enumerate(alone):
+        parts = [share[update] for share in shares]
+        assert {len(part) for part in parts} == {per_update // world}, "no process may wait for another"
+        assert [index for part in parts for index in part] == expected
+
+
+def test_a_pass_is_shuffled_anew_and_by_the_seed():
+    plan, other = (schedule(64, per_rollout=64, per_update=64, seed=seed) for seed in (0, 1))
+    first, second = plan.problems(1), plan.problems(2)
+    assert sorted(first) == sorted(second) == list(range(64))
+    assert first != second
+    assert first != list(range(64))
+    assert first == plan.problems(1) != other.problems(1)
+
+
+def test_a_tail_waits_for_the_next_pass():
+    """7 problems, 3 a rollout: two rollouts a pass, and one problem is left out, not always the same."""
+    plan = schedule(7, per_rollout=3, per_update=3)
+    left_out = set()
+    for epoch in range(20):
+        asked = plan.problems(1 + 2 * epoch) + plan.problems(2 + 2 * epoch)
+        left_out |= set(range(7)) - set(asked)
+    assert left_out == set(range(7))
+
+
+def test_epochs_go_over_the_same_updates():
+    plan = schedule(12, per_rollout=6, per_update=2, rollouts=5, epochs=2)
+    assert len(plan) == 5 * 6
+    steps = [plan[number] for number in range(len(plan))]
+    assert [step.rollout for step in steps] == [rollout for rollout in range(1, 6) for _ in range(6)]
+    assert [step.update for step in steps[:6]] == [0, 1, 2, 3, 4, 5]
+    assert [plan.members(update) for update in range(6)] == 2 * [[0, 1], [2, 3], [4, 5]]
+
+
+def test_too_few_problems():
+    with pytest.raises(ScheduleError, match="problems_per_rollout is 8 and the data has 7 problems; lower it or add"):
+        schedule(7, per_rollout=8, per_update=4)
+    assert schedule(8, per_rollout=8, per_update=4).problems(1)
+
+
+def test_processes_that_do_not_divide_an_update():
+    with pytest.raises(ScheduleError, match=r"problems_per_update \(4\) must be a multiple of the 3 processes"):
+        schedule(64, per_rollout=8, per_update=4, world=3)
