@@ -213,8 +213,8 @@ class ObjectiveSection(Section):
     correction: Literal["none", "truncate", "mask"] = "none"
     """Weight of a cross-variant token, whose behaviour policy was another variant's: 1 (paper); its importance ratio
     truncated at `correction_cap`; or 1, and 0 where the ratio is outside [1/correction_cap, correction_cap]."""
-    correction_cap: Positive = 1.0
-    """Cap of the correction. `mask` needs a cap above 1."""
+    correction_cap: Annotated[float, Field(ge=1.0)] = 1.0
+    """Cap of the correction, at least 1, so that own-variant tokens keep their weight. `mask` needs a cap above 1."""
 
     @model_validator(mode="after")
     def _bounds(self) -> ObjectiveSection:

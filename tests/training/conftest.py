@@ -1,6 +1,7 @@
 """A small, real run: the shipped model and data, few problems and steps."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,8 +61,14 @@ def finish(environment):
     """Runs a command to its end and returns it; fails with its output."""
 
     def run(words, code=0):
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400, check=False)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        with subprocess.Popen(words, env=environment, **pipes) as process:
+            try:
+                output, errors = process.communicate(timeout=400)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # a launcher's workers too
+                raise
+        assert process.returncode == code, output + errors
+        return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
     return run
