@@ -64,15 +64,6 @@ CHAT_TEMPLATE = (
 )
 ROTATIONS = ("rotate_90_cw", "rotate_90_ccw", "rotate_180")
 NOISES = ("noise_10", "noise_25", "noise_50")
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-DEMO_TRANSFORMS = ("rotate_90_cw", "rotate_90_ccw", "rotate_180", "noise_10", "noise_25", "noise_50")
 TEMPLATE = "{problem} Think, then box the answer."
 PIXELS = 56 * 112
 BATCH = 64

@@ -15,6 +15,8 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,6 +225,7 @@ def _settle(recipe: Recipe, trainer: ShareGRPOTrainer) -> None:
     best = state.best_model_checkpoint if recipe.train.load_best_model_at_end else None
     if best is not None and state.best_global_step != state.global_step:
         load_adapter(trainer.policy, Path(best))
+        trainer.eval_split = "best"  # beside the last step's evaluation, not instead of it
     elif trainer.evaluator is None or trainer.from_main(lambda: _is_evaluated(trainer)):
         return
     trainer.evaluate()
@@ -249,7 +252,7 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
         discard_later_checkpoints(run_dir / "checkpoints", state["global_step"])
     keep = done if checkpoint is not None else -1
     trainer.metrics_log.truncate_after(keep)
-    for split in ("train", "eval"):
+    for split in ("train", "eval", "best"):
         trainer.store.discard_after(split, keep)
     return done
 
@@ -308,10 +311,18 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
         f"metrics   {run_dir / METRICS_FILE}\n"
         f"rollouts  {run_dir / 'rollouts'} (read with sharevl_lite.store.read)\n"
         f"summary   {run_dir / SUMMARY_FILE}\n"
-        f"next      sharevl-lite eval {run_dir} --data DATA --samples 4",
+        f"next      {_command()} eval {run_dir} --samples 16    more samples, or --data for other problems\n"
+        f"          peft.PeftModel.from_pretrained(model, {str(run_dir / ADAPTER_DIR)!r})    use the adapter",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _command() -> str:
+    """The command as it can be typed here: by name if it is on the path, else where it was installed."""
+    if shutil.which("sharevl-lite"):
+        return "sharevl-lite"
+    return os.path.relpath(Path(sys.executable).with_name("sharevl-lite"))
 
 
 def _drop_printer(trainer: ShareGRPOTrainer) -> None:

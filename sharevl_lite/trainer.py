@@ -96,6 +96,8 @@ class ShareGRPOTrainer(Trainer):
     """
 
     uploads: AdapterUploads | None = None
+    eval_split = "eval"
+    """Split of the store that evaluations are written to."""
 
     def __init__(
         self,
@@ -241,7 +243,7 @@ class ShareGRPOTrainer(Trainer):
         self.collector.trainer_state = self.state
         evaluation = self.evaluator.evaluate(step)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.record.items()}
-        self._store_rows(metric_key_prefix, evaluation.rollout)
+        self._store_rows(self.eval_split, evaluation.rollout)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -113,6 +113,7 @@ def test_the_best_checkpoint_is_kept_and_loaded_at_the_end(trained, limit):
     after = evaluations_of(run)[-1]
     assert len(evaluations_of(run)) == 6
     assert after["eval_accuracy"] == best["eval_accuracy"]
+    assert store.read(run, "best").num_rows == store.read(run, "eval", steps=[4]).num_rows, "beside the last step's"
     assert after["eval_response_length"] == best["eval_response_length"]
 
 
