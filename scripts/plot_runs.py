@@ -16,7 +16,7 @@ import numpy as np
 
 from sharevl_lite import metrics_log
 
-PANELS = (("accuracy", "accuracy of sampled answers"), ("vanished", "variant groups and problems without signal"))
+TITLES = ("mean reward", "accuracy of sampled answers", "variant groups and problems without signal")
 COLOURS = ("#0b6e99", "#d9730d", "#6b6f76")
 
 
@@ -35,23 +35,25 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("groups", nargs="+", metavar="LABEL=PATTERN")
     args = parser.parse_args()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     for colour, group in zip(COLOURS, args.groups, strict=False):
         label, _, pattern = group.partition("=")
-        accuracy = series(pattern, "accuracy")
-        steps = np.arange(1, accuracy.shape[1] + 1)
-        left.plot(steps, accuracy.T, color=colour, alpha=0.25, linewidth=0.8)
-        left.plot(steps, accuracy.mean(0), color=colour, linewidth=2, label=f"{label} ({len(accuracy)} seeds)")
+        for axes, name in zip(panels, ("reward", "accuracy"), strict=False):
+            values = series(pattern, name)
+            steps = np.arange(1, values.shape[1] + 1)
+            axes.plot(steps, values.T, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, values.mean(0), color=colour, linewidth=2, label=f"{label} ({len(values)} seeds)")
         for level, style in (("local", "--"), ("global", "-")):
             vanished = series(pattern, f"vanished_{level}").mean(0)
-            right.plot(steps, vanished, color=colour, linestyle=style, label=f"{label}, {level}")
-    for axes, (_, title) in zip((left, right), PANELS, strict=True):
+            panels[2].plot(steps, vanished, color=colour, linestyle=style, label=f"{label}, {level}")
+    for axes, title in zip(panels, TITLES, strict=True):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.set_ylim(0, 1)
-        axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    for axes in panels[1:]:
+        axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.output, dpi=120)
 
