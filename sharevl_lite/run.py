@@ -17,11 +17,13 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from transformers import TrainerCallback
 
 from sharevl_lite import metrics_log
 from sharevl_lite.atomic import publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
@@ -63,12 +65,19 @@ class RunResult:
     summary: dict[str, Any] | None
 
 
-def train(recipe: Recipe, *, resume: str | Path | None = None, console: Console | None = None) -> RunResult:
+def train(
+    recipe: Recipe,
+    *,
+    resume: str | Path | None = None,
+    console: Console | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> RunResult:
     """Trains by the recipe and returns what came out.
 
     `resume`: "auto" for the run's newest checkpoint (or its beginning, when there is none), or a checkpoint's folder.
-    A finished run is not trained again. Raises RunError when the run exists and `resume` is not given, or was started
-    by another recipe; and the errors of the recipe's data, model and rewards.
+    `callbacks` are transformers' trainer callbacks; one of its steps is an update. A finished run is not trained again.
+    Raises RunError when the run exists and `resume` is not given, or was started by another recipe; and the errors of
+    the recipe's data, model and rewards.
     """
     console = console or Console(quiet=os.environ.get("RANK", "0") != "0")
     run_dir = recipe.run_dir
@@ -82,6 +91,8 @@ def train(recipe: Recipe, *, resume: str | Path | None = None, console: Console 
         return RunResult(run_dir, summary)
     with _scorer(recipe) as scorer:
         trainer, display = _assemble(recipe, scorer, console)
+        for callback in callbacks:
+            trainer.add_callback(callback)
         return _train(recipe, trainer, display, checkpoint, console)
 
 

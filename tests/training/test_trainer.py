@@ -6,6 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from sharevl_lite import metrics_log, store, train
 from sharevl_lite.run import RunError
@@ -44,6 +45,13 @@ LOGGED = {
 }
 
 
+class UpdateCounter(TrainerCallback):
+    updates = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.updates += 1
+
+
 @pytest.fixture
 def quiet():
     return Console(quiet=True)
@@ -52,7 +60,10 @@ def quiet():
 @pytest.fixture
 def one_run(small_recipe, quiet):
     recipe = small_recipe(**{"train.epochs_per_rollout": 2, "objective.beta": 0.01})
-    return recipe, train(recipe, console=quiet)
+    counter = UpdateCounter()
+    result = train(recipe, console=quiet, callbacks=[counter])
+    assert counter.updates == 4 * recipe.train.updates_per_rollout, "a user's callback is called at every update"
+    return recipe, result
 
 
 @pytest.mark.slow
