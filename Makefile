@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 CODE := sharevl_lite kernels tests scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types imports format clean
+.PHONY: help install demo test test-gpu bench lint types imports format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,15 @@ demo: install ## Train on digits with the CPU (goes on where an interrupted demo
 
 test: lint types imports ## Lint, types, import contracts and tests
 	$(BIN)/pytest -n 2
+
+test-gpu: install ## The tests that need a CUDA device
+	$(BIN)/pytest -m gpu
+
+bench: install ## Measure the kernels and packed updates on a CUDA device; tables and CSVs in bench-results/
+	$(BIN)/python kernels/benchmarks/resources.py
+	$(BIN)/python kernels/benchmarks/bench_grouped_logprob.py
+	$(BIN)/python kernels/benchmarks/bench_packed_update.py
+	$(BIN)/python kernels/benchmarks/bench_hierarchical_advantage.py
 
 lint: install ## Check formatting and lint
 	$(BIN)/ruff format --check $(CODE)

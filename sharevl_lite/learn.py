@@ -123,13 +123,13 @@ class Learner:
     def score(self, plan: UpdatePlan) -> None:
         """Fills in old (and, with a KL term, reference) log-probs and entropies of the plan's pairs."""
         for row in (*plan.active_rows, *plan.idle_rows):
-            logprobs_S, entropies_S = self.policy(row, self.images)
-            self._scatter(row, logprobs_S, self.scores.old)
-            self._scatter(row, entropies_S, self.scores.entropy)
+            scores = self.policy(row, self.images, entropy=True)
+            self._scatter(row, scores.logprobs_S, self.scores.old)
+            self._scatter(row, scores.entropies_S, self.scores.entropy)
         if self.recipe.objective.beta > 0.0:
             with self.policy.reference():
                 for row in plan.active_rows:
-                    self._scatter(row, self.policy(row, self.images)[0], self.scores.reference)
+                    self._scatter(row, self.policy(row, self.images).logprobs_S, self.scores.reference)
 
     def losses(self, model: nn.Module, plan: UpdatePlan, count: int, tokens: int) -> Iterator[RowLoss]:
         """The update's loss, row by row; summed over all rows of all processes it is the loss of the update.
@@ -140,7 +140,7 @@ class Learner:
         # A process with nothing to train still takes part in the gradient's reduction, with a row at weight 0.
         rows = plan.active_rows or plan.idle_rows[:1]
         for row in rows:
-            logprobs_S, _ = model(row, self.images)
+            logprobs_S = model(row, self.images).logprobs_S
             facts = self._row_loss(row, logprobs_S, plan, count, tokens)
             yield RowLoss(facts.loss, facts, row)
 

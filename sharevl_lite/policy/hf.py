@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from sharevl_lite.config import ModelSection
+from sharevl_lite.policy.attention import check_full_attention
 from sharevl_lite.policy.packed import PackedPolicy
 
 BUILTIN_PREFIX = "builtin:"
@@ -64,6 +65,7 @@ def load_base(section: ModelSection, device: torch.device) -> tuple[Any, Any]:
             raise PolicyError(
                 f"model.path: {section.path!r} is a {config.model_type!r} model; supported are {', '.join(SUPPORTED)}"
             )
+        _check_attention(section.path, config)
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=_dtype(section.dtype, device), attn_implementation="sdpa"
         )
@@ -136,6 +138,13 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         chosen: torch.dtype = getattr(torch, name)
         return chosen
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def _check_attention(path: str, config: Any) -> None:
+    try:
+        check_full_attention(config)
+    except ValueError as error:
+        raise PolicyError(f"model.path: {path!r}: {error}") from error
 
 
 def _bound_pixels(processor: Any, section: ModelSection) -> None:

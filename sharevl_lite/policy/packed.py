@@ -12,13 +12,14 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from sharevl_kernels.grouped_logprob import grouped_logprob
 from torch import Tensor, nn
 
+from sharevl_lite.policy.attention import packed_arguments, use_prefix_attention
 from sharevl_lite.policy.prompts import ImagePixels
 from sharevl_lite.share.packing import PackedRow
 
@@ -38,6 +39,13 @@ class ImageFeatures:
         return sum(t.numel() * t.element_size() for t in (self.embeds_LH, *self.deepstack))
 
 
+class TokenScores(NamedTuple):
+    """Of the S scored tokens of a row: log-probs, and entropies where asked for (nats, detached)."""
+
+    logprobs_S: Float[Tensor, "S"]
+    entropies_S: Float[Tensor, "S"] | None
+
+
 class PackedPolicy(nn.Module):
     """A vision-language model with adapters that scores packed rows.
 
@@ -52,6 +60,7 @@ class PackedPolicy(nn.Module):
         self.model = model
         self.processor = processor
         self.temperature = temperature
+        use_prefix_attention(self.base)
         self._features: OrderedDict[str, ImageFeatures] = OrderedDict()
         # Asked once, because adapters that are switched off for a reference pass ask for no gradient either.
         self._vision_trains = any(p.requires_grad for p in self.base.model.visual.parameters())
@@ -84,10 +93,8 @@ class PackedPolicy(nn.Module):
         with self.model.disable_adapter():
             yield
 
-    def forward(
-        self, row: PackedRow, images: Mapping[str, ImagePixels]
-    ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
-        """Log-probs and entropies (nats, entropies detached) of the row's S scored tokens.
+    def forward(self, row: PackedRow, images: Mapping[str, ImagePixels], *, entropy: bool = False) -> TokenScores:
+        """Log-probs, and with `entropy` entropies, of the row's scored tokens.
 
         Raises ValueError for a vision token in a response and where the row's placeholders and its images disagree.
         """
@@ -97,13 +104,15 @@ class PackedPolicy(nn.Module):
         with self.autocast():
             features = {key: self._image_features(key, images) for key in dict.fromkeys(row.image_keys)}
             hidden_TH = self._hidden(row, [features[key] for key in row.image_keys])
-            return grouped_logprob(
+            scores = grouped_logprob(
                 hidden_TH,
                 self.base.get_output_embeddings().weight,
                 row.targets_S.to(device),
                 rows_T=row.rows_S.to(device),
                 temperature=self.temperature,
+                return_entropy=entropy,
             )
+        return TokenScores(scores.logprobs_T, scores.entropies_T)
 
     def _hidden(self, row: PackedRow, features: list[ImageFeatures]) -> Float[Tensor, "T H"]:
         device = self.device
@@ -131,8 +140,8 @@ class PackedPolicy(nn.Module):
         return self.base.model.language_model(
             inputs_embeds=embeds_TH[None],
             position_ids=row.positions_3T[:, None].to(device),
-            attention_mask=row.prefix_mask(device),
             use_cache=False,
+            **packed_arguments(row.layout(device)),
             **extra,
         ).last_hidden_state[0]
 

@@ -1,6 +1,7 @@
 """The algorithm: pure functions on tensors, without a trainer, files or models."""
 
-from sharevl_lite.share.advantage import Advantages, hierarchical_advantage
+from sharevl_kernels.hierarchical_advantage import Advantages, hierarchical_advantage
+
 from sharevl_lite.share.objective import (
     Clipping,
     PolicyLoss,

@@ -7,7 +7,7 @@ position plus one on all three axes of the multimodal rotary embedding. The last
 of every response behind it, so hidden states are gathered by index before the head; the last token of a response
 predicts nothing and is not part of the row. Tokens fall from Σ (P + R) per pair to P + Σ (R - 1) per group.
 
-The row says which of its tokens see which (`prefix_mask` for a dense SDPA mask). Nothing here knows about models.
+The row says which of its tokens see which (`layout`). Nothing here knows about models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
+from sharevl_kernels.prefix_attention import PrefixLayout
 from torch import Tensor
 
 
@@ -57,18 +58,9 @@ class PackedRow:
     pairs: tuple[int, ...]
     image_keys: tuple[str, ...]
 
-    def prefix_mask(self, device: torch.device | None = None) -> Bool[Tensor, "1 1 T T"]:
-        """True where a query token (first T) may see a key token: earlier, same group, own response or the prefix.
-
-        Made on `device` (None: where the row is); T² bytes, and a few times that while it is made.
-        """
-        group_T, segment_T = self.group_T.to(device), self.segment_T.to(device)
-        places_T = torch.arange(group_T.numel(), device=group_T.device)
-        earlier_TT = places_T[:, None] >= places_T[None, :]
-        same_group_TT = group_T[:, None] == group_T[None, :]
-        own_TT = segment_T[:, None] == segment_T[None, :]
-        prefix_1T = (segment_T == 0)[None, :]
-        return (earlier_TT & same_group_TT & (own_TT | prefix_1T))[None, None]
+    def layout(self, device: torch.device) -> PrefixLayout:
+        """Which of its tokens see which, for attention on `device`."""
+        return PrefixLayout(self.group_T, self.segment_T, device)
 
 
 def plan_rows(groups: Sequence[SegmentGroup], token_budget: int) -> list[list[SegmentGroup]]:

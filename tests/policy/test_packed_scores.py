@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from sharevl_kernels.prefix_attention import prefix_attention
 from tiny_models import FAMILIES, encoder, picture, tiny_model, tiny_policy
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
@@ -105,7 +106,7 @@ def packed_scores(policy, case, budget, images=None):
     scores = {}
     for groups in plan_rows(case.groups(), budget):
         row = pack_row(groups)
-        logprobs_S, _ = policy(row, case.images if images is None else images)
+        logprobs_S = policy(row, case.images if images is None else images).logprobs_S
         scores.update(zip(row.pairs, logprobs_S.split(row.cu_seqlens_B1.diff().tolist()), strict=True))
     return [scores[number] for number in range(len(case.pairs))]
 
@@ -153,6 +154,25 @@ def test_packed_rows_score_and_learn_like_separate_rows(family, checkpointing, b
     else:
         assert len(rows) == 1
     assert_equal_to_separate_rows(policy, case, budget)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_gathered_keys_score_and_learn_like_separate_rows(family, checkpointing, monkeypatch):
+    """The form for GPUs, sequence by sequence on gathered keys, with torch ops in FlashAttention's place."""
+    calls = []
+
+    def gathered(*args, **kwargs):
+        calls.append(args[3])
+        return prefix_attention(*args, backend="varlen", **kwargs)
+
+    monkeypatch.setattr("sharevl_lite.policy.attention.prefix_attention", gathered)
+    policy = tiny_policy(family, dtype=torch.float64, temperature=TEMPERATURE, checkpointing=checkpointing).train()
+    assert_equal_to_separate_rows(policy, make_case(policy), budget=SPLITTING)
+    layouts = {id(layout) for layout in calls}
+    # Every layer of a row has the row's layout, and layers that are computed again have it too.
+    assert len(calls) == len(layouts) * policy.config.text_config.num_hidden_layers * (1 + checkpointing)
 
 
 @pytest.mark.usefixtures("exact")
@@ -335,8 +355,8 @@ def test_a_row_has_the_same_bits_with_and_without_gradients(family, dtype, check
     row = pack_row(make_case(policy).groups())
     images = make_case(policy).images
     with torch.no_grad():
-        plain = policy(row, images)
-    trained = policy(row, images)
+        plain = policy(row, images, entropy=True)
+    trained = policy(row, images, entropy=True)
     assert plain[0].dtype == trained[0].dtype == torch.float32
     assert trained[0].requires_grad
     # Equal operations on equal shapes: the ratio of an unchanged policy is exactly 1.
@@ -351,7 +371,7 @@ def test_entropies_are_those_of_the_predicted_distributions(family):
     case = Case(case.prompts[2:3], case.responses[2:3])  # text only
     row = pack_row(case.groups())
     with torch.no_grad():
-        _, entropies_S = policy(row, {})
+        entropies_S = policy(row, {}, entropy=True).entropies_S
         expected = []
         for prompt, response in case.pairs:
             ids = torch.cat([prompt.prefix.ids_P, response])[None]

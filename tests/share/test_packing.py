@@ -121,7 +121,7 @@ def test_a_row_scores_each_response_after_its_own_prefix(groups):
     assert row.image_keys == tuple(key for g in groups for key in g.prefix.image_keys)
     assert row.cu_seqlens_B1[0] == 0
     assert row.cu_seqlens_B1[-1] == row.targets_S.numel() == row.rows_S.numel()
-    mask_TT = row.prefix_mask()[0, 0]
+    mask_TT = row.layout(torch.device("cpu")).mask[0, 0]
     for number, pair in enumerate(row.pairs):
         owned = slice(int(row.cu_seqlens_B1[number]), int(row.cu_seqlens_B1[number + 1]))
         prompt, response = expected[pair]
@@ -153,7 +153,7 @@ def test_the_mask_is_that_of_a_triple_loop(groups):
                     expected[query, key] = True
             start = end
         offset = start
-    mask = row.prefix_mask()
+    mask = row.layout(torch.device("cpu")).mask
     assert mask.shape == (1, 1, length, length)
     assert mask.dtype == torch.bool
     assert torch.equal(mask[0, 0], expected)

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sharevl_kernels.hierarchical_advantage.reference import reference_advantage
+
 
 @dataclass(frozen=True)
 class Advantages:
@@ -62,7 +64,7 @@ def hierarchical_advantage(
     """Global and local advantages of the rewards R_PMN (n responses under each of m variants of P problems).
 
     `mask_PMN` is True where a reward counts; a masked response has an advantage of 0 and any reward, NaN included.
-    Computed in float64, returned in the rewards' dtype.
+    Computed in float64, returned in the rewards' dtype; on a GPU one launch computes both levels.
 
     Raises ValueError for a wrong shape, a mask of another shape, or a reward that counts and is not finite.
     """
@@ -74,33 +76,12 @@ def hierarchical_advantage(
         raise ValueError(f"mask_PMN {tuple(mask_PMN.shape)} and rewards_PMN {tuple(rewards_PMN.shape)} differ in shape")
     if not bool(torch.isfinite(rewards_PMN[mask_PMN]).all()):
         raise ValueError("rewards_PMN holds a reward that is not finite; mask responses that could not be scored")
-    num_problems, num_variants, _ = rewards_PMN.shape
-    repeats = num_variants if std == "repeated" else 1
-    wide = rewards_PMN.double().masked_fill(~mask_PMN, 0.0)
-    global_PX, silent_P1 = _normalise(wide.flatten(1), mask_PMN.flatten(1), eps, repeats)
-    local_PMN, silent_PM1 = _normalise(wide, mask_PMN, eps, repeats=1)
-    return Advantages(
-        global_PMN=global_PX.view_as(rewards_PMN).to(rewards_PMN.dtype),
-        local_PMN=local_PMN.to(rewards_PMN.dtype),
-        silent_PM=silent_PM1.squeeze(-1),
-        silent_P=silent_P1.view(num_problems),
-    )
+    repeats = rewards_PMN.shape[1] if std == "repeated" else 1
+    if rewards_PMN.is_cuda:
+        from sharevl_kernels.hierarchical_advantage.kernel import launch_advantage
 
-
-def _normalise(
-    rewards_GX: Float[Tensor, "*G X"], mask_GX: Bool[Tensor, "*G X"], eps: float, repeats: int
-) -> tuple[Float[Tensor, "*G X"], Bool[Tensor, "*G 1"]]:
-    """(R - mean) / (std + eps) over the last axis, and which groups have no variance (there it is 0)."""
-    infinity = torch.inf
-    highest_G1 = rewards_GX.masked_fill(~mask_GX, -infinity).amax(-1, keepdim=True)
-    lowest_G1 = rewards_GX.masked_fill(~mask_GX, infinity).amin(-1, keepdim=True)
-    silent_G1 = ~(highest_G1 > lowest_G1)
-    count_G1 = mask_GX.sum(-1, keepdim=True).clamp(min=1)
-    # From the lowest reward, because the rounded mean of large rewards can miss all of a small spread.
-    above_GX = (rewards_GX - lowest_G1).masked_fill(~mask_GX, 0.0)
-    mean_G1 = above_GX.sum(-1, keepdim=True) / count_G1
-    centred_GX = (above_GX - mean_G1) * mask_GX
-    squares_G1 = centred_GX.square().sum(-1, keepdim=True) * repeats
-    deviation_G1 = (squares_G1 / (count_G1 * repeats - 1).clamp(min=1)).sqrt()
-    advantages_GX = centred_GX / (deviation_G1 + eps)
-    return advantages_GX.masked_fill(silent_G1, 0.0), silent_G1
+        found = launch_advantage(rewards_PMN, mask_PMN, eps, repeats)
+    else:
+        found = reference_advantage(rewards_PMN, mask_PMN, eps, repeats)
+    dtype = rewards_PMN.dtype
+    return Advantages(found.global_PMN.to(dtype), found.local_PMN.to(dtype), found.silent_PM, found.silent_P)

@@ -1,0 +1,114 @@
+"""The benchmark scripts, on a CPU: what they check, print and write. Its times say nothing and are not looked at."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[2] / "kernels" / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The log-prob benchmark as a module; it finds its neighbours as a script does."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import bench_grouped_logprob
+
+    return bench_grouped_logprob
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run_script(name, *options):
+    command = [sys.executable, str(FOLDER / name), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("name", ["grouped_logprob", "packed_update", "hierarchical_advantage"])
+def test_without_a_gpu_it_says_what_it_needs(name):
+    done = run_script(f"bench_{name}.py")
+    assert done.returncode == 2
+    assert "needs a CUDA device" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_wrong_peer_has_no_time_and_a_missing_one_is_no_failure(bench, tmp_path, monkeypatch, capsys):
+    def absent():
+        raise ImportError("no such package")
+
+    def half_a_nat_off():
+        return lambda hidden_TH, weight_VH, targets_T: (
+            bench.PEERS_BEFORE[0].load()(hidden_TH, weight_VH, targets_T) + 0.5
+        )
+
+    def broken():
+        def fail(*_):
+            raise RuntimeError("out of order")
+
+        return fail
+
+    monkeypatch.setattr(bench, "PEERS_BEFORE", bench.PEERS, raising=False)
+    peers = (bench.PEERS[0], bench.Peer("wrong", "", half_a_nat_off), bench.Peer("absent", "no-such", absent))
+    monkeypatch.setattr(bench, "PEERS", (*peers, bench.Peer("broken", "", broken)))
+    monkeypatch.setattr(sys, "argv", ["bench", "--device", "cpu", "--out", str(tmp_path), "--repeats", "1"])
+    assert bench.main() == 0
+    rows = {row["what"]: row for row in read(tmp_path / "grouped_logprob.csv")}
+    for what in ("sharevl grouped_logprob", "torch", "products alone"):
+        for kind in ("no grad", "forward + backward"):
+            assert rows[f"{what}, {kind}"]["status"] == "ok"
+            assert float(rows[f"{what}, {kind}"]["ms"]) > 0
+    for kind in ("no grad", "forward + backward"):
+        wrong = rows[f"wrong, {kind}"]
+        assert wrong["status"].startswith("RED: log-probs off by 5.0e-01")
+        assert wrong["ms"] == wrong["ratio"] == ""
+    assert rows["absent"]["status"] == "not installed (no such package)"
+    assert rows["broken"]["status"] == "failed: out of order"
+    assert float(rows["sharevl grouped_logprob, forward + backward"]["logprob_error"]) < 5e-5
+    assert {row["torch"] for row in rows.values()} == {torch.__version__}
+    assert "RED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["log-probs", "gradient"])
+def test_our_own_row_is_red_when_it_is_wrong(bench, tmp_path, monkeypatch, damage):
+    right = bench.grouped_logprob
+
+    def wrong(hidden_TH, weight_VH, targets_T):
+        found = right(hidden_TH, weight_VH, targets_T)
+        moved = found.logprobs_T + 1e-3 if damage == "log-probs" else found.logprobs_T.detach() + 0 * found.logprobs_T
+        return found._replace(logprobs_T=moved)
+
+    monkeypatch.setattr(bench, "grouped_logprob", wrong)
+    monkeypatch.setattr(bench, "PEERS", bench.PEERS[:1])
+    monkeypatch.setattr(sys, "argv", ["bench", "--device", "cpu", "--out", str(tmp_path), "--repeats", "1"])
+    assert bench.main() == 1
+    ours = [row for row in read(tmp_path / "grouped_logprob.csv") if row["what"].startswith("sharevl")]
+    assert ours[1]["status"].startswith("RED")
+    assert ours[1]["ms"] == ""
+
+
+def test_a_packed_update_is_checked_and_measured(tmp_path):
+    options = ["--device", "cpu", "--out", str(tmp_path), "--repeats", "1", "--prompt", "40", "--response", "9"]
+    done = run_script("bench_packed_update.py", *options, "--token-budget", "90")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = read(tmp_path / "packed_update.csv")
+    assert [row["what"] for row in rows] == ["rows, batches of 4", "packed", "policy loss alone"]
+    assert {row["status"] for row in rows} == {"ok"}
+    assert float(rows[1]["logprob_error"]) < 1e-4
+    assert 0 < float(rows[1]["gradient_error"]) < 1e-4
+    assert "of the packed update" in rows[2]["note"]
+
+
+def test_advantages_are_checked_and_measured(tmp_path):
+    done = run_script("bench_hierarchical_advantage.py", "--device", "cpu", "--out", str(tmp_path), "--repeats", "2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = read(tmp_path / "hierarchical_advantage.csv")
+    assert len(rows) == 6
+    assert {row["status"] for row in rows} == {"ok"}

@@ -1,0 +1,79 @@
+"""`sharevl_prefix` in a model: set for good, read only by packed rows, refused where it would be wrong."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from sharevl_kernels.prefix_attention import PrefixLayout
+from tiny_models import FAMILIES, tiny_model, tiny_policy
+
+from sharevl_lite.cli import main
+from sharevl_lite.policy.attention import NAME, attend, use_prefix_attention
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_layers_have_it_and_the_vision_tower_keeps_its_own(family):
+    model = tiny_model(family)
+    before = model.config.vision_config._attn_implementation
+    use_prefix_attention(model)
+    assert model.model.language_model.config._attn_implementation == NAME
+    assert model.model.visual.config._attn_implementation == before != NAME
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_ordinary_pass_is_what_it_was(family):
+    """Left-padded rows, as sampling has them: bit for bit the masks and the attention of `sdpa`."""
+    model = tiny_model(family)
+    ids = torch.randint(5, 200, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    with torch.no_grad():
+        before = model(input_ids=ids, attention_mask=mask).logits
+        sampled = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+        use_prefix_attention(model)
+        after = model(input_ids=ids, attention_mask=mask).logits
+        again = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    assert torch.equal(before, after)
+    assert torch.equal(sampled, again)
+
+
+def test_sliding_windows_are_refused_before_anything_is_scored():
+    model = tiny_model("qwen2_5_vl")
+    model.config.text_config.layer_types = ["full_attention", "sliding_attention", "full_attention"]
+    with pytest.raises(ValueError, match="this model has full_attention, sliding_attention"):
+        use_prefix_attention(model)
+
+
+def test_the_command_says_so_before_it_loads_weights(tmp_path, capsys):
+    config = tiny_model("qwen2_5_vl").config
+    config.text_config.layer_types = ["sliding_attention"] * 3
+    config.save_pretrained(tmp_path)
+    recipe = Path(__file__).parents[2] / "configs" / "digits_cpu.yaml"
+    assert main(["train", str(recipe), "--model.path", str(tmp_path), "--output-dir", str(tmp_path / "runs")]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "model.path" in message
+    assert "needs full attention without dropout in every text layer; this model has sliding_attention" in message
+
+
+def test_linear_attention_is_refused():
+    model = tiny_model("qwen3_vl")
+    model.config.text_config.layer_types = ["linear_attention"] * 3
+    with pytest.raises(ValueError, match="this model has linear_attention"):
+        use_prefix_attention(model)
+
+
+def test_attention_dropout_is_refused():
+    model = tiny_model("qwen2_5_vl")
+    model.config.text_config.attention_dropout = 0.1
+    with pytest.raises(ValueError, match=r"attention_dropout 0\.1"):
+        use_prefix_attention(model)
+
+
+@pytest.mark.parametrize("wrong", [{"dropout": 0.1}, {"sliding_window": 16}])
+def test_a_packed_row_is_never_attended_otherwise(wrong):
+    policy = tiny_policy("qwen2_5_vl")
+    layer = policy.base.model.language_model.layers[0].self_attn
+    layout = PrefixLayout(torch.zeros(4, dtype=torch.long), torch.tensor([0, 0, 1, 1]), torch.device("cpu"))
+    query, key = torch.randn(1, 4, 4, 8), torch.randn(1, 2, 4, 8)
+    with pytest.raises(ValueError, match="one row, scored with full attention"):
+        attend(layer, query, key, key, None, prefix_layout=layout, **wrong)
