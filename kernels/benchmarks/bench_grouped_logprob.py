@@ -125,7 +125,7 @@ def rows_of(
 ) -> Iterator[Row]:
     """Both passes of one peer; a pass that fails its check has no time."""
     device, version = case.hidden_TH.device, version_of(peer)
-    limit = LOGPROB_LIMIT["ours" if peer is OURS else "peer"]
+    limit = LOGPROB_LIMIT["ours" if peer.package == OURS.package else "peer"]
     try:
         call = peer.load()
         for kind, timed, errors in _passes(peer, call, case):
@@ -172,7 +172,9 @@ def _verdict(logp: float | None, gradient: float | None, logprob_limit: float, g
 
 
 def _goal(peer: Peer, kind: str, case: Case, ratio: float) -> str:
-    goal = TARGETS.get((kind, *case.hidden_TH.shape)) if peer is OURS and case.weight_VH.is_cuda else None
+    goal = (
+        TARGETS.get((kind, *case.hidden_TH.shape)) if peer.package == OURS.package and case.weight_VH.is_cuda else None
+    )
     return "" if goal is None else f"goal {goal:.2f}: {'reached' if ratio <= goal else 'MISSED'}"
 
 

@@ -3,8 +3,8 @@
     python kernels/benchmarks/bench_packed_update.py [--prompt 1100 --response 300 --variants 2 --responses 6]
 
 A random model in the shape of Qwen2.5-VL-3B's text model with rank-32 LoRA on every linear layer, bfloat16 with
-float32 adapters, gradient checkpointing. The update is forward + backward of the policy loss over all m·m·n pairs. The yardstick
-is the ordinary way: rows of [prompt | response] in batches of four, causal scaled-dot-product attention
+float32 adapters, gradient checkpointing. The update is forward + backward of the policy loss over all m·m·n pairs. The
+yardstick is the ordinary way: rows of [prompt | response] in batches of four, causal scaled-dot-product attention
 (FlashAttention), with the same head and the same loss. Prompts are text, so that the vision tower's pass, which packing
 does once per image and rows do m·n times, is on neither side.
 
