@@ -86,18 +86,21 @@ def make_case(policy, seed=0):
 def separate_scores(policy, case):
     """Log-probs of each pair's response: its row alone, through the ordinary forward pass."""
     scores = []
+    weight = policy.model.get_input_embeddings().weight
     for prompt, response in case.pairs:
-        ids = torch.cat([prompt.prefix.ids_P, response])
+        ids = torch.cat([prompt.prefix.ids_P, response]).to(weight.device)
         inputs = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
         if prompt.images:
             images = [prompt.images[key] for key in prompt.prefix.image_keys]
             inputs |= {
-                "pixel_values": torch.cat([image.patches_LD for image in images]),
-                "image_grid_thw": torch.stack([image.grid_3 for image in images]),
-                "mm_token_type_ids": torch.cat([prompt.token_types_P, torch.zeros_like(response)])[None],
+                "pixel_values": torch.cat([image.patches_LD for image in images]).to(ids.device),
+                "image_grid_thw": torch.stack([image.grid_3 for image in images]).to(ids.device),
+                "mm_token_type_ids": torch.cat([prompt.token_types_P, torch.zeros_like(response)])[None].to(ids.device),
             }
-        logits = policy.model(**inputs, use_cache=False).logits[0, -len(response) - 1 : -1] / policy.temperature
-        scores.append(logits.log_softmax(-1).gather(1, response[:, None])[:, 0])
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
+            logits = policy.model(**inputs, use_cache=False).logits[0, -len(response) - 1 : -1]
+        all_scores = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / policy.temperature).log_softmax(-1)
+        scores.append(all_scores.gather(1, response[:, None].to(ids.device))[:, 0])
     return scores
 
 
@@ -114,7 +117,7 @@ def packed_scores(policy, case, budget, images=None):
 def gradients(policy, scores, seed=1):
     """Gradients of the adapter for a random weighted sum of all log-probs, by name."""
     draw = torch.Generator().manual_seed(seed)
-    total = sum((torch.randn(len(s), generator=draw, dtype=torch.float64) * s).sum() for s in scores)
+    total = sum((torch.randn(len(s), generator=draw, dtype=torch.float64).to(s.device) * s).sum() for s in scores)
     policy.zero_grad()
     total.backward()
     return {name: p.grad.clone() for name, p in policy.named_parameters() if p.requires_grad}
@@ -293,6 +296,36 @@ def test_kept_features_stay_within_their_bound(monkeypatch):
         policy._features.clear()
         assert torch.equal(torch.cat(packed_scores(policy, case, SPLITTING)), expected)
     assert len(policy._features) == 1
+
+
+# ---------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_half_precision_on_a_gpu_is_as_close_to_float64_as_separate_rows_are(family, checkpointing):
+    """FlashAttention on gathered keys and Triton's head: scores and adapter gradients against float64."""
+    exact = tiny_policy(family, dtype=torch.bfloat16, temperature=TEMPERATURE).double()  # its very weights
+    case = make_case(exact)
+    truth = separate_scores(exact, case)
+    slopes = gradients(exact, truth)
+    policy = tiny_policy(family, dtype=torch.bfloat16, temperature=TEMPERATURE, checkpointing=checkpointing)
+    policy = policy.to("cuda").train()
+    errors = {}
+    for name, scores in (
+        ("packed", packed_scores(policy, case, SPLITTING)),
+        ("separate", separate_scores(policy, case)),
+    ):
+        found = gradients(policy, scores)
+        errors[name] = (
+            (torch.cat(scores).detach().double().cpu() - torch.cat(truth).detach()).square().mean().sqrt().item(),
+            sum((found[key].double().cpu() - slopes[key]).square().sum() for key in slopes).sqrt().item(),
+        )
+    # Root mean squares of two draws of the same roundings: a quarter apart by chance.
+    assert errors["packed"][0] <= 1.25 * errors["separate"][0]
+    assert errors["packed"][1] <= 1.25 * errors["separate"][1]
 
 
 # ---------------------------------------------------------------- reference, errors, bits
