@@ -33,7 +33,7 @@ rows = st.lists(st.tuples(st.integers(1, 5), st.lists(st.integers(0, 4), max_siz
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows, st.sampled_from([1, 2, 4]), st.sampled_from(["varlen", "mask"]))
+@given(rows, st.sampled_from([1, 2, 4]), st.sampled_from(["sequences", "mask"]))
 def test_every_token_attends_to_what_it_may_see(groups, shared, backend):
     group_T, segment_T = tokens(groups)
     query, key, value = inputs(group_T.numel(), shared=shared)
@@ -43,7 +43,7 @@ def test_every_token_attends_to_what_it_may_see(groups, shared, backend):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)  # float64, sums of at most 9 terms
 
 
-@pytest.mark.parametrize("backend", ["varlen", "mask"])
+@pytest.mark.parametrize("backend", ["sequences", "mask"])
 def test_gradients_of_prefix_keys_are_sums_over_the_responses(backend):
     group_T, segment_T = tokens([(4, [2, 3, 1]), (3, [2])])
     layout = PrefixLayout(group_T, segment_T, CPU)
@@ -55,11 +55,13 @@ def test_gradients_of_prefix_keys_are_sums_over_the_responses(backend):
 def test_the_sequences_are_the_prefixes_and_the_responses_that_have_inputs():
     group_T, segment_T = tokens([(3, [2, 0, 1]), (2, [])])
     sequences = PrefixLayout(group_T, segment_T, CPU).sequences
-    assert sequences.queries_N1.tolist() == [0, 3, 5, 6, 8]
-    assert sequences.keys_N1.tolist() == [0, 3, 8, 12, 14]
+    assert sequences.queries == (0, 3, 5, 6, 8)
+    assert sequences.keys == (0, 3, 8, 12, 14)
     assert sequences.gathered.index_G.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7]
-    assert (sequences.longest_queries, sequences.longest_keys) == (3, 5)
-    assert sequences.queries_N1.dtype == torch.int32
+    assert sequences.longest == (3, 5)
+    assert sequences.queries_N1.tolist() == list(sequences.queries)
+    assert sequences.keys_N1.tolist() == list(sequences.keys)
+    assert sequences.queries_N1.dtype == sequences.keys_N1.dtype == torch.int32  # what FlashAttention takes
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 
 def test_the_backend_follows_the_device():
-    assert choose_backend(CPU, torch.bfloat16, 128) == "mask"
+    assert choose_backend(CPU, torch.bfloat16, 128) == "sequences"
 
 
 # ---------------------------------------------------------------- on a GPU

@@ -162,13 +162,13 @@ def test_packed_rows_score_and_learn_like_separate_rows(family, checkpointing, b
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-def test_gathered_keys_score_and_learn_like_separate_rows(family, checkpointing, monkeypatch):
-    """The form for GPUs, sequence by sequence on gathered keys, with torch ops in FlashAttention's place."""
+def test_a_dense_mask_scores_and_learns_like_separate_rows(family, checkpointing, monkeypatch):
+    """The oracle of attention on gathered keys, which all other tests here run."""
     calls = []
 
     def gathered(*args, **kwargs):
         calls.append(args[3])
-        return prefix_attention(*args, backend="varlen", **kwargs)
+        return prefix_attention(*args, backend="mask", **kwargs)
 
     monkeypatch.setattr("sharevl_lite.policy.attention.prefix_attention", gathered)
     policy = tiny_policy(family, dtype=torch.float64, temperature=TEMPERATURE, checkpointing=checkpointing).train()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Int
@@ -23,15 +24,23 @@ from sharevl_kernels.index_sum import RowIndex, sort_index
 class Sequences:
     """The row as N sequences of queries, in row order, and of gathered keys.
 
-    Sequence i has the queries `queries_N1[i]:queries_N1[i + 1]` of the row and the keys
-    `keys_N1[i]:keys_N1[i + 1]` of the gathered ones; `gathered` says where those lie in the row.
+    Sequence i has the queries `queries[i]:queries[i + 1]` of the row and the keys `keys[i]:keys[i + 1]` of the
+    gathered ones; `gathered` says where those lie in the row. The tensors are the same bounds on the device, int32.
     """
 
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    gathered: RowIndex
     queries_N1: Int[Tensor, "N1"]
     keys_N1: Int[Tensor, "N1"]
-    longest_queries: int
-    longest_keys: int
-    gathered: RowIndex
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Most queries and most keys of a sequence."""
+        longest_queries, longest_keys = (
+            max(b - a for a, b in pairwise(bounds)) for bounds in (self.queries, self.keys)
+        )
+        return longest_queries, longest_keys
 
 
 class PrefixLayout:
@@ -60,7 +69,7 @@ class PrefixLayout:
 
     @cached_property
     def sequences(self) -> Sequences:
-        """The row as sequences; index tensors on the device, lengths known without asking it."""
+        """The row as sequences; index tensors on the device, bounds known without asking it."""
         queries, keys, places = [0], [0], []
         prefix = torch.arange(0)
         for start, end, is_prefix in self._runs:
@@ -71,15 +80,9 @@ class PrefixLayout:
             queries.append(end)
             keys.append(keys[-1] + seen.numel())
             places.append(seen)
-        queries_N1, keys_N1 = torch.tensor(queries), torch.tensor(keys)
-        gathered = sort_index(torch.cat(places), self.group_T.numel())
-        return Sequences(
-            queries_N1=queries_N1.to(self.device, torch.int32),
-            keys_N1=keys_N1.to(self.device, torch.int32),
-            longest_queries=int(queries_N1.diff().max()),
-            longest_keys=int(keys_N1.diff().max()),
-            gathered=gathered.to(self.device),
-        )
+        bounds = (torch.tensor(ends, dtype=torch.int32, device=self.device) for ends in (queries, keys))
+        gathered = sort_index(torch.cat(places), self.group_T.numel()).to(self.device)
+        return Sequences(tuple(queries), tuple(keys), gathered, *bounds)
 
 
 def _runs(group_T: Int[Tensor, "T"], segment_T: Int[Tensor, "T"]) -> list[tuple[int, int, bool]]:

@@ -1,17 +1,18 @@
-"""Attention of a packed row, by variable-length attention on gathered keys or by a dense mask.
+"""Attention of a packed row, over [prefix | own] keys gathered per response, or by a dense mask.
 
-`varlen` gathers [prefix | own] keys per response and makes one call of `torch.nn.attention.varlen.varlen_attn`
-(FlashAttention): work falls from T² to what is seen, and no mask exists. The gradient of a prefix key is a sum over all
+`varlen` is one call of `torch.nn.attention.varlen.varlen_attn` (FlashAttention) for all sequences of the row.
+`sequences` is one scaled-dot-product attention after another, for CPUs and for cards and dtypes that FlashAttention does
+not serve. For both, work falls from T² to what is seen and no T × T mask exists. The gradient of a prefix key is a sum over all
 responses behind it; `gather_rows` adds it up in float32 (an `index_add_` in bfloat16 would round it m·n times).
 
-`mask` is scaled-dot-product attention under the layout's T × T mask: right on any device, and the oracle of the tests;
-on a GPU it is for cards and dtypes that FlashAttention does not serve.
+`mask` is scaled-dot-product attention under the layout's T × T mask, the oracle of the tests.
 """
 
 from __future__ import annotations
 
 import inspect
 from functools import cache
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -20,16 +21,15 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sharevl_kernels.index_sum import gather_rows
-from sharevl_kernels.prefix_attention.layout import PrefixLayout
-from sharevl_kernels.prefix_attention.reference import torch_varlen_attention
+from sharevl_kernels.prefix_attention.layout import PrefixLayout, Sequences
 
-Backend = Literal["varlen", "mask"]
+Backend = Literal["varlen", "sequences", "mask"]
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> Backend:
     """`varlen` where FlashAttention runs: Ampere or later, half precision, heads up to 256 in steps of 8."""
     fits = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and head_dim <= 256 and head_dim % 8 == 0
-    return "varlen" if fits and torch.cuda.get_device_capability(device) >= (8, 0) else "mask"
+    return "varlen" if fits and torch.cuda.get_device_capability(device) >= (8, 0) else "sequences"
 
 
 def prefix_attention(
@@ -43,8 +43,8 @@ def prefix_attention(
 ) -> Float[Tensor, "T Q D"]:
     """Attention of the row's T tokens; Q query heads share K key heads (K divides Q). `scale`: None is 1/√D.
 
-    `backend`: None chooses by device, dtype and head size. `varlen` where FlashAttention does not run is plain torch,
-    sequence by sequence (for tests). Raises ValueError for shapes that do not fit the layout or each other.
+    `backend`: None chooses by device, dtype and head size. Raises ValueError for shapes that do not fit the layout or
+    each other.
     """
     heads, tokens, head_dim = query_QTD.shape
     if tokens != layout.group_T.numel() or key_KTD.shape[1] != tokens or value_KTD.shape[1] != tokens:
@@ -52,31 +52,62 @@ def prefix_attention(
     if heads % key_KTD.shape[0]:
         raise ValueError(f"{heads} query heads cannot share {key_KTD.shape[0]} key heads")
     scale = head_dim**-0.5 if scale is None else scale
-    best = choose_backend(query_QTD.device, query_QTD.dtype, head_dim)
-    if (backend or best) == "mask":
-        shared = heads // key_KTD.shape[0]
-        key_QTD, value_QTD = (x.repeat_interleave(shared, 0) for x in (key_KTD, value_KTD))
-        out_1QTD = scaled_dot_product_attention(
-            query_QTD[None], key_QTD[None], value_QTD[None], attn_mask=layout.mask, scale=scale
-        )
-        return out_1QTD[0].transpose(0, 1)
+    backend = backend or choose_backend(query_QTD.device, query_QTD.dtype, head_dim)
+    if backend == "mask":
+        key_QTD, value_QTD = (x.repeat_interleave(heads // x.shape[0], 0) for x in (key_KTD, value_KTD))
+        return _attend(query_QTD, key_QTD, value_QTD, scale, layout.mask[0]).transpose(0, 1)
     sequences = layout.sequences
-    query_TQD = query_QTD.transpose(0, 1)
     key_GKD, value_GKD = (gather_rows(x.transpose(0, 1), sequences.gathered) for x in (key_KTD, value_KTD))
-    if best == "mask":
-        return torch_varlen_attention(query_TQD, key_GKD, value_GKD, sequences.queries_N1, sequences.keys_N1, scale)
+    if backend == "sequences":
+        return _sequence_attention(query_QTD, key_GKD, value_GKD, sequences, scale)
+    return _varlen_attention(query_QTD.transpose(0, 1).contiguous(), key_GKD, value_GKD, sequences, scale)
+
+
+def _attend(
+    query_QTD: Tensor, key_QSD: Tensor, value_QSD: Tensor, scale: float, mask: Tensor | None = None
+) -> Float[Tensor, "Q T D"]:
+    """Causal where there is no mask."""
+    return scaled_dot_product_attention(
+        query_QTD[None], key_QSD[None], value_QSD[None], attn_mask=mask, is_causal=mask is None, scale=scale
+    )[0]
+
+
+def _sequence_attention(
+    query_QTD: Float[Tensor, "Q T D"],
+    key_GKD: Float[Tensor, "G K D"],
+    value_GKD: Float[Tensor, "G K D"],
+    sequences: Sequences,
+    scale: float,
+) -> Float[Tensor, "T Q D"]:
+    key_QGD, value_QGD = (
+        x.transpose(0, 1).repeat_interleave(query_QTD.shape[0] // x.shape[1], 0) for x in (key_GKD, value_GKD)
+    )
+    pieces = []
+    for (q0, q1), (k0, k1) in zip(pairwise(sequences.queries), pairwise(sequences.keys), strict=True):
+        before = (k1 - k0) - (q1 - q0)
+        mask = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool, device=query_QTD.device).tril(before) if before else None
+        pieces.append(_attend(query_QTD[:, q0:q1], key_QGD[:, k0:k1], value_QGD[:, k0:k1], scale, mask))
+    return torch.cat(pieces, dim=1).transpose(0, 1)
+
+
+def _varlen_attention(
+    query_TQD: Float[Tensor, "T Q D"],
+    key_GKD: Float[Tensor, "G K D"],
+    value_GKD: Float[Tensor, "G K D"],
+    sequences: Sequences,
+    scale: float,
+) -> Float[Tensor, "T Q D"]:
     from torch.nn.attention.varlen import varlen_attn
 
     out_TQD = varlen_attn(
-        query_TQD.contiguous(),
+        query_TQD,
         key_GKD,
         value_GKD,
         sequences.queries_N1,
         sequences.keys_N1,
-        sequences.longest_queries,
-        sequences.longest_keys,
+        *sequences.longest,
         scale=scale,
-        window_size=(-1, 0),
+        window_size=(-1, 0),  # causal, aligned to the last key
         **_grouped_heads(),
     )
     assert isinstance(out_TQD, Tensor)  # no log-sum-exp was asked for

@@ -1,4 +1,4 @@
-"""Packed attention from its definition, one token after another in float64; variable-length attention in torch ops."""
+"""Packed attention from its definition, one token after another in float64."""
 
 from __future__ import annotations
 
@@ -26,25 +26,3 @@ def reference_attention(
             scores = key_THD[seen, head // shared].double() @ query_THD[t, head].double() * scale
             out_THD[t, head] = scores.softmax(0) @ value_THD[seen, head // shared].double()
     return out_THD
-
-
-def torch_varlen_attention(
-    query_THD: Float[Tensor, "T Q D"],
-    key_GHD: Float[Tensor, "G K D"],
-    value_GHD: Float[Tensor, "G K D"],
-    queries_N1: Int[Tensor, "N1"],
-    keys_N1: Int[Tensor, "N1"],
-    scale: float,
-) -> Float[Tensor, "T Q D"]:
-    """One sequence after another, causal from the last key back: what `torch.nn.attention.varlen` does on a GPU."""
-    pieces = []
-    shared = query_THD.shape[1] // key_GHD.shape[1]
-    for q0, q1, k0, k1 in zip(
-        queries_N1[:-1].tolist(), queries_N1[1:].tolist(), keys_N1[:-1].tolist(), keys_N1[1:].tolist(), strict=True
-    ):
-        seen = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool, device=query_THD.device).tril((k1 - k0) - (q1 - q0))
-        query_HQD = query_THD[q0:q1].transpose(0, 1)
-        key_HKD, value_HKD = (x[k0:k1].transpose(0, 1).repeat_interleave(shared, 0) for x in (key_GHD, value_GHD))
-        scores_HQK = (query_HQD @ key_HKD.mT * scale).masked_fill(~seen, -torch.inf)
-        pieces.append((scores_HQK.softmax(-1) @ value_HKD).transpose(0, 1))
-    return torch.cat(pieces)
