@@ -1,9 +1,10 @@
 """Attention of a packed row, over [prefix | own] keys gathered per response, or by a dense mask.
 
 `varlen` is one call of `torch.nn.attention.varlen.varlen_attn` (FlashAttention) for all sequences of the row.
-`sequences` is one scaled-dot-product attention after another, for CPUs and for cards and dtypes that FlashAttention does
-not serve. For both, work falls from T² to what is seen and no T × T mask exists. The gradient of a prefix key is a sum over all
-responses behind it; `gather_rows` adds it up in float32 (an `index_add_` in bfloat16 would round it m·n times).
+`sequences` is one scaled-dot-product attention after another, for CPUs and for cards and dtypes that FlashAttention
+does not serve. For both, work falls from T² to what is seen and no T × T mask exists. The gradient of a prefix key is
+a sum over all responses behind it; `gather_rows` adds it up in float32 (an `index_add_` in bfloat16 would round it m·n
+times).
 
 `mask` is scaled-dot-product attention under the layout's T × T mask, the oracle of the tests.
 """
