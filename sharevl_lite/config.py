@@ -161,8 +161,8 @@ class ShareSection(Section):
 class RolloutSection(Section):
     """How responses are sampled."""
 
-    engine: Literal["hf"] = "hf"
-    """`hf`: transformers' generate, on any device."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """`hf`: transformers' generate, on any device. `vllm`: vLLM in the same process (pip install vllm)."""
     temperature: Positive = 1.0
     """Sampling temperature; log-probs are of the same tempered distribution (paper: 1.0)."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -171,6 +171,13 @@ class RolloutSection(Section):
     """Longest response in tokens (paper: 2048); a longer one is cut and flagged as truncated."""
     batch_size: Count = 64
     """Responses generated together."""
+    vllm_gpu_memory_utilization: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.35
+    """Share of the GPU's memory for vLLM's weights and cache while it samples; it gives it back for the update."""
+    vllm_enforce_eager: bool = False
+    """Run vLLM without CUDA graphs: a quicker start, slower sampling, less memory."""
+    max_sampler_gap: Positive | None = 0.5
+    """Stop when sampler and trainer disagree by more: mean |difference of log-probs| of a rollout's sampled tokens, in
+    nats (vLLM in bfloat16: about 0.02). Not checked with top_p below 1, which changes the sampler's. None: off."""
 
 
 class RewardFunctionSection(Section):
@@ -215,6 +222,10 @@ class ObjectiveSection(Section):
     truncated at `correction_cap`; or 1, and 0 where the ratio is outside [1/correction_cap, correction_cap]."""
     correction_cap: Annotated[float, Field(ge=1.0)] = 1.0
     """Cap of the correction, at least 1, so that own-variant tokens keep their weight. `mask` needs a cap above 1."""
+
+    sampler_cap: Annotated[float, Field(ge=1.0)] | None = None
+    """Truncated importance sampling: weights a token by min(π_old / π_sampler, sampler_cap), which corrects for a
+    sampler whose numbers differ from the trainer's. None: off."""
 
     @model_validator(mode="after")
     def _bounds(self) -> ObjectiveSection:

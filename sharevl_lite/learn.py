@@ -151,9 +151,22 @@ class Learner:
 
     def gap(self, number: int) -> Float[Tensor, "R"]:
         """The gap of one scored pair, token by token."""
+        return self.scores.old[number] - self._source(number)
+
+    def sampler_gaps(self) -> Float[Tensor, "X"]:
+        """log π_old(o_t|Qj) - log π_sampler(o_t|Qj) of every token of every scored own-variant pair, nats."""
+        own = [number for number in sorted(self.scores.old) if not self._is_cross(number)]
+        gaps = [self.scores.old[number].double() - self._sampler(number) for number in own]
+        return torch.cat(gaps) if gaps else torch.zeros(0, dtype=torch.float64)
+
+    def _sampler(self, number: int) -> Float[Tensor, "R"]:
         pair = self.pair_of(number)
-        source = self.number_of(pair._replace(k=pair.j))
-        return self.scores.old[number] - self.scores.old[source]
+        return torch.tensor(self.rollout.responses[pair.p][pair.j][pair.i].logprobs, dtype=torch.float64)
+
+    def _source(self, number: int) -> Float[Tensor, "R"]:
+        """log π_old of the pair's tokens under the variant they were sampled from."""
+        pair = self.pair_of(number)
+        return self.scores.old[self.number_of(pair._replace(k=pair.j))]
 
     def _is_cross(self, number: int) -> bool:
         pair = self.pair_of(number)
@@ -199,6 +212,18 @@ class Learner:
         pieces = values_S.detach().cpu().split(row.cu_seqlens_B1.diff().tolist())
         into.update(zip(row.pairs, pieces, strict=True))
 
+    def _correction(self, row: PackedRow, old_S: Tensor) -> Tensor | None:
+        """Weights for who sampled the tokens: another variant, and an engine with other numbers."""
+        objective = self.recipe.objective
+        if objective.correction == "none" and objective.sampler_cap is None:
+            return None
+        source_S = torch.cat([self._source(number) for number in row.pairs])
+        weight_S = cross_variant_weight(old_S, source_S, objective.correction, objective.correction_cap)
+        if objective.sampler_cap is not None:
+            sampler_S = torch.cat([self._sampler(number) for number in row.pairs])
+            weight_S = weight_S * cross_variant_weight(source_S, sampler_S, "truncate", objective.sampler_cap)
+        return weight_S
+
     def _row_loss(self, row: PackedRow, logprobs_S: Tensor, plan: UpdatePlan, count: int, tokens: int) -> PolicyLoss:
         objective = self.recipe.objective
         device = logprobs_S.device
@@ -209,10 +234,7 @@ class Learner:
         weights_B = weights_B * torch.tensor([float(number in plan.active) for number in row.pairs])
         advantages_B = torch.tensor([self._advantage(number) for number in row.pairs], dtype=torch.float64)
         old_S = torch.cat([self.scores.old[number] for number in row.pairs])
-        correction_S = None
-        if objective.correction != "none":
-            source_S = torch.cat([self.scores.old[number] - self.gap(number) for number in row.pairs])
-            correction_S = cross_variant_weight(old_S, source_S, objective.correction, objective.correction_cap)
+        correction_S = self._correction(row, old_S)
         reference_S = None
         if objective.beta > 0.0:
             pieces = [self.scores.reference.get(number, self.scores.old[number]) for number in row.pairs]

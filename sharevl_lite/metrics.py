@@ -91,7 +91,8 @@ def tally_plans(tally: Tally, plans: Iterable[UpdatePlan]) -> None:
 
 
 def tally_scores(tally: Tally, learner: Learner) -> None:
-    """Entropy of the own-variant tokens, and the mean gap between variants (its p95 needs all the values)."""
+    """Entropy of the own-variant tokens, the mean gap between variants (its p95 needs all the values), and how far the
+    sampler's log-probs are from the trainer's (mean and largest |difference|)."""
     own = [
         entropy_R
         for number, entropy_R in learner.scores.entropy.items()
@@ -99,6 +100,10 @@ def tally_scores(tally: Tally, learner: Learner) -> None:
     ]
     tally.mean("entropy", torch.cat(own) if own else torch.zeros(0))
     tally.mean("gap_mean", learner.gaps())
+    sampler_gaps = learner.sampler_gaps().abs()
+    tally.mean("sampler_gap", sampler_gaps)
+    if sampler_gaps.numel():
+        tally.peak("sampler_gap_max", float(sampler_gaps.max()))
 
 
 def percentile_95(values_X: torch.Tensor) -> float | None:

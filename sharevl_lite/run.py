@@ -34,9 +34,11 @@ from sharevl_lite.display import StepDisplay, before_after_table
 from sharevl_lite.intake import fingerprint, fit_prompts, read_sources
 from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.policy.hf import load_adapter, load_policy, save_adapter
+from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import dump_recipe, load_recipe
 from sharevl_lite.rewards import RewardScorer
+from sharevl_lite.rollout.engine import RolloutEngine
 from sharevl_lite.rollout.hf import HFRolloutEngine
 from sharevl_lite.store import RolloutStore
 from sharevl_lite.trainer import ShareGRPOTrainer, discard_later_checkpoints, list_checkpoints
@@ -93,7 +95,10 @@ def train(
         trainer, display = _assemble(recipe, scorer, console)
         for callback in callbacks:
             trainer.add_callback(callback)
-        return _train(recipe, trainer, display, checkpoint, console)
+        try:
+            return _train(recipe, trainer, display, checkpoint, console)
+        finally:
+            trainer.collector.engine.close()
 
 
 def _scorer(recipe: Recipe) -> RewardScorer:
@@ -110,7 +115,7 @@ def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[S
     held_out = None if intake.held_out is None else fit_prompts(recipe, intake.held_out, encoder, console)
     _check_same_data(recipe, problems)
     display = StepDisplay(console, recipe.train.rollouts)
-    engine = HFRolloutEngine(policy, recipe.rollout.batch_size)
+    engine = _engine(recipe, policy, [*problems, *(held_out or [])])
     trainer = ShareGRPOTrainer(
         recipe,
         policy,
@@ -125,8 +130,18 @@ def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[S
     return trainer, display
 
 
+def _engine(recipe: Recipe, policy: PackedPolicy, problems: Sequence[Problem]) -> RolloutEngine:
+    if recipe.rollout.engine == "vllm":
+        from sharevl_lite.rollout.vllm import VLLMRolloutEngine
+
+        return VLLMRolloutEngine(policy, recipe, max_images=max(1, *(len(p.images) for p in problems)))
+    return HFRolloutEngine(policy, recipe.rollout.batch_size)
+
+
 def _check_services(recipe: Recipe) -> None:
-    """Trackers are installed and the Hub would know us: better now than after the first step."""
+    """Engine and trackers are installed and the Hub would know us: better now than after the first step."""
+    if recipe.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise RunError("rollout.engine: vLLM is not installed; pip install vllm, or choose rollout.engine: hf")
     for tracker in recipe.train.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise RunError(f"train.report_to: {tracker} is not installed; pip install {tracker}, or leave it out")

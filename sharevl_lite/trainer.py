@@ -42,6 +42,7 @@ from sharevl_lite.metrics_log import MetricsLog
 from sharevl_lite.policy.hf import load_adapter, save_adapter
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.records import rollout_rows
+from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.schedule import Schedule, UpdateStep
 from sharevl_lite.store import RolloutStore
 
@@ -176,6 +177,23 @@ class ShareGRPOTrainer(Trainer):
             for plan in self._plans:
                 self._learner.score(plan)
             self.policy.train()
+        self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        """Stops before an update on responses that the policy would hardly have given so. Raises RolloutError."""
+        section = self.recipe.rollout
+        if section.max_sampler_gap is None or section.top_p < 1.0:
+            return
+        gaps = self._learner.sampler_gaps().abs()
+        sums = self.gather((float(gaps.sum()), gaps.numel()))
+        mean = sum(total for total, _ in sums) / max(1, sum(count for _, count in sums))
+        if not mean <= section.max_sampler_gap:
+            raise RolloutError(
+                f"rollout.max_sampler_gap: sampler ({section.engine}) and trainer disagree by {mean:.3f} nats a token "
+                f"in step {self._rollout.number}, above {section.max_sampler_gap}: they do not run the same model. "
+                "Check that both use one base model, precision and processor, or sample with rollout.engine: hf; null "
+                "switches the check off"
+            )
 
     def _update(self, model: nn.Module, plan: UpdatePlan) -> Tensor:
         tokens = sum(self._learner.scores.old[number].numel() for number in plan.valid)

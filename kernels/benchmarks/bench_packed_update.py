@@ -8,8 +8,9 @@ yardstick is the ordinary way: rows of [prompt | response] in batches of four, c
 (FlashAttention), with the same head and the same loss. Prompts are text, so that the vision tower's pass, which packing
 does once per image and rows do m·n times, is on neither side.
 
-The check: log-probs and gradients of both forms in bfloat16 against separate rows in float32 (largest difference in
-nats; norm of the difference over the norm). A packed row that is further off than separate rows has no time.
+The check: log-probs and gradients of both forms in bfloat16 against separate rows in float32 (root mean square in nats;
+norm of the difference over the norm). The forms are two draws of the same roundings, 5% apart by chance; a packed row
+that is more than 10% further off than separate rows has no time.
 `--profile` prints the kernels that a packed update spends its time in. The last row is the loss alone, as a share of
 the packed update: a fused kernel for it would pay above 2%.
 """
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from harness import OK, Row, Timing, arguments, device_of, measure, peak_mib, report
+from harness import OK, Report, Row, Timing, arguments, device_of, measure, peak_mib
 from peft import LoraConfig, get_peft_model
 from sharevl_kernels.grouped_logprob import grouped_logprob
 from torch import Tensor
@@ -50,6 +51,8 @@ SHAPE_TINY = {
 ROPE_SECTION = {2048: [16, 24, 24], 64: [2, 3, 3]}
 ROWS_PER_BATCH = 4
 GOAL_SPEED, GOAL_MEMORY = 3.5, 1.2
+CHANCE = 1.1
+"""How much further off than separate rows a packed row may be."""
 CLIPPING = Clipping(0.2, 0.3, 3.0)
 
 
@@ -206,7 +209,7 @@ def compare(updates: Updates, run: argparse.Namespace, device: torch.device) -> 
     loss = measure(updates.loss_alone, device, run.repeats).median * len(updates.rows)
     errors = _errors(updates)
     # On a CPU both forms are float32 and differ by rounding alone.
-    limits = [max(error, rounding) for error, rounding in zip(errors["separate"], (1e-4, 1e-4), strict=True)]
+    limits = [max(CHANCE * error, 1e-5) for error in errors["separate"]]
     fine = all(error <= limit for error, limit in zip(errors["packed"], limits, strict=True))
     rows = [_row(case, f"rows, batches of {ROWS_PER_BATCH}", version, *timings["separate"], 1.0, errors["separate"])]
     speed = timings["separate"][0].median / timings["packed"][0].median
@@ -230,7 +233,10 @@ def _errors(updates: Updates) -> dict[str, tuple[float, float]]:
     updates.policy.float()
     logprobs, gradient = updates.logprobs(packed=False), updates.gradient(updates.separate)
     return {
-        name: ((scores - logprobs).abs().max().item(), ((slope - gradient).norm() / gradient.norm()).item())
+        name: (
+            (scores - logprobs).square().mean().sqrt().item(),
+            ((slope - gradient).norm() / gradient.norm()).item(),
+        )
         for name, (scores, slope) in found.items()
     }
 
@@ -279,9 +285,9 @@ def main() -> int:
     updates = Updates(build_policy(shape, device), build_group(run, shape["vocab_size"], device), run.token_budget)
     if run.profile:
         profile(updates, device)
-    rows = compare(updates, run, device)
-    report("packed update", "× rows", rows, device, run.out)
-    return int(any(row.status != OK for row in rows))
+    table = Report("packed update", "× rows", device, run.out)
+    table.add(compare(updates, run, device))
+    return table.finish()
 
 
 if __name__ == "__main__":

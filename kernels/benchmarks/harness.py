@@ -11,7 +11,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
@@ -120,27 +120,39 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float | None:
     return (torch.cuda.max_memory_allocated(device) - before) / 1024**2
 
 
-def report(title: str, yardstick: str, rows: Sequence[Row], device: torch.device, out: Path) -> Path:
-    """Prints the table and writes `<out>/<title>.csv` with the machine and the versions in every line."""
-    where = describe(device)
-    print(f"\n{title}: " + ", ".join(f"{key} {value}" for key, value in where.items()))
-    print(
-        f"{'case':28} {'what':44} {'version':20} {'ms':>9} {yardstick:>9} {'MiB':>7} {'Δlogp':>8} {'Δgrad':>8}  status"
-    )
-    for row in rows:
-        numbers = (
-            f"{_shown(row.ms, '.2f'):>9} {_shown(row.ratio, '.2f'):>9} {_shown(row.peak_mib, '.0f'):>7} "
-            f"{_shown(row.logprob_error, '.1e'):>8} {_shown(row.gradient_error, '.1e'):>8}"
-        )
-        print(f"{row.case:28} {row.what:44} {row.version:20} {numbers}  {row.status} {row.note}".rstrip())
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{title.replace(' ', '_')}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)] + list(where))
-        writer.writeheader()
-        writer.writerows(asdict(row) | where for row in rows)
-    print(f"written to {path}")
-    return path
+class Report:
+    """A table that prints every row and writes it to `<out>/<title>.csv` when it is made: a run that is cut short keeps
+    what it measured. Every line of the CSV has the machine and the versions."""
+
+    def __init__(self, title: str, yardstick: str, device: torch.device, out: Path) -> None:
+        self.rows: list[Row] = []
+        self.where = describe(device)
+        print(f"\n{title}: " + ", ".join(f"{key} {value}" for key, value in self.where.items()))
+        heads = f"{'ms':>9} {yardstick:>9} {'MiB':>7} {'Δlogp':>8} {'Δgrad':>8}"
+        print(f"{'case':28} {'what':44} {'version':20} {heads}  status", flush=True)
+        out.mkdir(parents=True, exist_ok=True)
+        self.path = out / f"{title.replace(' ', '_')}.csv"
+        self._columns = [field.name for field in fields(Row)] + list(self.where)
+        with self.path.open("w", newline="") as file:
+            csv.DictWriter(file, self._columns).writeheader()
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Takes rows as they come."""
+        for row in rows:
+            self.rows.append(row)
+            numbers = (
+                f"{_shown(row.ms, '.2f'):>9} {_shown(row.ratio, '.2f'):>9} {_shown(row.peak_mib, '.0f'):>7} "
+                f"{_shown(row.logprob_error, '.1e'):>8} {_shown(row.gradient_error, '.1e'):>8}"
+            )
+            line = f"{row.case:28} {row.what:44} {row.version:20} {numbers}  {row.status} {row.note}"
+            print(line.rstrip(), flush=True)
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(asdict(row) | self.where)
+
+    def finish(self, own: str = "") -> int:
+        """Says where the table is. 1 where one of our own rows (whose `what` begins with `own`) is not ok, else 0."""
+        print(f"written to {self.path}")
+        return int(any(row.status != OK for row in self.rows if row.what.startswith(own)))
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -30,6 +30,7 @@ from sharevl_kernels.grouped_logprob.kernel import (
     scan_kernel,
     unit_gradient_kernel,
 )
+from sharevl_kernels.grouped_logprob.launch import REFERENCE_ROWS
 from sharevl_kernels.hierarchical_advantage.kernel import advantage_kernel
 from sharevl_kernels.index_sum.kernel import index_sum_kernel
 from triton.backends.compiler import GPUTarget
@@ -100,9 +101,11 @@ def scan_build(capability: int, config: ScanConfig, dtype: str = "bf16", **const
 
 def row_builds(capability: int) -> Iterator[Build]:
     """The small kernels around the products."""
-    logprob = {"targets_ptr": "*i64", "references_ptr": "*fp32", "vocabulary": "i32", "width": "i32", "scale": "fp32"}
+    logprob = {"targets_ptr": "*i64", "references_ptr": "*fp32"}
+    logprob |= {"num_rows": "i32", "vocabulary": "i32", "width": "i32", "scale": "fp32"}
     half = {"hidden_ptr": "*bf16", "weight_ptr": "*bf16"}
-    yield Build("reference", reference_kernel, capability, half | logprob, {"WIDTH": 1024})
+    width = (HOPPER if capability == 90 else AMPERE).width
+    yield Build("reference", reference_kernel, capability, half | logprob, {"ROWS": REFERENCE_ROWS, "WIDTH": width})
     floats = ("sums_ptr", "moments_ptr", "logprobs_ptr", "entropies_ptr", "own_ptr", "others_ptr")
     combine = dict.fromkeys(floats[:2], "*fp32") | {"targets_ptr": "*i64"} | dict.fromkeys(floats[2:], "*fp32")
     combine |= {"num_rows": "i32", "num_tiles": "i32", "vocabulary": "i32", "temperature": "fp32"}
@@ -128,6 +131,7 @@ def builds() -> Iterator[Build]:
     yield scan_build(100, HOPPER)
     yield scan_build(120, AMPERE)
     yield scan_build(80, FLOAT32, "fp32")
+    yield scan_build(90, FLOAT32, "fp32")
     yield scan_build(90, HOPPER, "fp16")
     for capability in (80, 90):
         yield from row_builds(capability)

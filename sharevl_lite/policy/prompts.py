@@ -34,12 +34,16 @@ class ImagePixels:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """One prompt, ready for an engine (`text`) and for scoring (`prefix`, `images` by key)."""
+    """One prompt, ready for an engine (`text`, `pictures`) and for scoring (`prefix`, `images` by key).
+
+    `pictures` have the size the vision tower sees, so that every engine cuts them into the same patches.
+    """
 
     text: str
     prefix: Prefix
     token_types_P: Int[Tensor, "P"]
     images: Mapping[str, ImagePixels]
+    pictures: tuple[Image, ...] = ()
 
 
 class PromptEncoder:
@@ -83,11 +87,21 @@ class PromptEncoder:
         expanded = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
         return len(ids) - len(image_sizes) + sum(int(count) for count in expanded)
 
+    def _fit(self, image: Image) -> Image:
+        """The image in the size its processor would give it (min and max pixels are set on it at load)."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        settings = self.processor.image_processor
+        side = settings.patch_size * settings.merge_size
+        low, high = settings.size["shortest_edge"], settings.size["longest_edge"]
+        height, width = smart_resize(image.height, image.width, factor=side, min_pixels=low, max_pixels=high)
+        return image if image.size == (width, height) else image.resize((width, height), int(settings.resample))
+
     def encode(self, question: str, images: Sequence[Image]) -> EncodedPrompt:
         """Tokenises one question with its images (as many as it has placeholders; checked when data is read)."""
         text = self.render(question)
-        # min/max pixels are set on the processor at load, so every engine resizes alike.
-        batch = self.processor(text=[text], images=list(images) or None, return_tensors="pt")
+        pictures = tuple(self._fit(image) for image in images)
+        batch = self.processor(text=[text], images=list(pictures) or None, return_tensors="pt")
         ids_P = batch["input_ids"][0]
         token_types_P = batch.get("mm_token_type_ids", torch.zeros_like(batch["input_ids"]))[0]
         grids = batch.get("image_grid_thw")
@@ -97,7 +111,7 @@ class PromptEncoder:
         pieces = [] if grids is None else _split_images(batch["pixel_values"], grids)
         keyed = [(_key(image), image) for image in pieces]
         keys = tuple(key for key, _ in keyed)
-        return EncodedPrompt(text, Prefix(ids_P, positions_31P[:, 0], keys), token_types_P, dict(keyed))
+        return EncodedPrompt(text, Prefix(ids_P, positions_31P[:, 0], keys), token_types_P, dict(keyed), pictures)
 
 
 def _split_images(patches_LD: Tensor, grids_I3: Tensor) -> list[ImagePixels]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sharevl_lite.policy.prompts import EncodedPrompt
+
+if TYPE_CHECKING:
+    from sharevl_lite.policy.packed import PackedPolicy
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Frees what the engine holds."""
+
+
+def end_ids(policy: PackedPolicy) -> list[int]:
+    """Tokens that end a response, by the model's generation settings or its tokenizer."""
+    ends = policy.base.generation_config.eos_token_id
+    return [ends] if isinstance(ends, int) else list(ends or [policy.processor.tokenizer.eos_token_id])
 
 
 def response_seed(seed: int, key: str, index: int) -> int:

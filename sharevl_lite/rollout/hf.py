@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from sharevl_lite.policy.packed import PackedPolicy
-from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, response_seed
+from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 
 
 class SeededSampler(LogitsProcessor):
@@ -62,8 +62,7 @@ class HFRolloutEngine:
         self.policy = policy
         self.batch_size = batch_size
         tokenizer = policy.processor.tokenizer
-        ends = policy.base.generation_config.eos_token_id
-        self.end_ids: list[int] = [ends] if isinstance(ends, int) else list(ends or [tokenizer.eos_token_id])
+        self.end_ids = end_ids(policy)
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_ids[0]
 
     def sample(self, requests: Sequence[SamplingRequest], sampling: Sampling) -> list[list[Response]]:

@@ -119,6 +119,16 @@ def test_segments_must_cover_the_targets(bad):
         )
 
 
+def test_the_wide_product_of_gpus_has_the_gradients_of_a_product(monkeypatch):
+    """Run here with a plain product in the place of the one that only GPUs have."""
+    monkeypatch.setattr(body, "_wide_mm", torch.mm)
+    draw = torch.Generator().manual_seed(0)
+    left_AB = torch.randn(3, 4, dtype=torch.float64, generator=draw, requires_grad=True)
+    right_BC = torch.randn(4, 5, dtype=torch.float64, generator=draw, requires_grad=True)
+    torch.autograd.gradcheck(body._WideProduct.apply, (left_AB, right_BC))
+    torch.autograd.gradcheck(lambda left: body._WideProduct.apply(left, right_BC.detach()), left_AB)
+
+
 @pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_pass_with_gradients_gives_the_same_bits_as_the_one_without(dtype):

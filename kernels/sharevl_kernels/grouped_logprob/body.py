@@ -7,6 +7,8 @@ products, logits and the unit gradient ∂log p/∂h, as in the kernels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -24,8 +26,31 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 def wide_product(left_AB: Float[Tensor, "A B"], right_BC: Float[Tensor, "B C"]) -> Float[Tensor, "A C"]:
     """left @ right in at least float32. Half precision on a GPU is not rounded on the way; on a CPU it is."""
     if left_AB.is_cuda and left_AB.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(left_AB, right_BC, out_dtype=torch.float32)
+        return _WideProduct.apply(left_AB, right_BC)
     return (left_AB @ right_BC).to(wide_dtype(left_AB.dtype))
+
+
+class _WideProduct(torch.autograd.Function):
+    """left @ right, not rounded to the factors' dtype: torch's own `mm` with an `out_dtype` has no gradient."""
+
+    @staticmethod
+    def forward(left_AB: Tensor, right_BC: Tensor) -> Tensor:  # type: ignore[override]
+        return _wide_mm(left_AB, right_BC)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_AC: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        left_AB, right_BC = ctx.saved_tensors
+        grad_AC = grad_AC.to(left_AB.dtype)
+        needs_left, needs_right = ctx.needs_input_grad
+        return grad_AC @ right_BC.T if needs_left else None, left_AB.T @ grad_AC if needs_right else None
+
+
+def _wide_mm(left_AB: Tensor, right_BC: Tensor) -> Tensor:
+    return torch.mm(left_AB, right_BC, out_dtype=torch.float32)
 
 
 def torch_logprobs(
@@ -36,14 +61,18 @@ def torch_logprobs(
     *,
     want_unit: bool,
     want_entropy: bool,
+    chunk_elements: int | None = None,
 ) -> tuple[Float[Tensor, "T"], Float[Tensor, "T_or_0"], Float[Tensor, "T H"]]:
-    """Log-probs, entropies [T] and unit gradients [T, H] (empty where not wanted); targets must be in [0, V)."""
+    """Log-probs, entropies [T] and unit gradients [T, H] (empty where not wanted); targets must be in [0, V).
+
+    `chunk_elements`: logits of a chunk of rows (None: CHUNK_ELEMENTS).
+    """
     wide = wide_dtype(hidden_TH.dtype)
     count, width = hidden_TH.shape
     logprobs_T = hidden_TH.new_empty(count, dtype=wide)
     entropies_T = hidden_TH.new_empty(count if want_entropy else 0, dtype=wide)
     unit_TH = hidden_TH.new_empty((count if want_unit else 0, width), dtype=wide)
-    rows = max(1, CHUNK_ELEMENTS // weight_VH.shape[0])
+    rows = max(1, (chunk_elements or CHUNK_ELEMENTS) // weight_VH.shape[0])
     for start in range(0, count, rows):
         chosen = slice(start, start + rows)
         relative_CV, logprobs_C = _relative_logits(hidden_TH[chosen], weight_VH, targets_T[chosen], temperature)

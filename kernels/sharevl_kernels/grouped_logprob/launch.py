@@ -15,7 +15,7 @@ multiprocessors of an H100 without a tile.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,6 +40,10 @@ ROWS = 8192
 EXPONENTIALS_BYTES = 256 * 1024**2
 STEEPEST = -69.0
 """Log-probs below it come from the torch body: their exponentials reach 2^100, near the end of the range."""
+WEIGHT_BYTES = 64 * 1024**2
+"""Most of the weight that is copied at a time where its dtype is not the exponentials'."""
+REDO_ELEMENTS = 1 << 23
+REFERENCE_ROWS = 64
 LOG2_E = 1.4426950408889634
 
 
@@ -56,10 +60,11 @@ def choose_config(hidden_TH: Tensor, weight_VH: Tensor) -> ScanConfig:
     if weight_VH.dtype == torch.float32:
         return FLOAT32
     # Consumer Blackwell (12) has neither wgmma nor tcgen05, and half the shared memory.
-    config = HOPPER if torch.cuda.get_device_capability(weight_VH.device)[0] in (9, 10) else AMPERE
-    if hidden_TH.shape[1] * hidden_TH.element_size() % 16:
-        config = replace(config, tma=False, persistent=False)  # the copy engine wants rows at multiples of 16 bytes
-    return config
+    if torch.cuda.get_device_capability(weight_VH.device)[0] not in (9, 10):
+        return AMPERE
+    # The copy engine wants rows at multiples of 16 bytes; Hopper's tile without it would spill.
+    places = (hidden_TH.shape[1] * hidden_TH.element_size(), hidden_TH.data_ptr(), weight_VH.data_ptr())
+    return AMPERE if any(place % 16 for place in places) else HOPPER
 
 
 def kernel_logprobs(
@@ -151,16 +156,17 @@ class _Block:
     def _references(self) -> Tensor:
         rows, width = self.hidden_RH.shape
         references_R = self.hidden_RH.new_empty(rows, dtype=torch.float32)
-        span = min(1024, triton.next_power_of_2(width))
-        reference_kernel[(rows,)](
+        reference_kernel[(triton.cdiv(rows, REFERENCE_ROWS),)](
             self.hidden_RH,
             self.weight_VH,
             self.targets_R,
             references_R,
+            rows,
             self.weight_VH.shape[0],
             width,
             self.scale,
-            WIDTH=span,
+            ROWS=REFERENCE_ROWS,
+            WIDTH=self.config.width,
         )
         return references_R
 
@@ -171,6 +177,8 @@ class _Block:
         """The same with and without a gradient, so that both run the same launches."""
         vocabulary, tile = self.weight_VH.shape[0], self.config.columns
         fitting = EXPONENTIALS_BYTES // (self.hidden_RH.shape[0] * self.dtype.itemsize * tile)
+        if self.weight_VH.dtype != self.dtype:
+            fitting = min(fitting, WEIGHT_BYTES // (self.weight_VH.shape[1] * self.dtype.itemsize * tile))
         pieces = triton.cdiv(vocabulary, max(1, fitting) * tile)
         step = triton.cdiv(triton.cdiv(vocabulary, pieces), tile) * tile
         for first in range(0, vocabulary, step):
@@ -253,6 +261,7 @@ def _redo_steep(
         temperature,
         want_unit=unit_TH.numel() > 0,
         want_entropy=entropies_T.numel() > 0,
+        chunk_elements=REDO_ELEMENTS,
     )
     for whole, part in zip((logprobs_T, entropies_T, unit_TH), found, strict=True):
         if whole.numel():

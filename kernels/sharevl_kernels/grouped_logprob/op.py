@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sharevl_kernels.devices import runs_triton
 from sharevl_kernels.grouped_logprob.body import torch_logprobs, trainable_logprobs, wide_dtype
 from sharevl_kernels.index_sum import index_sum, sort_index
 
@@ -48,8 +49,10 @@ def grouped_logprob(
     0). Differentiable once in the hidden states, and in the weight if it asks for a gradient (slower, and with more
     memory). Under autocast, float32 inputs are cast as for a linear layer.
 
-    A target outside [0, V) is a ValueError on a CPU, and 0 with a gradient of 0 on a GPU, where looking would wait for
-    the device. Raises ValueError for shapes or dtypes that do not fit, and a temperature that is not positive.
+    On a GPU the values of targets and segments are not looked at, which would wait for the device: a target outside
+    [0, V) gives 0 with a gradient of 0 there, and segments must be right. On a CPU both are a ValueError. One look at
+    the results, for targets of almost no probability, does wait once a call, so a CUDA graph cannot hold it. Raises
+    ValueError for shapes or dtypes that do not fit, and a temperature that is not positive.
     """
     hidden_SH, weight_VH = _autocast(hidden_SH, weight_VH)
     _check(hidden_SH, weight_VH, targets_T, rows_T, cu_seqlens_B1, temperature)
@@ -124,15 +127,6 @@ def _with_trainable_head(
     return logprobs_T * known_T, entropies_T * known_T if want_entropy else entropies_T
 
 
-def _has_kernels(weight_VH: Tensor) -> bool:
-    """Whether the Triton kernels run on this tensor: a GPU from Ampere on, and not float64."""
-    return (
-        weight_VH.is_cuda
-        and weight_VH.dtype in (torch.bfloat16, torch.float16, torch.float32)
-        and torch.cuda.get_device_capability(weight_VH.device) >= (8, 0)
-    )
-
-
 @torch.library.custom_op("sharevl::grouped_logprob", mutates_args=())
 def _grouped_logprob(
     hidden_SH: Tensor,
@@ -146,8 +140,8 @@ def _grouped_logprob(
     """Log-probs [T], entropies [T] and unit gradients ∂log p/∂h [T, H]; the last two empty where not wanted."""
     hidden_TH = hidden_SH.contiguous() if rows_T is None else hidden_SH.index_select(0, rows_T)
     device = hidden_SH.device.type
-    with torch.autocast(device, enabled=False):
-        if _has_kernels(weight_VH) and targets_T.numel():
+    with torch.cuda.device_of(hidden_SH), torch.autocast(device, enabled=False):
+        if runs_triton(weight_VH) and targets_T.numel():
             from sharevl_kernels.grouped_logprob.launch import kernel_logprobs
 
             return kernel_logprobs(
@@ -196,11 +190,16 @@ def _(
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
     hidden_SH, _, _, rows_T, *_ = inputs
+    ctx.set_materialize_grads(False)  # or zeros as large as the unit gradients are made for them
     ctx.save_for_backward(output[2], rows_T)
     ctx.shape, ctx.dtype = hidden_SH.shape, hidden_SH.dtype  # type: ignore[attr-defined]
 
 
-def _differentiate(ctx: torch.autograd.function.FunctionCtx, grad_T: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: torch.autograd.function.FunctionCtx, grad_T: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad_T is None:
+        return (None,) * 7
     unit_TH, rows_T = ctx.saved_tensors  # type: ignore[attr-defined]
     hidden_grad_SH = _scale_rows(unit_TH, rows_T, grad_T, ctx.shape[0])  # type: ignore[attr-defined]
     return hidden_grad_SH.to(ctx.dtype), None, None, None, None, None, None  # type: ignore[attr-defined]

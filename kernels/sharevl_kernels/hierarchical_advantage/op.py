@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sharevl_kernels.devices import runs_triton
 from sharevl_kernels.hierarchical_advantage.reference import reference_advantage
 
 
@@ -77,10 +78,11 @@ def hierarchical_advantage(
     if not bool(torch.isfinite(rewards_PMN[mask_PMN]).all()):
         raise ValueError("rewards_PMN holds a reward that is not finite; mask responses that could not be scored")
     repeats = rewards_PMN.shape[1] if std == "repeated" else 1
-    if rewards_PMN.is_cuda:
+    if runs_triton(mask_PMN):
         from sharevl_kernels.hierarchical_advantage.kernel import launch_advantage
 
-        found = launch_advantage(rewards_PMN, mask_PMN, eps, repeats)
+        with torch.cuda.device_of(rewards_PMN):
+            found = launch_advantage(rewards_PMN, mask_PMN, eps, repeats)
     else:
         found = reference_advantage(rewards_PMN, mask_PMN, eps, repeats)
     dtype = rewards_PMN.dtype

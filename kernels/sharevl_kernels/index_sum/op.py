@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sharevl_kernels.devices import runs_triton
+
 
 class RowIndex(NamedTuple):
     """`index_G[g]` in [0, S), and the same sorted: row s has the places `order_G[starts_S1[s]:starts_S1[s + 1]]`."""
@@ -41,11 +43,12 @@ def index_sum(
     """Sums in the values' dtype, added up in float32 (float64 for float64); without a gradient of its own."""
     if values_GX.shape[0] != index.index_G.numel():
         raise ValueError(f"{values_GX.shape[0]} rows for an index of {index.index_G.numel()}")
-    if values_GX.is_cuda and values_GX.dtype != torch.float64:
+    if runs_triton(values_GX):
         from sharevl_kernels.index_sum.kernel import launch_index_sum
 
         scales_G = None if scales_G is None else scales_G.contiguous()
-        return launch_index_sum(values_GX.contiguous(), index.order_G, index.starts_S1, scales_G)
+        with torch.cuda.device_of(values_GX):
+            return launch_index_sum(values_GX.contiguous(), index.order_G, index.starts_S1, scales_G)
     wide = torch.float64 if values_GX.dtype == torch.float64 else torch.float32
     terms_GX = values_GX.to(wide) if scales_G is None else values_GX.to(wide) * scales_G[:, None]
     sums_SX = terms_GX.new_zeros((index.starts_S1.numel() - 1, values_GX.shape[1]))

@@ -1,0 +1,198 @@
+"""Rollouts with vLLM in this process, on the GPU (or CPU) that trains.
+
+The engine holds the base model; the adapter reaches it after every update as a LoRA of a new id (vLLM keeps an old one
+under a known id), and what it cached under the old adapter is dropped. It gets unexpanded prompts, one placeholder an
+image, and the pictures as the policy's own processor resized them; the prompt ids that come back must be the policy's,
+or log-probs of other tokens would be trained. While the policy trains, the engine sleeps: its weights go to the host
+and its cache is freed (on a GPU; vLLM has no sleep on a CPU).
+
+Responses are seeded by name, as with the other engine, but vLLM's batches change their rounding: a resumed run samples
+alike, not bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sharevl_lite.policy.hf import resolve_model_path, save_adapter
+from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
+from sharevl_lite.rollout.errors import RolloutError
+
+if TYPE_CHECKING:
+    from sharevl_lite.config import Recipe
+    from sharevl_lite.policy.packed import PackedPolicy
+
+BAN = -100.0
+"""vLLM's strongest bias of a logit: e^-100 of what it was."""
+MOST_TEMPERATURE = 2.0
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM makes room for."""
+
+
+class VLLMRolloutEngine:
+    """vLLM with the policy's base model and its current adapter; prompts have up to `max_images` images.
+
+    Raises RolloutError where vLLM is not installed, the recipe asks for something it does not do, or it fails to start.
+    """
+
+    def __init__(self, policy: PackedPolicy, recipe: Recipe, *, max_images: int = 1) -> None:
+        self.policy = policy
+        self._max_images = max_images
+        self.end_ids = end_ids(policy)
+        self._folder = Path(tempfile.mkdtemp(prefix="sharevl-adapter-"))
+        self._synced = 0
+        self._asleep = False
+        self._can_sleep = policy.device.type == "cuda"
+        self._llm = self._start(recipe)
+        self._sleep()
+
+    def _start(self, recipe: Recipe) -> Any:
+        # In this process: a second one could neither share the device's memory nor die with this one.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise RolloutError(
+                f"rollout.engine: vLLM is not installed ({error}); pip install vllm, or choose rollout.engine: hf"
+            ) from error
+        if any(parameter.requires_grad for parameter in self.policy.base.model.visual.parameters()):
+            raise RolloutError("model.lora.target_modules adapts the vision tower, which vLLM ignores; leave it out")
+        rank = next((size for size in LORA_RANKS if size >= recipe.model.lora.rank), None)
+        if rank is None:
+            raise RolloutError(
+                f"model.lora.rank: vLLM takes ranks up to {LORA_RANKS[-1]}, not {recipe.model.lora.rank}"
+            )
+        section = recipe.rollout
+        if section.temperature > MOST_TEMPERATURE or recipe.eval.temperature > MOST_TEMPERATURE:
+            raise RolloutError(f"rollout.temperature, eval.temperature: vLLM samples at up to {MOST_TEMPERATURE}")
+        weight = self.policy.base.get_input_embeddings().weight
+        try:
+            return LLM(
+                model=resolve_model_path(recipe.model.path),
+                dtype=str(weight.dtype).removeprefix("torch."),
+                max_model_len=recipe.data.max_prompt_length + section.max_completion_length,
+                max_num_seqs=section.batch_size,
+                enable_lora=True,
+                max_lora_rank=rank,
+                max_loras=1,
+                logprobs_mode="processed_logprobs",
+                limit_mm_per_prompt={"image": self._max_images, "video": 0},
+                mm_processor_kwargs={"size": dict(self.policy.processor.image_processor.size)},
+                enforce_eager=section.vllm_enforce_eager,
+                seed=recipe.seed,
+                **self._device_settings(recipe),
+            )
+        except (RuntimeError, ValueError) as error:
+            raise RolloutError(
+                f"rollout.engine: vLLM did not start ({error}); lower rollout.vllm_gpu_memory_utilization or "
+                "data.max_prompt_length if memory is short, or choose rollout.engine: hf"
+            ) from error
+
+    def _device_settings(self, recipe: Recipe) -> dict[str, Any]:
+        if self._can_sleep:
+            return {
+                "gpu_memory_utilization": recipe.rollout.vllm_gpu_memory_utilization,
+                "enable_sleep_mode": True,
+            }
+        # A prompt read in pieces winds its request's random numbers back, which vLLM 0.31 cannot do on a CPU.
+        longest = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
+        return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, longest)}
+
+    def sample(self, requests: Sequence[SamplingRequest], sampling: Sampling) -> list[list[Response]]:
+        """`count` responses to each request, in order.
+
+        Raises RolloutError where vLLM read another prompt than the policy did, or drew a vision token.
+        """
+        from vllm.lora.request import LoRARequest
+
+        if not requests:
+            return []
+        if self._synced == 0:
+            self.sync()
+        self._wake()
+        adapter = LoRARequest(f"sync-{self._synced}", self._synced, str(self._adapter))
+        try:
+            outputs = self._llm.generate(
+                [_prompt(request) for request in requests],
+                [self._parameters(request, sampling) for request in requests],
+                lora_request=adapter,
+                use_tqdm=False,
+            )
+        finally:
+            self._sleep()
+        return [self._responses(request, output) for request, output in zip(requests, outputs, strict=True)]
+
+    def sync(self) -> None:
+        """Hands the current adapter over: a new id, and nothing cached of the old one."""
+        self._synced += 1
+        save_adapter(self.policy, self._adapter)
+        previous = self._folder / str(self._synced - 1)
+        shutil.rmtree(previous, ignore_errors=True)
+        self._wake()
+        self._llm.reset_prefix_cache()
+        self._llm.reset_mm_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+        self._sleep()
+
+    def close(self) -> None:
+        """Ends the engine and removes the adapters handed over."""
+        self._llm = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _adapter(self) -> Path:
+        return self._folder / str(self._synced)
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+
+    def _sleep(self) -> None:
+        if self._can_sleep and not self._asleep:
+            self._llm.sleep(level=1)
+            self._asleep = True
+
+    def _parameters(self, request: SamplingRequest, sampling: Sampling) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=request.count,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_completion_length,
+            seed=response_seed(sampling.seed, request.key, 0),
+            stop_token_ids=list(self.end_ids),
+            logit_bias=dict.fromkeys(self.policy.vision_token_ids, BAN),
+            logprobs=0,
+            skip_special_tokens=True,
+        )
+
+    def _responses(self, request: SamplingRequest, output: Any) -> list[Response]:
+        expected = request.prompt.prefix.ids_P.tolist()
+        if list(output.prompt_token_ids) != expected:
+            raise RolloutError(
+                f"{request.key}: vLLM read {len(output.prompt_token_ids)} prompt tokens where the policy reads "
+                f"{len(expected)}, and they differ; their processors or chat templates do not agree. Use versions of "
+                "transformers and vLLM that resolve together, or rollout.engine: hf"
+            )
+        return [self._response(request.key, completion) for completion in output.outputs]
+
+    def _response(self, key: str, completion: Any) -> Response:
+        ids = tuple(completion.token_ids)
+        banned = set(ids) & set(self.policy.vision_token_ids)
+        if banned:
+            raise RolloutError(f"{key}: vLLM drew the vision tokens {sorted(banned)} although they are banned")
+        logprobs = tuple(place[token].logprob for place, token in zip(completion.logprobs, ids, strict=True))
+        return Response(ids, logprobs, completion.text, truncated=not ids or ids[-1] not in self.end_ids)
+
+
+def _prompt(request: SamplingRequest) -> dict[str, Any]:
+    pictures = list(request.prompt.pictures)
+    return {"prompt": request.prompt.text, **({"multi_modal_data": {"image": pictures}} if pictures else {})}
