@@ -34,7 +34,7 @@ class _WideProduct(torch.autograd.Function):
     """left @ right, not rounded to the factors' dtype: torch's own `mm` with an `out_dtype` has no gradient."""
 
     @staticmethod
-    def forward(left_AB: Tensor, right_BC: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(left_AB: Tensor, right_BC: Tensor) -> Tensor:
         return _wide_mm(left_AB, right_BC)
 
     @staticmethod
@@ -42,7 +42,7 @@ class _WideProduct(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad_AC: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_AC: Tensor) -> tuple[Tensor | None, Tensor | None]:
         left_AB, right_BC = ctx.saved_tensors
         grad_AC = grad_AC.to(left_AB.dtype)
         needs_left, needs_right = ctx.needs_input_grad
