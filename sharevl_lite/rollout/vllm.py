@@ -41,36 +41,20 @@ class VLLMRolloutEngine:
     """
 
     def __init__(self, policy: PackedPolicy, recipe: Recipe, *, max_images: int = 1) -> None:
+        _check(policy, recipe)
         self.policy = policy
-        self._max_images = max_images
         self.end_ids = end_ids(policy)
-        self._folder = Path(tempfile.mkdtemp(prefix="sharevl-adapter-"))
-        self._synced = 0
-        self._asleep = False
         self._can_sleep = policy.device.type == "cuda"
-        self._llm = self._start(recipe)
+        self._asleep = False
+        self._synced = 0
+        self._llm = self._start(recipe, max_images)
+        self._folder = Path(tempfile.mkdtemp(prefix="sharevl-adapter-"))
         self._sleep()
 
-    def _start(self, recipe: Recipe) -> Any:
-        # In this process: a second one could neither share the device's memory nor die with this one.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise RolloutError(
-                f"rollout.engine: vLLM is not installed ({error}); pip install vllm, or choose rollout.engine: hf"
-            ) from error
-        if any(parameter.requires_grad for parameter in self.policy.base.model.visual.parameters()):
-            raise RolloutError("model.lora.target_modules adapts the vision tower, which vLLM ignores; leave it out")
-        rank = next((size for size in LORA_RANKS if size >= recipe.model.lora.rank), None)
-        if rank is None:
-            raise RolloutError(
-                f"model.lora.rank: vLLM takes ranks up to {LORA_RANKS[-1]}, not {recipe.model.lora.rank}"
-            )
+    def _start(self, recipe: Recipe, max_images: int) -> Any:
+        from vllm import LLM
+
         section = recipe.rollout
-        if section.temperature > MOST_TEMPERATURE or recipe.eval.temperature > MOST_TEMPERATURE:
-            raise RolloutError(f"rollout.temperature, eval.temperature: vLLM samples at up to {MOST_TEMPERATURE}")
         weight = self.policy.base.get_input_embeddings().weight
         try:
             return LLM(
@@ -79,10 +63,10 @@ class VLLMRolloutEngine:
                 max_model_len=recipe.data.max_prompt_length + section.max_completion_length,
                 max_num_seqs=section.batch_size,
                 enable_lora=True,
-                max_lora_rank=rank,
+                max_lora_rank=_room_for(recipe.model.lora.rank),
                 max_loras=1,
                 logprobs_mode="processed_logprobs",
-                limit_mm_per_prompt={"image": self._max_images, "video": 0},
+                limit_mm_per_prompt={"image": max_images, "video": 0},
                 mm_processor_kwargs={"size": dict(self.policy.processor.image_processor.size)},
                 enforce_eager=section.vllm_enforce_eager,
                 seed=recipe.seed,
@@ -191,6 +175,37 @@ class VLLMRolloutEngine:
             raise RolloutError(f"{key}: vLLM drew the vision tokens {sorted(banned)} although they are banned")
         logprobs = tuple(place[token].logprob for place, token in zip(completion.logprobs, ids, strict=True))
         return Response(ids, logprobs, completion.text, truncated=not ids or ids[-1] not in self.end_ids)
+
+
+def _check(policy: PackedPolicy, recipe: Recipe) -> None:
+    """Raises RolloutError for what vLLM, or vLLM in this process, does not do."""
+    # In this process: a second one could neither share the device's memory nor end with this one.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise RolloutError(
+            f"rollout.engine: vLLM is not installed ({error}); pip install vllm, or choose rollout.engine: hf"
+        ) from error
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RolloutError("rollout.engine: vllm samples in one process so far; use rollout.engine: hf under torchrun")
+    if any(parameter.requires_grad for parameter in policy.base.model.visual.parameters()):
+        raise RolloutError("model.lora.target_modules adapts the vision tower, which vLLM ignores; leave it out")
+    if max(recipe.rollout.temperature, recipe.eval.temperature) > MOST_TEMPERATURE:
+        raise RolloutError(
+            f"rollout.temperature, eval.temperature: vLLM samples at up to {MOST_TEMPERATURE}; lower it, or choose "
+            "rollout.engine: hf"
+        )
+    _room_for(recipe.model.lora.rank)
+
+
+def _room_for(rank: int) -> int:
+    """The smallest rank vLLM makes room for that holds `rank`."""
+    room = next((size for size in LORA_RANKS if size >= rank), None)
+    if room is None:
+        raise RolloutError(f"model.lora.rank: vLLM takes ranks up to {LORA_RANKS[-1]}, not {rank}")
+    return room
 
 
 def _prompt(request: SamplingRequest) -> dict[str, Any]:

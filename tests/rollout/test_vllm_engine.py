@@ -133,6 +133,28 @@ def test_nothing_to_sample(engine):
     assert engine.sample([], SAMPLING) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--rollout.temperature", "2.5"], "rollout.temperature, eval.temperature: vLLM samples at up to 2.0"),
+        (["--model.lora.rank", "600"], "model.lora.rank: vLLM takes ranks up to 512, not 600"),
+    ],
+)
+def test_what_vllm_does_not_do_is_said_before_it_starts(policy, changes, message):
+    from sharevl_lite.rollout.vllm import VLLMRolloutEngine
+
+    with pytest.raises(RolloutError, match=message):
+        VLLMRolloutEngine(policy, load_recipe(RECIPE, changes))
+
+
+def test_several_processes_are_refused(policy, recipe, monkeypatch):
+    from sharevl_lite.rollout.vllm import VLLMRolloutEngine
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RolloutError, match="one process so far"):
+        VLLMRolloutEngine(policy, recipe)
+
+
 BANNED = """
 import sys
 import torch
