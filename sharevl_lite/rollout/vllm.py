@@ -182,6 +182,7 @@ def _check(policy: PackedPolicy, recipe: Recipe) -> None:
     # In this process: a second one could neither share the device's memory nor end with this one.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # the run has a display of its own
     try:
         import vllm  # noqa: F401
     except ImportError as error:
