@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM := .venv-vllm
-PYTHON_HERE = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+FROM_HERE = PYTHONPATH=.:kernels:$$PYTHONPATH $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 CODE := sharevl_lite kernels tests scripts
 
 .DEFAULT_GOAL := help
@@ -27,7 +27,7 @@ test: lint types imports ## Lint, types, import contracts and tests
 	$(BIN)/pytest -n 2
 
 test-gpu: ## The tests that need a CUDA device, with what is installed
-	$(PYTHON_HERE) -m pytest -m gpu
+	$(FROM_HERE) -m pytest -m gpu tests/kernels tests/policy
 
 test-vllm: $(VLLM)/.installed ## Rollouts with the real vLLM, its CPU build, in an environment of its own (4 GB)
 	$(VLLM)/bin/pytest -m vllm tests/rollout
@@ -41,7 +41,7 @@ $(VLLM)/.installed: pyproject.toml scripts/prepare_cpu_vllm.py
 
 bench: ## Measure on a CUDA device, with what is installed: tables and CSVs in bench-results/
 	@failed=0; for table in resources bench_grouped_logprob bench_packed_update bench_hierarchical_advantage; do \
-	  $(PYTHON_HERE) kernels/benchmarks/$$table.py || failed=$$?; done; exit $$failed
+	  $(FROM_HERE) kernels/benchmarks/$$table.py || failed=$$?; done; exit $$failed
 
 lint: install ## Check formatting and lint
 	$(BIN)/ruff format --check $(CODE)
