@@ -43,6 +43,13 @@ class _Dumper(yaml.SafeDumper):
     """Safe dumper that quotes text which YAML 1.1 or 1.2 would take for something else."""
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Text with one of YAML's rarer line breaks in double quotes: PyYAML writes others so that a next-line is lost."""
+    style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar(_TAG + "str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Loader.yaml_implicit_resolvers = {}
 for _name, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)

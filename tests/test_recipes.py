@@ -307,6 +307,16 @@ def recipes(draw):
     )
 
 
+@pytest.mark.parametrize("mark", list("\x85\u2028\u2029\x0b\x0c\x1c\ufeff\t\r\n"), ids=ascii)
+@pytest.mark.parametrize("text", ["{}", "a{}b", "a {} b", "{}{}", "a\n{}", "{}: no"])
+def test_every_line_break_of_a_text_survives(tmp_path, mark, text):
+    prompt = text.format(mark, mark)
+    recipe = config.Recipe(name="a", data=config.DataSection(train="x", system_prompt=prompt))
+    path = tmp_path / "dumped.yaml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8", newline="")
+    assert load_recipe(path).data.system_prompt == prompt
+
+
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(recipes())
 def test_a_dumped_recipe_loads_to_an_equal_one(tmp_path, recipe):
