@@ -59,7 +59,7 @@ def _block(operand, row, column, num_rows, width, ROWS: tl.constexpr, WIDTH: tl.
 
 @triton.jit
 def _exp2(x, PTX: tl.constexpr):
-    """2^x. The instruction itself on a GPU: tl.exp2 spends five more on results below 2^-126, which are 0 here."""
+    """2^x. The instruction itself on a GPU: tl.exp2 spends several more on results below 2^-126, which are 0 here."""
     if PTX:
         power = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
     else:
