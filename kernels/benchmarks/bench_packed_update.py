@@ -199,7 +199,7 @@ class Updates:
 
 
 def compare(updates: Updates, run: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Checks, then times."""
+    """Times both forms, checks them, and shows the packed time only if it passes. Leaves the policy in float32."""
     case = f"P={run.prompt} R={run.response} m={run.variants} n={run.responses}"
     version = f"torch {torch.__version__}"
     timings = {
