@@ -49,6 +49,7 @@ def _is_users_mistake(error: ValueError) -> bool:
         "BadRowError",
         "PolicyError",
         "HubError",
+        "LossScaleError",
         "ScheduleError",
         "RewardFunctionError",
         "RolloutError",
