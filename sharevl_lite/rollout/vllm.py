@@ -6,6 +6,8 @@ image, and the pictures as the policy's own processor resized them; the prompt i
 or log-probs of other tokens would be trained. While the policy trains, the engine sleeps: its weights go to the host
 and its cache is freed (on a GPU; vLLM has no sleep on a CPU).
 
+Under torchrun every process has its own engine on its own device and samples the problems that it trains.
+
 Responses are seeded by name, as with the other engine, but vLLM's batches change their rounding: a resumed run samples
 alike, not bit for bit.
 """
@@ -71,6 +73,7 @@ class VLLMRolloutEngine:
                 enforce_eager=section.vllm_enforce_eager,
                 seed=recipe.seed,
                 **self._device_settings(recipe),
+                **_launch_settings(self.policy.device.type),
             )
         except (RuntimeError, ValueError) as error:
             raise RolloutError(
@@ -189,8 +192,6 @@ def _check(policy: PackedPolicy, recipe: Recipe) -> None:
         raise RolloutError(
             f"rollout.engine: vLLM is not installed ({error}); pip install vllm, or choose rollout.engine: hf"
         ) from error
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RolloutError("rollout.engine: vllm samples in one process so far; use rollout.engine: hf under torchrun")
     if any(parameter.requires_grad for parameter in policy.base.model.visual.parameters()):
         raise RolloutError("model.lora.target_modules adapts the vision tower, which vLLM ignores; leave it out")
     if max(recipe.rollout.temperature, recipe.eval.temperature) > MOST_TEMPERATURE:
@@ -199,6 +200,16 @@ def _check(policy: PackedPolicy, recipe: Recipe) -> None:
             "rollout.engine: hf"
         )
     _room_for(recipe.model.lora.rank)
+
+
+def _launch_settings(device: str) -> dict[str, Any]:
+    """Under torchrun each process has an engine of its own, beside the group of processes that trains."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return {}
+    from accelerate import PartialState
+
+    PartialState(cpu=device == "cpu")  # the trainer's group: made before vLLM would make another
+    return {"distributed_executor_backend": "external_launcher"}
 
 
 def _room_for(rank: int) -> int:
