@@ -42,11 +42,13 @@ class VLLMRolloutEngine:
     Raises RolloutError where vLLM is not installed, the recipe asks for something it does not do, or it fails to start.
     """
 
+    may_sleep = True
+
     def __init__(self, policy: PackedPolicy, recipe: Recipe, *, max_images: int = 1) -> None:
         _check(policy, recipe)
         self.policy = policy
         self.end_ids = end_ids(policy)
-        self._can_sleep = policy.device.type == "cuda"
+        self._can_sleep = self.may_sleep and policy.device.type == "cuda"
         self._asleep = False
         self._synced = 0
         self._llm = self._start(recipe, max_images)
@@ -57,11 +59,10 @@ class VLLMRolloutEngine:
         from vllm import LLM
 
         section = recipe.rollout
-        weight = self.policy.base.get_input_embeddings().weight
         try:
             return LLM(
                 model=resolve_model_path(recipe.model.path),
-                dtype=str(weight.dtype).removeprefix("torch."),
+                dtype=str(self.policy.base_dtype).removeprefix("torch."),
                 max_model_len=recipe.data.max_prompt_length + section.max_completion_length,
                 max_num_seqs=section.batch_size,
                 enable_lora=True,
@@ -71,6 +72,7 @@ class VLLMRolloutEngine:
                 limit_mm_per_prompt={"image": max_images, "video": 0},
                 mm_processor_kwargs={"size": dict(self.policy.processor.image_processor.size)},
                 enforce_eager=section.vllm_enforce_eager,
+                quantization="bitsandbytes" if recipe.model.load_in_4bit else None,
                 seed=recipe.seed,
                 **self._device_settings(recipe),
                 **_launch_settings(self.policy.device.type),
