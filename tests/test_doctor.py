@@ -1,0 +1,148 @@
+"""`sharevl-lite doctor` on this machine, as a user calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from sharevl_lite import doctor
+from sharevl_lite.doctor import TESTED, examine
+from sharevl_lite.recipes import load_recipe
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+def call(*words, **environment):
+    command = [sys.executable, "-m", "sharevl_lite", "doctor", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+def found(checks):
+    return {check.name: check for check in checks}
+
+
+@WITHOUT_GPU
+def test_a_machine_without_gpu_runs_the_demo():
+    done = call(CONFIGS / "digits_cpu.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warn gpu: none: training runs on the CPU" in done.stdout
+    assert f"ok   torch: {metadata.version('torch')}" in done.stdout
+    assert "ok   memory, training:" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("0 failures, ")
+    assert "\x1b" not in done.stdout
+
+
+@WITHOUT_GPU
+def test_a_recipe_for_a_gpu_fails_and_says_what_to_do():
+    done = call(CONFIGS / "geometry3k_qwen2_5_vl_3b_t4.yaml")
+    assert done.returncode == 1
+    assert "FAIL gpu: none, and the recipe needs one (model.loader: unsloth, model.load_in_4bit)" in done.stdout
+    assert "-> run it on a machine with a CUDA GPU, or set model.loader: hf" in done.stdout
+    if doctor._version("unsloth") is None:
+        assert "FAIL unsloth: not installed, and the recipe needs it" in done.stdout
+
+
+def test_json_is_one_object_with_everything():
+    done = call(CONFIGS / "digits_cpu.yaml", "--memory-gib", 16, "--json")
+    answer = json.loads(done.stdout)
+    checks = {check["name"]: check for check in answer["checks"]}
+    assert answer["failures"] == sum(check["status"] == "failure" for check in checks.values())
+    assert checks["torch"]["facts"]["version"] == metadata.version("torch")
+    assert checks["memory, training"]["facts"]["total"] == 16 * 2**30
+    assert sum(checks["memory, training"]["facts"]["parts"].values()) > 0
+    assert done.returncode == int(answer["failures"] > 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml"),
+        ([CONFIGS / "digits_cpu.yaml", "--train.rollout", "3"], "train.rollout"),
+        (["--train.rollouts=3"], "knobs need a recipe"),
+        ([CONFIGS / "digits_cpu.yaml", "--memory-gib", "-1"], "--memory-gib -1.0"),
+    ],
+)
+def test_mistakes_are_exit_code_2(words, message):
+    done = call(*words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_hub_token_is_seen_and_never_shown():
+    secret = "hf_" + "s3cret" * 5
+    done = call("--json", HF_TOKEN=secret)
+    assert "a token is set" in done.stdout
+    assert secret not in done.stdout + done.stderr
+
+
+def test_uploads_need_a_token(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    recipe = load_recipe(CONFIGS / "digits_cpu.yaml", {"train.push_to_hub": True, "train.hub_model_id": "a/b"})
+    assert found(examine(recipe))["hub"].status == "failure"
+    assert found(examine(None))["hub"].status == "ok"
+
+
+def test_versions_that_were_not_tested_are_named(monkeypatch):
+    honest = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: "9.9.9" if name == "peft" else honest(name))
+    check = found(examine(None))["peft"]
+    assert (check.status, check.finding) == ("warning", "9.9.9")
+    assert check.advice.startswith(f"tested with {TESTED['peft'][0]}")
+
+
+def test_an_engine_that_cuts_the_vision_tower_is_refused(monkeypatch):
+    versions = {"unsloth": "2026.10.9", "vllm": "0.25.1"}
+    monkeypatch.setattr(doctor, "_version", lambda name: versions.get(name, "1.0"))
+    recipe = load_recipe(CONFIGS / "digits_cpu.yaml", {"model.loader": "unsloth", "rollout.engine": "unsloth"})
+    check = found(examine(recipe))["unsloth's functions"]
+    assert check.status == "failure"
+    assert "cannot score images" in check.finding
+
+
+def test_unsloth_is_asked_in_a_process_of_its_own(monkeypatch, tmp_path):
+    """One that lacks a function, one that does not start, and one that has all."""
+    package = tmp_path / "unsloth"
+    package.mkdir()
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(doctor, "_version", lambda name: "2026.10.9")
+    recipe = load_recipe(CONFIGS / "digits_cpu.yaml", {"model.loader": "unsloth"})
+    whole = "class FastVisionModel:\n" + "".join(f"    def {name}(): ...\n" for name in doctor.UNSLOTH_SURFACE)
+    for source, status, told in (
+        (whole, "ok", "for_training"),
+        (whole.replace("for_training", "train_it"), "failure", "missing: for_training"),
+        (
+            "raise NotImplementedError('You need a GPU.')\n",
+            "failure",
+            "it does not start here (NotImplementedError: You",
+        ),
+    ):
+        (package / "__init__.py").write_text(source)
+        check = doctor._unsloth(recipe)
+        assert check.status == status, check
+        assert told in check.finding
+    assert "unsloth" not in sys.modules
+
+
+def test_a_folder_that_cannot_hold_a_run(monkeypatch, tmp_path):
+    recipe = load_recipe(CONFIGS / "digits_cpu.yaml", {"output_dir": str(tmp_path / "new" / "runs")})
+    assert found(examine(recipe))["disk"].status == "ok"
+    monkeypatch.setattr(doctor, "LEAST_DISK", 2**60)
+    assert found(examine(recipe))["disk"].status == "failure"
+
+
+@pytest.mark.parametrize(
+    ("gib", "knob"), [(12, "rollout.vllm_gpu_memory_utilization"), (30, "model.gradient_checkpointing")]
+)
+def test_memory_that_does_not_suffice_comes_with_advice(gib, knob):
+    changes = {"model.path": "Qwen/Qwen2.5-VL-3B-Instruct", "model.dtype": "bfloat16", "rollout.engine": "vllm"}
+    recipe = load_recipe(CONFIGS / "digits_cpu.yaml", changes | {"train.token_budget": 16384})
+    checks = found(examine(recipe, memory_gib=gib))
+    assert checks["memory, training"].status == "failure"
+    assert any(knob in check.advice for check in checks.values()), checks

@@ -1,0 +1,143 @@
+"""The memory plan: what is counted equals what is loaded, and what it advises makes a recipe fit."""
+
+import pytest
+import torch
+
+from sharevl_lite import load_recipe
+from sharevl_lite.memory_plan import (
+    FOUR_BITS,
+    GIB,
+    PUBLISHED,
+    USABLE,
+    adapter_parameters,
+    engine_needs,
+    find_config,
+    measure_shape,
+    plan_memory,
+    reliefs,
+)
+from sharevl_lite.policy.errors import PolicyError
+from sharevl_lite.policy.hf import load_policy
+from sharevl_lite.recipes import dump_recipe
+
+BIG = {
+    "model.path": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "model.dtype": "bfloat16",
+    "rollout.engine": "vllm",
+    "rollout.max_completion_length": 1024,
+    "train.token_budget": 16384,
+    "data.max_prompt_length": 1024,
+}
+
+
+@pytest.fixture
+def recipe():
+    """`recipe(**changes)`: the demo with changes."""
+    return lambda **changes: load_recipe("configs/digits_cpu.yaml", changes)
+
+
+def shape_of(path):
+    return measure_shape(find_config(path)[0])
+
+
+@pytest.mark.parametrize(
+    ("path", "published"),
+    [
+        # Parameters in the checkpoints' own indices.
+        ("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 8_292_166_656),
+        ("Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808),
+    ],
+)
+def test_published_sizes_count_to_the_published_parameters(path, published):
+    assert path in PUBLISHED
+    assert shape_of(path).parameters == published
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
+def test_weights_and_adapter_are_what_is_loaded(recipe, targets):
+    chosen = recipe(**{"model.lora.target_modules": targets})
+    policy = load_policy(chosen.model, seed=0)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    frozen = [p for p in policy.parameters() if not p.requires_grad]
+    shape = shape_of(chosen.model.path)
+    plan = plan_memory(chosen, shape, total=None, half=False)
+    assert plan.training["weights"] == sum(p.numel() * p.element_size() for p in frozen)
+    assert adapter_parameters(chosen, shape) == sum(p.numel() for p in trained)
+    optimizer = torch.optim.AdamW(trained)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moments = sum(
+        v.numel() * v.element_size() for state in optimizer.state.values() for k, v in state.items() if k != "step"
+    )
+    held = sum(p.numel() * p.element_size() + p.grad.numel() * p.grad.element_size() for p in trained)
+    assert plan.training["adapter, gradients, Adam"] == held + moments
+
+
+def test_four_bits_are_for_the_text_layers(recipe):
+    shape = shape_of(BIG["model.path"])
+    whole = plan_memory(recipe(**BIG), shape, total=80 * GIB, half=True).training["weights"]
+    packed = plan_memory(recipe(**BIG, **{"model.load_in_4bit": True}), shape, total=80 * GIB, half=True).training[
+        "weights"
+    ]
+    assert whole == 2 * shape.parameters
+    assert packed == pytest.approx(2 * shape.others + FOUR_BITS * shape.text_linear, abs=1)
+
+
+def test_vllm_takes_its_share_and_gives_it_back(recipe):
+    plan = plan_memory(recipe(**BIG), shape_of(BIG["model.path"]), total=80 * GIB, half=True)
+    assert plan.sampling["vLLM"] == int(0.35 * 80 * GIB)
+    assert plan.training["vLLM, asleep"] == GIB
+    assert "activations" not in plan.sampling
+
+
+@pytest.mark.parametrize(("total", "enough"), [(80, True), (40, True), (24, True), (8, False)])
+def test_what_is_advised_fits_when_it_is_followed(recipe, total, enough):
+    chosen, shape = recipe(**BIG), shape_of(BIG["model.path"])
+    if total == 80:
+        chosen = recipe(**BIG | {"train.token_budget": 65536})
+    assert not plan_memory(chosen, shape, total=total * GIB, half=True).fits(total * GIB)
+    steps = reliefs(chosen, shape, total=total * GIB, half=True)
+    assert steps
+    assert [step.peak for step in steps] == sorted((step.peak for step in steps), reverse=True)
+    followed = load_recipe_with(chosen, {step.knob: step.value for step in steps})
+    plan = plan_memory(followed, shape, total=total * GIB, half=True)
+    assert plan.peak == steps[-1].peak
+    assert plan.fits(total * GIB) is enough
+    assert (plan.peak <= USABLE * total * GIB) is enough
+    # The gentlest first, and none that is not needed: without the last one it does not fit.
+    assert steps[0].knob == "model.gradient_checkpointing"
+    without = load_recipe_with(chosen, {step.knob: step.value for step in steps[:-1]})
+    assert not plan_memory(without, shape, total=total * GIB, half=True).fits(total * GIB)
+
+
+def load_recipe_with(recipe, changes):
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(dump_recipe(recipe))
+        return load_recipe(file, changes)
+
+
+def test_a_recipe_that_fits_needs_no_advice(recipe):
+    chosen = recipe(**BIG, **{"model.gradient_checkpointing": True})
+    assert reliefs(chosen, shape_of(BIG["model.path"]), total=80 * GIB, half=True) == []
+
+
+def test_vllms_share_is_never_lowered_below_what_it_needs(recipe):
+    chosen, shape = recipe(**BIG), shape_of(BIG["model.path"])
+    shares = [
+        step.value
+        for step in reliefs(chosen, shape, total=24 * GIB, half=True)
+        if step.knob == "rollout.vllm_gpu_memory_utilization"
+    ]
+    assert all(share * 24 * GIB >= engine_needs(chosen, shape, half=True) for share in shares)
+
+
+def test_models_that_are_nowhere():
+    assert find_config("somebody/something") is None
+    with pytest.raises(PolicyError, match="built in"):
+        find_config("builtin:nothing")
