@@ -49,7 +49,8 @@ DATA_FILE = "data.json"
 # sums are grouped: the run goes on as it would have, but not bit for bit.
 REPORTING = frozenset({"train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub"})
 ROUNDING = frozenset({"train.token_budget", "rollout.batch_size", "model.gradient_checkpointing"})
-RESUMABLE_CHANGES = REPORTING | ROUNDING | {"train.hub_model_id", "reward.timeout_seconds", "reward.workers"}
+SERVERS = frozenset(f"rollout.server_{knob}" for knob in ("urls", "model", "adapter_dir", "timeout_seconds", "retries"))
+RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | {"train.hub_model_id", "reward.timeout_seconds", "reward.workers"}
 AVERAGED = ("vanished_local", "vanished_global", "rescued")
 
 logger = logging.getLogger(__name__)
@@ -131,17 +132,26 @@ def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[S
 
 
 def _engine(recipe: Recipe, policy: PackedPolicy, problems: Sequence[Problem]) -> RolloutEngine:
+    images = max(1, *(len(problem.images) for problem in problems))
     if recipe.rollout.engine == "vllm":
         from sharevl_lite.rollout.vllm import VLLMRolloutEngine
 
-        return VLLMRolloutEngine(policy, recipe, max_images=max(1, *(len(p.images) for p in problems)))
+        return VLLMRolloutEngine(policy, recipe, max_images=images)
+    if recipe.rollout.engine == "server":
+        from sharevl_lite.rollout.server import ServerRolloutEngine
+
+        return ServerRolloutEngine(policy, recipe, max_images=images)
     return HFRolloutEngine(policy, recipe.rollout.batch_size)
 
 
 def _check_services(recipe: Recipe) -> None:
-    """Engine and trackers are installed and the Hub would know us: better now than after the first step."""
+    """Engine and trackers are there and the Hub would know us: better now than after the first step."""
     if recipe.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise RunError("rollout.engine: vLLM is not installed; pip install vllm, or choose rollout.engine: hf")
+    if recipe.rollout.engine == "server":
+        from sharevl_lite.rollout.server import check_servers
+
+        check_servers(recipe)
     for tracker in recipe.train.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise RunError(f"train.report_to: {tracker} is not installed; pip install {tracker}, or leave it out")
