@@ -92,6 +92,10 @@ def train(
         console.print(f"{run_dir} is finished.")
         _last_words(console, recipe, summary)
         return RunResult(run_dir, summary)
+    if recipe.rollout.engine == "server":
+        from sharevl_lite.rollout.server import check_servers
+
+        check_servers(recipe)
     with _scorer(recipe) as scorer:
         trainer, display = _assemble(recipe, scorer, console)
         for callback in callbacks:
@@ -148,10 +152,6 @@ def _check_services(recipe: Recipe) -> None:
     """Engine and trackers are there and the Hub would know us: better now than after the first step."""
     if recipe.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise RunError("rollout.engine: vLLM is not installed; pip install vllm, or choose rollout.engine: hf")
-    if recipe.rollout.engine == "server":
-        from sharevl_lite.rollout.server import check_servers
-
-        check_servers(recipe)
     for tracker in recipe.train.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise RunError(f"train.report_to: {tracker} is not installed; pip install {tracker}, or leave it out")

@@ -24,6 +24,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +34,7 @@ from sharevl_lite.policy.hf import save_adapter
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.limits import BAN, check_frozen_vision, check_recipe
+from sharevl_lite.rollout.serve_command import longest
 from sharevl_lite.rollout.server_client import Refusal, ServerClient, Unavailable, new_http, patiently
 from sharevl_lite.rollout.server_pool import GENERATE, KEY_VARIABLE, ServerPool, look_at_servers
 
@@ -46,6 +48,7 @@ Result = TypeVar("Result")
 
 NO_LOGPROB = -9999.0
 """What a server writes for a log-prob that it has not."""
+MOST_LOGPROB = 1e-6  # of a certain token, rounded
 SERVED_DIR = "served"
 
 
@@ -78,6 +81,7 @@ class ServerRolloutEngine:
         self.end_ids = end_ids(policy)
         self._concurrency = section.batch_size
         self._retries = section.server_retries
+        self._longest = longest(recipe)
         self._http = new_http(section.server_timeout_seconds, os.environ.get(KEY_VARIABLE))
         self._pool = ServerPool(recipe, self._http, retries=self._retries, dtype=dtype, max_images=max_images)
         self._loop = _Loop()
@@ -179,8 +183,7 @@ class ServerRolloutEngine:
             **({"content_parts": pictures} if pictures else {}),
             "return_token_ids": True,
             "sampling_params": {
-                # Greedy responses are all the same one, and vLLM samples no other number of them.
-                "n": request.count if sampling.temperature > 0.0 else 1,
+                "n": _asked(request, sampling),
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
                 "max_tokens": sampling.max_completion_length,
@@ -204,7 +207,7 @@ class ServerRolloutEngine:
         try:
             read = [int(token) for token in answer["prompt_token_ids"]]
             choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-            drawn = [_tokens(choice) for choice in choices]
+            drawn = [_Drawn.read(choice) for choice in choices]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise Unavailable(f"{server.url} answered with something else than responses ({error!r})") from error
         expected = request.prompt.prefix.ids_P.tolist()
@@ -213,18 +216,18 @@ class ServerRolloutEngine:
                 f"{request.key}: {server.url} read {len(read)} prompt tokens where the policy reads {len(expected)}, "
                 f"and they differ; its processor is not the policy's. {self._pool.how_to_start(server)}"
             )
-        asked = request.count if sampling.temperature > 0.0 else 1
+        asked = _asked(request, sampling)
         if len(drawn) != asked:
             raise Unavailable(f"{server.url} answered with {len(drawn)} responses, {asked} were asked for")
-        responses = [self._response(request.key, sampling, server, *tokens) for tokens in drawn]
-        return responses * (request.count // asked)
+        room = min(sampling.max_completion_length, self._longest - len(expected))
+        return [self._response(request.key, server, one, room) for one in drawn] * (request.count // asked)
 
-    def _response(
-        self, key: str, sampling: Sampling, server: ServerClient, ids: list[int], logprobs: list[float], reason: str
-    ) -> Response:
+    def _response(self, key: str, server: ServerClient, drawn: _Drawn, room: int) -> Response:
+        """One response; it may end without an end token where it fills its room (tokens)."""
+        ids = drawn.ids
         truncated = not ids or ids[-1] not in self.end_ids
-        if reason not in ("stop", "length") or (truncated and len(ids) < sampling.max_completion_length):
-            raise Unavailable(f"{server.url} broke a response off after {len(ids)} tokens ({reason})")
+        if drawn.reason not in ("stop", "length") or (truncated and len(ids) < room):
+            raise Unavailable(f"{server.url} broke a response off after {len(ids)} tokens ({drawn.reason})")
         banned = set(ids) & set(self.policy.vision_token_ids)
         if banned:
             raise RolloutError(
@@ -232,16 +235,30 @@ class ServerRolloutEngine:
                 + self._pool.how_to_start(server)
             )
         text = self.policy.processor.tokenizer.decode(ids, skip_special_tokens=True)
-        return Response(tuple(ids), tuple(logprobs), text, truncated)
+        return Response(ids, drawn.logprobs, text, truncated)
 
 
-def _tokens(choice: dict[str, Any]) -> tuple[list[int], list[float], str]:
-    """(ids, log-probs, why it ended) of one response. Raises ValueError where they do not belong together."""
-    ids = [int(token) for token in choice["token_ids"]]
-    logprobs = [float(place["logprob"]) for place in choice["logprobs"]["content"]]
-    if len(ids) != len(logprobs) or not all(NO_LOGPROB < logprob <= 1e-6 for logprob in logprobs):
-        raise ValueError(f"{len(ids)} tokens with the log-probs {logprobs[:3]}…")
-    return ids, logprobs, str(choice["finish_reason"])
+@dataclass(frozen=True)
+class _Drawn:
+    """One response as a server tells it: ids, log-probs, and why it ended."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    reason: str
+
+    @classmethod
+    def read(cls, choice: dict[str, Any]) -> _Drawn:
+        """Raises KeyError, TypeError or ValueError where the parts are missing or do not belong together."""
+        ids = tuple(int(token) for token in choice["token_ids"])
+        logprobs = tuple(float(place["logprob"]) for place in choice["logprobs"]["content"])
+        if len(ids) != len(logprobs) or not all(NO_LOGPROB < logprob <= MOST_LOGPROB for logprob in logprobs):
+            raise ValueError(f"{len(ids)} tokens with the log-probs {logprobs[:3]}")
+        return cls(ids, logprobs, str(choice["finish_reason"]))
+
+
+def _asked(request: SamplingRequest, sampling: Sampling) -> int:
+    """Responses to ask for: greedy ones are all the same, and vLLM samples no more than one."""
+    return request.count if sampling.temperature > 0.0 else 1
 
 
 def _data_url(picture: Image) -> str:

@@ -5,6 +5,7 @@ A server that was restarted has lost the adapter and answers 404; it is checked 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -26,6 +27,7 @@ GENERATE = "/inference/v1/generate"
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 SWITCHES = {GENERATE: "--enable-scale-out", LOAD: "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"}
 FIRST_LOOK_SECONDS, FIRST_LOOK_RETRIES = 30.0, 2
+UNLOAD_SECONDS = 10.0
 
 
 class ServerPool:
@@ -61,11 +63,12 @@ class ServerPool:
             await self._patiently(server, partial(self.reload, server, name, folder, probe), "handing the adapter over")
 
     async def unload(self, name: str) -> None:
-        """Takes an adapter's name from the servers; one that does not know it any more is as wanted."""
+        """Takes an adapter's name from the servers; one that is away or does not know it any more is as wanted."""
         for server in self.servers:
             try:
-                await server.tell(UNLOAD, {"lora_name": name})
-            except (Unavailable, Refusal):
+                async with asyncio.timeout(UNLOAD_SECONDS):
+                    await server.tell(UNLOAD, {"lora_name": name})
+            except (Unavailable, Refusal, TimeoutError):
                 continue
 
     async def reload(self, server: ServerClient, name: str, folder: Path, probe: int) -> None:
