@@ -203,9 +203,9 @@ class RolloutSection(Section):
     same path there. None: `served` in the run's folder."""
     server_timeout_seconds: Positive = 600.0
     """Longest wait for one request's responses; after that it is sent again."""
-    server_retries: Annotated[int, Field(ge=0)] = 10
-    """How often a request is sent again when a server cannot be reached, is busy or fails, with growing pauses: 10
-    bridge a restart of about three minutes."""
+    server_retries: Annotated[int, Field(ge=0)] = 15
+    """How often a request is sent again when a server cannot be reached, is busy or fails, with growing pauses: 15
+    bridge a restart of two minutes."""
     max_sampler_gap: Positive | None = 0.5
     """Stop when sampler and trainer disagree by more: mean |difference of log-probs| of a rollout's sampled tokens, in
     nats (vLLM in bfloat16: about 0.02). Not checked with top_p below 1, which changes the sampler's. None: off."""

@@ -21,7 +21,7 @@ from sharevl_lite.rollout.errors import RolloutError
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 10.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 LONGEST_RETRY_AFTER = 600.0
 SHOWN = 400  # characters of a server's answer in a message
 
@@ -105,7 +105,7 @@ async def patiently(
 ) -> Result:
     """The result of `attempt(0)`, or of the first of `retries` more that is not Unavailable.
 
-    Pauses double from half a second to a minute, each shortened by chance by up to a half so that many clients do not
+    Pauses double from half a second to 20 seconds, each shortened by chance by up to a half so that many clients do not
     come back together; `Retry-After` lengthens one. Raises RolloutError with `advice` when none is left.
     """
     started = time.monotonic()

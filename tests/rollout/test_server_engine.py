@@ -23,6 +23,7 @@ from sharevl_lite.data import load_problems
 from sharevl_lite.policy.hf import load_base, load_policy
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import load_recipe
+from sharevl_lite.rollout import server_client
 from sharevl_lite.rollout.engine import Sampling, SamplingRequest
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.hf import HFRolloutEngine
@@ -166,7 +167,10 @@ def test_an_adapter_that_does_not_fit_is_said_in_the_servers_words(server, chang
     engine.close()
 
 
-def test_a_server_killed_and_started_again_goes_on_with_the_same_responses(engine, server, policy, requests):
+def test_a_server_killed_and_started_again_goes_on_with_the_same_responses(
+    engine, server, policy, requests, monkeypatch
+):
+    monkeypatch.setattr(server_client, "LONGEST_PAUSE", 2.0)  # nobody else waits for this server
     move(policy, seed=3)
     engine.sync()
     before = engine.sample(requests, SAMPLING)

@@ -7,104 +7,26 @@ import socket
 import threading
 import time
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-import torch
-from moody_server import GENERATE, LOAD, App, serve
-from PIL import Image
+from moody_server import GENERATE, LOAD, serve
 
-from sharevl_lite.policy.hf import load_policy, resolve_model_path
-from sharevl_lite.policy.prompts import PromptEncoder
+from sharevl_lite.policy.hf import load_policy
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rollout import server_client
-from sharevl_lite.rollout.engine import Sampling, SamplingRequest, end_ids
+from sharevl_lite.rollout.engine import Sampling
 from sharevl_lite.rollout.errors import RolloutError
-from sharevl_lite.rollout.server import ServerRolloutEngine, check_servers
-from sharevl_lite.rollout.server_client import _retry_after, pause
+from sharevl_lite.rollout.server import ServerRolloutEngine
 
 DEMO = Path(__file__).parents[2] / "configs" / "digits_cpu.yaml"
-MODEL = resolve_model_path("builtin:digits-vl")
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_completion_length=32, seed=3)
-
-
-@pytest.fixture(scope="module")
-def policy():
-    return load_policy(load_recipe(DEMO).model, seed=0)
-
-
-@pytest.fixture(scope="module")
-def requests(policy):
-    """Three prompts, of two images, one and none; four responses each."""
-    encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index)
-    pictures = [Image.new("RGB", (56, 56), colour) for colour in ("red", "blue")]
-    prompts = [
-        encoder.encode("<image> and <image>?", pictures),
-        encoder.encode("<image>?", pictures[:1]),
-        encoder.encode("2 + 3?", []),
-    ]
-    return [SamplingRequest(f"test/{number}", prompt, 4) for number, prompt in enumerate(prompts)]
-
-
-@pytest.fixture
-def make_app(policy, requests):
-    image = policy.config.image_token_id
-
-    def make():
-        app = App(MODEL, end_ids(policy)[0])
-        for request in requests:
-            ids = request.prompt.prefix.ids_P.tolist()
-            short = [token for place, token in enumerate(ids) if token != image or ids[place - 1] != image]
-            assert short.count(image) == len(request.prompt.pictures)
-            app.prompts[tuple(short)] = ids
-        return app
-
-    return make
-
-
-@pytest.fixture
-def app(make_app):
-    return make_app()
-
-
-@pytest.fixture
-def url(app):
-    with serve(app) as address:
-        yield address
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
     monkeypatch.setattr(server_client, "FIRST_PAUSE", 0.02)
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
-
-
-@pytest.fixture
-def recipe(tmp_path):
-    """`recipe(urls, **knobs of rollout)`"""
-
-    def make(*urls, **knobs):
-        changes = {f"rollout.{name}": value for name, value in knobs.items()}
-        servers = {"rollout.engine": "server", "rollout.server_urls": list(urls)}
-        return load_recipe(DEMO, {**servers, "output_dir": str(tmp_path), **changes})
-
-    return make
-
-
-@pytest.fixture
-def start(policy, recipe):
-    """`start(urls, **knobs)`: an engine, closed at the end."""
-    running = []
-
-    def make(*urls, **knobs):
-        running.append(ServerRolloutEngine(policy, recipe(*urls, **knobs)))
-        return running[-1]
-
-    yield make
-    for engine in running:
-        engine.close()
 
 
 @pytest.fixture
@@ -400,91 +322,7 @@ def test_it_samples_where_a_loop_already_runs(start, url, requests, honest):
     assert asyncio.run(notebook()) == honest
 
 
-# ---------------------------------------------------------------- the first look
-
-
-def test_a_sound_server_passes_the_first_look(recipe, url, app):
-    check_servers(recipe(url))
-    app.documented = False
-    check_servers(recipe(url.removesuffix("/v1")))
-
-
-def test_a_port_where_nobody_listens(recipe):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        with pytest.raises(RolloutError, match=r"(?s)cannot be reached.*\(3 attempts in .*--port \d+") as caught:
-            check_servers(recipe(url))
-    assert url in str(caught.value)
-
-
-def test_another_model_is_named_with_ours_and_may_be_allowed(recipe, url, app):
-    app.cards[0].update(id="qwen", root="/models/qwen")
-    with pytest.raises(RolloutError, match=r"serves 'qwen' \(/models/qwen\).*'builtin:digits-vl'.*server_model: qwen;"):
-        check_servers(recipe(url))
-    check_servers(recipe(url, server_model="qwen"))
-    with pytest.raises(RolloutError, match=r"the recipe trains rollout.server_model 'gwen'"):
-        check_servers(recipe(url, server_model="gwen"))
-
-
-def test_a_server_that_reads_too_little(recipe, url, app):
-    app.cards[0]["max_model_len"] = 100
-    with pytest.raises(RolloutError, match=r"(?s)reads at most 100 tokens; the recipe needs 128 .*--max-model-len 128"):
-        check_servers(recipe(url))
-
-
-@pytest.mark.parametrize(
-    ("path", "told"),
-    [(GENERATE, "runs without --enable-scale-out"), (LOAD, "without VLLM_ALLOW_RUNTIME_LORA_UPDATING")],
-)
-def test_a_server_without_what_is_needed(recipe, url, app, path, told):
-    del app.paths[path]
-    with pytest.raises(RolloutError, match=told):
-        check_servers(recipe(url))
-
-
-def test_the_key_is_sent_and_never_told(recipe, start, url, app, requests, monkeypatch):
-    app.key = "secret-of-this-test"
-    for wrong in (None, "another-secret"):
-        if wrong:
-            monkeypatch.setenv("VLLM_API_KEY", wrong)
-        with pytest.raises(
-            RolloutError, match=r"wants another key \(401\); set the environment variable VLLM_API_KEY"
-        ) as e:
-            check_servers(recipe(url))
-        assert "secret" not in str(e.value)
-    monkeypatch.setenv("VLLM_API_KEY", app.key)
-    check_servers(recipe(url))
-    assert len(start(url).sample(requests, SAMPLING)) == 3
-
-
-# ---------------------------------------------------------------- pauses
-
-
-def test_pauses_grow_to_a_minute_and_differ(monkeypatch):
-    monkeypatch.undo()
-    for number in range(40):
-        longest = min(60.0, 0.5 * 2.0**number)
-        drawn = [pause(number) for _ in range(50)]
-        assert longest / 2 <= min(drawn) < max(drawn) <= longest
-    assert pause(0, after=7.0) == 7.0
-    assert pause(0, after=1e9) == 600.0
-
-
-@pytest.mark.parametrize(("header", "seconds"), [(None, None), ("3", 3.0), ("-3", 0.0), ("soon", None), ("", None)])
-def test_retry_after_in_seconds(header, seconds):
-    assert _retry_after(header) == seconds
-
-
-def test_retry_after_as_a_date():
-    assert _retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)) == pytest.approx(
-        30, abs=2
-    )
-    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-
-
 def test_an_adapted_vision_tower_is_refused(recipe):
     adapted = load_policy(load_recipe(DEMO, {"model.lora.target_modules": r".*visual.*qkv"}).model, seed=0)
     with pytest.raises(RolloutError, match="adapts the vision tower"):
         ServerRolloutEngine(adapted, recipe("http://localhost:1/v1"))
-    assert isinstance(adapted.device, torch.device)
