@@ -155,7 +155,9 @@ class ServerRolloutEngine:
         return await patiently(
             attempt,
             retries=self._retries,
-            advice=lambda: "look at its log; " + self._pool.how_to_start(servers[0]),
+            advice=lambda: (
+                "look at its log; " + self._pool.how_to_start(servers[(place + self._retries) % len(servers)])
+            ),
             what=request.key,
         )
 

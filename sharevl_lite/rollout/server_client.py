@@ -27,10 +27,11 @@ SHOWN = 400  # characters of a server's answer in a message
 
 
 class Unavailable(Exception):
-    """A fault that may pass. `after` is how long (seconds) the server asks to be left alone."""
+    """A fault that may pass; `status` (HTTP) if the server answered, and `after` seconds it asks to be left alone."""
 
-    def __init__(self, what: str, after: float | None = None) -> None:
+    def __init__(self, what: str, status: int | None = None, after: float | None = None) -> None:
         super().__init__(what)
+        self.status = status
         self.after = after
 
 
@@ -89,7 +90,7 @@ class ServerClient:
             raise Unavailable(f"{self.url} cannot be reached ({str(error) or type(error).__name__})") from error
         if answer.status_code == 429 or answer.status_code >= 500:
             words = f"{self.url} answered {answer.status_code}: {_words(answer)}"
-            raise Unavailable(words, _retry_after(answer.headers.get("Retry-After")))
+            raise Unavailable(words, answer.status_code, _retry_after(answer.headers.get("Retry-After")))
         if answer.status_code in (401, 403):
             raise RolloutError(
                 f"rollout.server_urls: {self.url} wants another key ({answer.status_code}); set the environment "

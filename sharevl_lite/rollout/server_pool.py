@@ -68,7 +68,7 @@ class ServerPool:
             try:
                 async with asyncio.timeout(UNLOAD_SECONDS):
                     await server.tell(UNLOAD, {"lora_name": name})
-            except (Unavailable, Refusal, TimeoutError):
+            except (Unavailable, Refusal, RolloutError, TimeoutError):
                 continue
 
     async def reload(self, server: ServerClient, name: str, folder: Path, probe: int) -> None:
@@ -86,11 +86,11 @@ class ServerPool:
             await self._check_logprobs(server, name, probe)
 
     async def _took_it(self, server: ServerClient, name: str, error: Refusal | Unavailable) -> bool:
-        """Whether the adapter is there all the same: another process was faster. Raises Unavailable for a sick server.
+        """Whether the adapter is there all the same: another process was faster. Raises Unavailable for what may pass.
 
-        vLLM answers 500 for an adapter that it cannot read, which no second attempt changes; so do servers that die.
+        vLLM answers 500 for an adapter that it cannot use, which no second attempt changes; so does a dying server.
         """
-        if isinstance(error, Unavailable) and not await server.is_healthy():
+        if isinstance(error, Unavailable) and (error.status != 500 or not await server.is_healthy()):
             raise error
         return any(card.get("id") == name for card in await server.models())
 

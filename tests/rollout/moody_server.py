@@ -27,8 +27,8 @@ class App:
         self.documented = True
         self.adapters = {}
         self.moods = []
-        self.load_answer = None
-        """(status, message) for every adapter, instead of loading it."""
+        self.load_answers = []
+        """(status, message) for the next adapters, instead of loading them."""
         self.probe_logprob = 0.0
         self.key = None
         self.seen = []
@@ -101,8 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._generate(body)
 
     def _load(self, body):
-        if self.app.load_answer is not None:
-            self.fail(*self.app.load_answer)
+        if self.app.load_answers:
+            self.fail(*self.app.load_answers.pop(0))
         elif body["lora_name"] in self.app.adapters:
             self.fail(400, "has already been loaded")
         elif not (Path(body["lora_path"]) / "adapter_model.safetensors").is_file():

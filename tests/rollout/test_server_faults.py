@@ -251,7 +251,7 @@ def test_what_a_killed_run_left_is_removed(start, url, tmp_path):
     ],
 )
 def test_an_adapter_that_does_not_load_is_said_with_the_way_out(start, url, app, answer, told):
-    app.load_answer = answer
+    app.load_answers = [answer]
     with pytest.raises(RolloutError) as caught:
         start(url).sync()
     message = str(caught.value)
@@ -260,6 +260,14 @@ def test_an_adapter_that_does_not_load_is_said_with_the_way_out(start, url, app,
     assert "rollout.server_adapter_dir" in message
     assert "--enable-lora --max-lora-rank 16" in message
     assert len(app.of(LOAD)) == 1
+
+
+def test_an_adapter_is_offered_again_to_a_busy_server(start, url, app):
+    app.load_answers = [(429, "busy"), (503, "not yet")]
+    engine = start(url)
+    engine.sync()
+    assert list(app.adapters) == [engine._name]
+    assert len(app.of(LOAD)) == 3
 
 
 def test_an_adapter_that_another_process_loaded_first_is_taken(start, url, app, monkeypatch):
