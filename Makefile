@@ -4,14 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM := .venv-vllm
+UNSLOTH := .unsloth-2026.10.9
 FROM_HERE = PYTHONPATH=.:kernels:$$PYTHONPATH $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 CODE := sharevl_lite kernels tests scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-vllm bench lint types imports format clean
+.PHONY: help install demo test test-gpu test-vllm test-unsloth bench bench-step lint types imports format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Create .venv and install the project with its exact versions (redone when they change)
 
@@ -27,7 +28,7 @@ test: lint types imports ## Lint, types, import contracts and tests
 	$(BIN)/pytest -n 2
 
 test-gpu: ## The tests that need a CUDA device, with what is installed
-	$(FROM_HERE) -m pytest -m gpu tests/kernels tests/policy
+	$(FROM_HERE) -m pytest -m gpu tests/kernels tests/policy tests/rollout
 
 test-vllm: $(VLLM)/.installed ## Rollouts with the real vLLM, its CPU build, in an environment of its own (4 GB)
 	$(VLLM)/bin/pytest -m vllm tests/rollout
@@ -39,9 +40,22 @@ $(VLLM)/.installed: pyproject.toml scripts/prepare_cpu_vllm.py
 	$(VLLM)/bin/python scripts/prepare_cpu_vllm.py
 	touch $@
 
+test-unsloth: install $(UNSLOTH)/.installed ## Unsloth's loader against ours, on the CPU too (200 MB beside .venv)
+	SHAREVL_TEST_UNSLOTH=1 PYTHONPATH=$(UNSLOTH) $(BIN)/pytest -m unsloth tests/policy/test_unsloth.py
+
+$(UNSLOTH)/.installed:
+	rm -rf $(UNSLOTH)
+	$(BIN)/python -m pip install --no-deps --target $(UNSLOTH) $(UNSLOTH:.unsloth-%=unsloth==%) $(UNSLOTH:.unsloth-%=unsloth_zoo==%) \
+	  bitsandbytes cut_cross_entropy diffusers hf_transfer msgspec nest_asyncio protobuf sentencepiece tyro typeguard \
+	  docstring_parser shtab
+	touch $@
+
 bench: ## Measure on a CUDA device, with what is installed: tables and CSVs in bench-results/
 	@failed=0; for table in resources bench_grouped_logprob bench_packed_update bench_hierarchical_advantage; do \
 	  $(FROM_HERE) kernels/benchmarks/$$table.py || failed=$$?; done; exit $$failed
+
+bench-step: ## Measure a whole training step on a CUDA device, each way in a process of its own
+	$(FROM_HERE) scripts/bench_step.py
 
 lint: install ## Check formatting and lint
 	$(BIN)/ruff format --check $(CODE)

@@ -49,6 +49,7 @@ def _is_users_mistake(error: ValueError) -> bool:
         "BadRowError",
         "PolicyError",
         "HubError",
+        "LossScaleError",
         "ScheduleError",
         "RewardFunctionError",
         "RolloutError",
@@ -127,6 +128,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
         print(preview(recipe), end="")
         return EXIT_OK
+    if recipe.model.loader == "unsloth":
+        from sharevl_lite.policy.unsloth import import_unsloth
+
+        import_unsloth()  # before anything that imports transformers
     from sharevl_lite.run import train
 
     result = train(recipe, resume=options.resume)

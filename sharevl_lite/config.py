@@ -58,9 +58,14 @@ class ModelSection(Section):
 
     path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
     """Hub id, local folder, or `builtin:digits-vl` (the 1.9M-parameter model shipped for the CPU demo)."""
-    dtype: Literal["auto", "float32", "float64", "bfloat16"] = "auto"
+    loader: Literal["hf", "unsloth"] = "hf"
+    """`hf`: transformers and PEFT, on any device. `unsloth`: Unsloth's LoRA kernels and offloaded checkpointing, on a
+    GPU (pip install unsloth)."""
+    dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
     """Precision of the frozen base; `auto` is bfloat16 on a GPU that has it, else float32. Adapters are float32.
-    (float16 is not offered: without loss scaling its gradients are wrong.)"""
+    float16 is for GPUs without bfloat16 (T4); its loss is scaled so that small gradients do not vanish."""
+    load_in_4bit: bool = False
+    """Keep the frozen text layers in 4 bits (bitsandbytes NF4), on a GPU: a quarter of the memory, slower."""
     lora: LoraSection = LoraSection()
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -178,9 +183,10 @@ def _url_fault(url: str) -> str | None:
 class RolloutSection(Section):
     """How responses are sampled."""
 
-    engine: Literal["hf", "vllm", "server"] = "hf"
-    """`hf`: transformers' generate, on any device. `vllm`: vLLM in the same process (pip install vllm). `server`: vLLM
-    servers on other GPUs or machines; `--dry-run` prints the command that starts one."""
+    engine: Literal["hf", "vllm", "unsloth", "server"] = "hf"
+    """`hf`: transformers' generate, on any device. `vllm`: vLLM in the same process (pip install vllm). `unsloth`: the
+    same vLLM sharing the weights of `model.loader: unsloth`. `server`: vLLM servers on other GPUs or machines;
+    `--dry-run` prints the command that starts one."""
     temperature: Positive = 1.0
     """Sampling temperature; log-probs are of the same tempered distribution (paper: 1.0)."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -206,6 +212,9 @@ class RolloutSection(Section):
     server_retries: Annotated[int, Field(ge=0)] = 15
     """How often a request is sent again when a server cannot be reached, is busy or fails, with growing pauses: 15
     bridge a restart of two minutes."""
+    overlap: bool = False
+    """Sample the next rollout while this one is trained: the samples are one step older than the weights they train,
+    which `objective.sampler_cap` corrects. Needs `engine: server`, on another GPU."""
     max_sampler_gap: Positive | None = 0.5
     """Stop when sampler and trainer disagree by more: mean |difference of log-probs| of a rollout's sampled tokens, in
     nats (vLLM in bfloat16: about 0.02). Not checked with top_p below 1, which changes the sampler's. None: off."""
@@ -358,6 +367,22 @@ class Recipe(Section):
     objective: ObjectiveSection = ObjectiveSection()
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
+
+    @model_validator(mode="after")
+    def _engines(self) -> Recipe:
+        if self.rollout.overlap and self.rollout.engine != "server":
+            raise ValueError(
+                f"rollout.overlap needs rollout.engine: server; {self.rollout.engine} samples where the policy trains"
+            )
+        if self.rollout.overlap and self.objective.sampler_cap is None:
+            raise ValueError("rollout.overlap trains on older samples; set objective.sampler_cap (2.0 is usual)")
+        if self.rollout.engine == "unsloth" and self.model.loader != "unsloth":
+            raise ValueError("rollout.engine: unsloth samples with the weights of model.loader: unsloth; set both")
+        if self.model.load_in_4bit and self.model.dtype in ("float32", "float64"):
+            raise ValueError(
+                "model.load_in_4bit computes in half precision; set model.dtype: auto, bfloat16 or float16"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 
 from sharevl_lite.collect import Rollout
-from sharevl_lite.learn import Learner, UpdatePlan
+from sharevl_lite.learn import Learner, RowLoss, UpdatePlan
 
 
 class Tally:
@@ -56,6 +57,28 @@ class Tally:
         """Name to value; means of nothing are left out."""
         means = {name: total / count for name, (total, count) in self.means.items() if count}
         return {**means, **self.totals, **self.slowest}
+
+
+@dataclass
+class Attempt:
+    """What one backward pass over an update found: its loss [], means of its tokens, share of clipped ones by pair."""
+
+    loss: torch.Tensor
+    tally: Tally = field(default_factory=Tally)
+    clipped: dict[int, float] = field(default_factory=dict)
+
+    def add(self, row_loss: RowLoss) -> None:
+        """Takes in a row's facts."""
+        facts, row = row_loss.facts, row_loss.row
+        self.tally.mean("ratio", facts.ratio_T)
+        self.tally.mean("clip_low", facts.clipped_low_T)
+        self.tally.mean("clip_high", facts.clipped_high_T)
+        self.tally.mean("clip_dual", facts.clipped_dual_T)
+        if facts.kl_T is not None:
+            self.tally.mean("kl", facts.kl_T)
+        clipped_T = (facts.clipped_low_T | facts.clipped_high_T | facts.clipped_dual_T).double().cpu()
+        for number, piece_R in zip(row.pairs, clipped_T.split(row.cu_seqlens_B1.diff().tolist()), strict=True):
+            self.clipped[number] = float(piece_R.mean())
 
 
 def tally_rollout(tally: Tally, rollout: Rollout) -> None:

@@ -36,6 +36,7 @@ from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.policy.hf import load_adapter, load_policy, save_adapter
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
+from sharevl_lite.policy.unsloth import import_unsloth
 from sharevl_lite.recipes import dump_recipe, load_recipe
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.rollout.engine import RolloutEngine
@@ -112,7 +113,7 @@ def _scorer(recipe: Recipe) -> RewardScorer:
 
 def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[ShareGRPOTrainer, StepDisplay]:
     intake = read_sources(recipe)
-    policy = load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
+    policy = _policy(recipe)
     encoder = PromptEncoder(
         policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
     )
@@ -135,23 +136,37 @@ def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[S
     return trainer, display
 
 
+def _policy(recipe: Recipe) -> PackedPolicy:
+    if recipe.model.loader == "unsloth":
+        from sharevl_lite.policy.unsloth import load_policy as load_with_unsloth
+
+        return load_with_unsloth(recipe)
+    return load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
+
+
 def _engine(recipe: Recipe, policy: PackedPolicy, problems: Sequence[Problem]) -> RolloutEngine:
-    images = max(1, *(len(problem.images) for problem in problems))
+    most_images = max([1, *(len(problem.images) for problem in problems)])
     if recipe.rollout.engine == "vllm":
         from sharevl_lite.rollout.vllm import VLLMRolloutEngine
 
-        return VLLMRolloutEngine(policy, recipe, max_images=images)
+        return VLLMRolloutEngine(policy, recipe, max_images=most_images)
+    if recipe.rollout.engine == "unsloth":
+        from sharevl_lite.rollout.unsloth import UnslothRolloutEngine
+
+        return UnslothRolloutEngine(policy, recipe, max_images=most_images)
     if recipe.rollout.engine == "server":
         from sharevl_lite.rollout.server import ServerRolloutEngine
 
-        return ServerRolloutEngine(policy, recipe, max_images=images)
+        return ServerRolloutEngine(policy, recipe, max_images=most_images)
     return HFRolloutEngine(policy, recipe.rollout.batch_size)
 
 
 def _check_services(recipe: Recipe) -> None:
     """Engine and trackers are there and the Hub would know us: better now than after the first step."""
-    if recipe.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+    if recipe.rollout.engine in ("vllm", "unsloth") and importlib.util.find_spec("vllm") is None:
         raise RunError("rollout.engine: vLLM is not installed; pip install vllm, or choose rollout.engine: hf")
+    if recipe.model.loader == "unsloth":
+        import_unsloth()
     for tracker in recipe.train.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise RunError(f"train.report_to: {tracker} is not installed; pip install {tracker}, or leave it out")

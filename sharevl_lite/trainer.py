@@ -23,14 +23,17 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from sharevl_lite.ahead import Ahead
 from sharevl_lite.atomic import publish_directory, temporary_beside
 from sharevl_lite.collect import Collector, Rollout
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem
 from sharevl_lite.heldout import Evaluator
 from sharevl_lite.hub import AdapterUploads
-from sharevl_lite.learn import Learner, RowLoss, UpdatePlan
+from sharevl_lite.learn import Learner, UpdatePlan
+from sharevl_lite.loss_scale import LossScale
 from sharevl_lite.metrics import (
+    Attempt,
     Tally,
     peak_memory_mib,
     percentile_95,
@@ -138,6 +141,8 @@ class ShareGRPOTrainer(Trainer):
                 recipe, collector, eval_problems, limit=recipe.eval.problems, rank=rank, world=world, gather=self.gather
             )
         )
+        self._ahead: Ahead[tuple[Rollout, int]] = Ahead()
+        self._loss_scale = LossScale(enabled=policy.base_dtype == torch.float16)
         self._step_metrics: dict[str, float] = {}
         self.control: TrainerControl
 
@@ -164,10 +169,7 @@ class ShareGRPOTrainer(Trainer):
     def _begin_rollout(self, number: int) -> None:
         self._started = time.perf_counter()
         self._tally = Tally()
-        self.collector.engine.sync()
-        self.collector.trainer_state = self.state
-        problems = [self.problems[index] for index in self.schedule.problems(number)]
-        self._rollout: Rollout = self.collector.collect(number, problems)
+        self._rollout: Rollout = self._sample(number)
         self._watch = self._rollout.stopwatch
         self._learner = Learner(self.recipe, self.policy, self._rollout)
         self._clipped: dict[int, float] = {}
@@ -178,6 +180,26 @@ class ShareGRPOTrainer(Trainer):
                 self._learner.score(plan)
             self.policy.train()
         self._check_sampler()
+
+    def _sample(self, number: int) -> Rollout:
+        """Rollout `number`: what was sampled while the one before was trained, or samples of the current weights."""
+        waiting = time.perf_counter()
+        rollout, sampled_at = self._ahead.take() or (None, self.state.global_step)
+        self.collector.engine.sync()
+        if rollout is None:
+            rollout = self._collect(number)
+        else:
+            rollout.stopwatch.seconds["wait"] = time.perf_counter() - waiting
+        if self.recipe.rollout.overlap:
+            self._tally.peak("lag_updates", self.state.global_step - sampled_at)
+            if number < self.recipe.train.rollouts:
+                now = self.state.global_step
+                self._ahead.start(lambda: (self._collect(number + 1), now))
+        return rollout
+
+    def _collect(self, number: int) -> Rollout:
+        self.collector.trainer_state = self.state
+        return self.collector.collect(number, [self.problems[index] for index in self.schedule.problems(number)])
 
     def _check_sampler(self) -> None:
         """Stops before an update on responses that the policy would hardly have given so. Raises RolloutError."""
@@ -199,38 +221,35 @@ class ShareGRPOTrainer(Trainer):
         tokens = sum(self._learner.scores.old[number].numel() for number in plan.valid)
         counts = self.gather((len(plan.valid), tokens))
         count, tokens = max(1, sum(c for c, _ in counts)), max(1, sum(t for _, t in counts))
-        world = self.accelerator.num_processes
-        total = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        while True:
+            attempt = Attempt(torch.zeros((), dtype=torch.float64, device=self.args.device))
+            self._backward(model, plan, count, tokens, attempt)
+            # Gradients are averaged over processes, and so equal in all of them: each decides alike.
+            if self._loss_scale.unscale(model.parameters()):
+                break
+        self._tally = Tally().merge([self._tally, attempt.tally])
+        self._clipped |= attempt.clipped
+        return attempt.loss * self.accelerator.num_processes
+
+    def _backward(self, model: nn.Module, plan: UpdatePlan, count: int, tokens: int, attempt: Attempt) -> None:
+        # The loss is a sum over processes where gradients are averaged.
+        factor = self.accelerator.num_processes * self._loss_scale.scale
         rows = len(plan.active_rows) or 1
         losses = self._learner.losses(model, plan, count, tokens)
         for place in range(rows):
-            last = place == rows - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            with nullcontext() if place == rows - 1 else self.accelerator.no_sync(model):
                 row_loss = next(losses)
-                # Gradients are averaged over processes; the loss is a sum over them.
-                self.accelerator.backward(row_loss.loss * world)
-            total += row_loss.loss.detach()
-            self._tally_row(row_loss, plan)
-        return total * world
-
-    def _tally_row(self, row_loss: RowLoss, plan: UpdatePlan) -> None:
-        if not plan.active:
-            return
-        facts, row = row_loss.facts, row_loss.row
-        self._tally.mean("ratio", facts.ratio_T)
-        self._tally.mean("clip_low", facts.clipped_low_T)
-        self._tally.mean("clip_high", facts.clipped_high_T)
-        self._tally.mean("clip_dual", facts.clipped_dual_T)
-        if facts.kl_T is not None:
-            self._tally.mean("kl", facts.kl_T)
-        clipped_T = (facts.clipped_low_T | facts.clipped_high_T | facts.clipped_dual_T).double().cpu()
-        for number, piece_R in zip(row.pairs, clipped_T.split(row.cu_seqlens_B1.diff().tolist()), strict=True):
-            self._clipped[number] = float(piece_R.mean())
+                self.accelerator.backward(row_loss.loss * factor)
+            attempt.loss += row_loss.loss.detach()
+            if plan.active:
+                attempt.add(row_loss)
 
     def _finish_rollout(self) -> None:
         tally_rollout(self._tally, self._rollout)
         tally_plans(self._tally, self._plans)
         tally_scores(self._tally, self._learner)
+        if self._loss_scale.enabled:
+            self._tally.peak("loss_scale", self._loss_scale.scale)
         self._tally.peak("peak_memory_mib", peak_memory_mib())
         self._tally.peak("seconds/step", time.perf_counter() - self._started)
         record = self._tally.merge(self.gather(self._tally)).as_record()
@@ -257,6 +276,7 @@ class ShareGRPOTrainer(Trainer):
         if self.evaluator is None:
             raise ValueError("there is nothing to evaluate on; set data.eval in the recipe")
         step = self.rollouts_done
+        self._ahead.wait()  # it samples with the weights of its time
         self.collector.engine.sync()
         self.collector.trainer_state = self.state
         evaluation = self.evaluator.evaluate(step)
@@ -286,6 +306,7 @@ class ShareGRPOTrainer(Trainer):
         self._save_rng_state(str(staging))
         if self.accelerator.is_main_process:
             save_adapter(self.policy, staging)
+            self._loss_scale.save(staging)
             self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -297,8 +318,9 @@ class ShareGRPOTrainer(Trainer):
             self.uploads.start(final, f"step {self.rollouts_done}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Restores the adapter, strictly."""
+        """Restores the adapter, strictly, and the loss scale."""
         load_adapter(self.policy, Path(resume_from_checkpoint))
+        self._loss_scale.load(Path(resume_from_checkpoint))
 
     def init_hf_repo(self, token: str | None = None) -> None:
         """Called by the Trainer's constructor where the recipe asks for uploads."""

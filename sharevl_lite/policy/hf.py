@@ -7,8 +7,11 @@ like a run that does not learn.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +20,13 @@ from torch import nn
 
 from sharevl_lite.config import ModelSection
 from sharevl_lite.policy.attention import check_full_attention
+from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.policy.packed import PackedPolicy
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_MODELS = {"digits-vl": "assets/digits-vl"}
 SUPPORTED = ("qwen2_5_vl", "qwen3_vl")
 ADAPTER_FILE = "adapter_model.safetensors"
-
-
-class PolicyError(ValueError):
-    """A model that cannot be loaded or used, with what to do about it."""
 
 
 def resolve_model_path(path: str) -> str:
@@ -54,30 +54,37 @@ def load_base(section: ModelSection, device: torch.device) -> tuple[Any, Any]:
 
     Raises PolicyError when the path does not load or the model's family is not supported.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    check_supported(section.path)
     path = resolve_model_path(section.path)
-    try:
-        config = AutoConfig.from_pretrained(path)
-        if config.model_type not in SUPPORTED:
-            raise PolicyError(
-                f"model.path: {section.path!r} is a {config.model_type!r} model; supported are {', '.join(SUPPORTED)}"
-            )
-        _check_attention(section.path, config)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=_dtype(section.dtype, device), attn_implementation="sdpa"
-        )
+    dtype = dtype_of(section, device)
+    if section.load_in_4bit and device.type == "cpu":
+        raise PolicyError("model.load_in_4bit needs a GPU (bitsandbytes cannot train on a CPU); leave it out here")
+    packing = {"quantization_config": four_bits(dtype), "device_map": {"": device}} if section.load_in_4bit else {}
+    with _said_as_policy_error(section.path):
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **packing)
         processor = AutoProcessor.from_pretrained(path)
-    except (OSError, KeyError) as error:
-        raise PolicyError(
-            f"model.path: cannot load {section.path!r} ({str(error).strip().splitlines()[0]}); give a local folder, a "
-            "Hub id you can reach, or builtin:digits-vl"
-        ) from error
     _bound_pixels(processor, section)
-    model.to(device).eval().requires_grad_(False)
+    if not section.load_in_4bit:
+        model.to(device)
+    model.eval().requires_grad_(False)
     return model, processor
+
+
+def check_supported(path: str) -> None:
+    """Raises PolicyError where the model's configuration does not load, or its family or attention is not supported."""
+    from transformers import AutoConfig
+
+    with _said_as_policy_error(path):
+        config = AutoConfig.from_pretrained(resolve_model_path(path))
+    if config.model_type not in SUPPORTED:
+        raise PolicyError(
+            f"model.path: {path!r} is a {config.model_type!r} model; supported are {', '.join(SUPPORTED)}"
+        )
+    _check_attention(path, config)
 
 
 def load_policy(
@@ -92,7 +99,7 @@ def load_policy(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=_target_modules(model, lora.target_modules),
+        target_modules=text_layers(model, lora.target_modules),
         bias="none",
     )
     torch.manual_seed(seed)
@@ -100,11 +107,24 @@ def load_policy(
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise PolicyError(f"model.lora.target_modules: {error}") from error
+    if section.gradient_checkpointing:
+        adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return finish_policy(adapted, processor, section, temperature=temperature)
+
+
+def finish_policy(adapted: Any, processor: Any, section: ModelSection, *, temperature: float) -> PackedPolicy:
+    """The policy of an adapted model, whoever loaded it: float32 adapters and nothing else trained, bounds on pixels.
+
+    Raises PolicyError where the output layer would be trained.
+    """
     head = adapted.get_base_model().get_output_embeddings()
     if any(parameter.requires_grad for parameter in head.parameters()):
         raise PolicyError("model.lora.target_modules adapts the output layer, which is scored frozen; leave it out")
-    if section.gradient_checkpointing:
-        adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for name, parameter in adapted.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+    _bound_pixels(processor, section)
     return PackedPolicy(adapted, processor, temperature=temperature)
 
 
@@ -133,11 +153,45 @@ def load_adapter(policy: PackedPolicy, folder: Path) -> None:
     set_peft_model_state_dict(policy.model, saved)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        chosen: torch.dtype = getattr(torch, name)
+def dtype_of(section: ModelSection, device: torch.device) -> torch.dtype:
+    """Precision of the base on a device: the recipe's, or what the device is best at. 4-bit bases compute in it."""
+    if section.dtype != "auto":
+        chosen: torch.dtype = getattr(torch, section.dtype)
         return chosen
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" and section.load_in_4bit else torch.float32
+
+
+def four_bits(dtype: torch.dtype) -> Any:
+    """NF4 (arXiv 2305.14314) for the text layers; the vision tower and the head stay in `dtype`.
+
+    Raises PolicyError without bitsandbytes.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise PolicyError(
+            "model.load_in_4bit: bitsandbytes is not installed; pip install bitsandbytes, or leave it out"
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[r".*visual\.", "lm_head"],
+    )
+
+
+@contextlib.contextmanager
+def _said_as_policy_error(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, KeyError) as error:
+        raise PolicyError(
+            f"model.path: cannot load {path!r} ({str(error).strip().splitlines()[0]}); give a local folder, a "
+            "Hub id you can reach, or builtin:digits-vl"
+        ) from error
 
 
 def _check_attention(path: str, config: Any) -> None:
@@ -159,7 +213,7 @@ def _bound_pixels(processor: Any, section: ModelSection) -> None:
         )
 
 
-def _target_modules(model: nn.Module, wanted: str | list[str]) -> str | list[str]:
+def text_layers(model: nn.Module, wanted: str | list[str]) -> str | list[str]:
     """Full names of the text model's linear layers, all or those with a wanted ending: the vision tower, whose layers
     have the same endings, stays frozen. A regular expression is taken as it is."""
     if isinstance(wanted, str) and wanted != "all-linear":

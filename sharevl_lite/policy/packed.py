@@ -81,6 +81,12 @@ class PackedPolicy(nn.Module):
         return self.base.get_input_embeddings().weight.device
 
     @property
+    def base_dtype(self) -> torch.dtype:
+        """Precision of the frozen base."""
+        dtype: torch.dtype = self.base.get_input_embeddings().weight.dtype
+        return dtype
+
+    @property
     def vision_token_ids(self) -> tuple[int, ...]:
         """Ids that only a processor may write; sampled ones would crash the scoring pass."""
         config = self.config
@@ -167,7 +173,6 @@ class PackedPolicy(nn.Module):
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Half-precision bases with float32 adapters need autocast; a full-precision model must not get it."""
-        dtype = self.base.get_input_embeddings().weight.dtype
-        if dtype in (torch.bfloat16, torch.float16):
-            return torch.autocast(self.device.type, dtype=dtype)
+        if self.base_dtype in (torch.bfloat16, torch.float16):
+            return torch.autocast(self.device.type, dtype=self.base_dtype)
         return contextlib.nullcontext()

@@ -32,6 +32,8 @@ def serve_command(
     if recipe.rollout.server_model is not None:
         words += ["--served-model-name", recipe.rollout.server_model]
     words += ["--dtype", dtype or _dtype(recipe.model.dtype)]
+    if recipe.model.load_in_4bit:
+        words += ["--quantization", "bitsandbytes"]
     words += ["--max-model-len", str(longest(recipe))]
     words += ["--enable-lora", "--max-lora-rank", str(room_for(recipe.model.lora.rank)), "--max-loras", "1"]
     words += ["--logprobs-mode", "processed_logprobs", "--enable-scale-out"]

@@ -75,8 +75,7 @@ class ServerRolloutEngine:
         check_recipe(recipe)
         check_frozen_vision(policy)
         section = recipe.rollout
-        weight = policy.base.get_input_embeddings().weight
-        dtype = str(weight.dtype).removeprefix("torch.").replace("float64", "float32")
+        dtype = str(policy.base_dtype).removeprefix("torch.").replace("float64", "float32")
         self.policy = policy
         self.end_ids = end_ids(policy)
         self._concurrency = section.batch_size
@@ -104,6 +103,8 @@ class ServerRolloutEngine:
 
     def sync(self) -> None:
         """Hands the current adapter to every server. Raises RolloutError, on all processes alike."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # nobody samples under the previous name any more
         self._synced += 1
         previous = self._name
         self._name = _from_main(lambda: self._hand_over(previous))

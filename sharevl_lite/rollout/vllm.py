@@ -6,6 +6,8 @@ image, and the pictures as the policy's own processor resized them; the prompt i
 or log-probs of other tokens would be trained. While the policy trains, the engine sleeps: its weights go to the host
 and its cache is freed (on a GPU; vLLM has no sleep on a CPU).
 
+Under torchrun every process has its own engine on its own device and samples the problems that it trains.
+
 Responses are seeded by name, as with the other engine, but vLLM's batches change their rounding: a resumed run samples
 alike, not bit for bit.
 """
@@ -35,11 +37,13 @@ class VLLMRolloutEngine:
     Raises RolloutError where vLLM is not installed, the recipe asks for something it does not do, or it fails to start.
     """
 
+    may_sleep = True
+
     def __init__(self, policy: PackedPolicy, recipe: Recipe, *, max_images: int = 1) -> None:
         _check(policy, recipe)
         self.policy = policy
         self.end_ids = end_ids(policy)
-        self._can_sleep = policy.device.type == "cuda"
+        self._can_sleep = self.may_sleep and policy.device.type == "cuda"
         self._asleep = False
         self._synced = 0
         self._llm = self._start(recipe, max_images)
@@ -50,11 +54,10 @@ class VLLMRolloutEngine:
         from vllm import LLM
 
         section = recipe.rollout
-        weight = self.policy.base.get_input_embeddings().weight
         try:
             return LLM(
                 model=resolve_model_path(recipe.model.path),
-                dtype=str(weight.dtype).removeprefix("torch."),
+                dtype=str(self.policy.base_dtype).removeprefix("torch."),
                 max_model_len=recipe.data.max_prompt_length + section.max_completion_length,
                 max_num_seqs=section.batch_size,
                 enable_lora=True,
@@ -64,8 +67,10 @@ class VLLMRolloutEngine:
                 limit_mm_per_prompt={"image": max_images, "video": 0},
                 mm_processor_kwargs={"size": dict(self.policy.processor.image_processor.size)},
                 enforce_eager=section.vllm_enforce_eager,
+                quantization="bitsandbytes" if recipe.model.load_in_4bit else None,
                 seed=recipe.seed,
                 **self._device_settings(recipe),
+                **_launch_settings(self.policy.device.type),
             )
         except (RuntimeError, ValueError) as error:
             raise RolloutError(
@@ -184,10 +189,18 @@ def _check(policy: PackedPolicy, recipe: Recipe) -> None:
         raise RolloutError(
             f"rollout.engine: vLLM is not installed ({error}); pip install vllm, or choose rollout.engine: hf"
         ) from error
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RolloutError("rollout.engine: vllm samples in one process so far; use rollout.engine: hf under torchrun")
     check_frozen_vision(policy)
     check_recipe(recipe)
+
+
+def _launch_settings(device: str) -> dict[str, Any]:
+    """Under torchrun each process has an engine of its own, beside the group of processes that trains."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return {}
+    from accelerate import PartialState
+
+    PartialState(cpu=device == "cpu")  # the trainer's group: made before vLLM would make another
+    return {"distributed_executor_backend": "external_launcher"}
 
 
 def _prompt(request: SamplingRequest) -> dict[str, Any]:

@@ -88,10 +88,12 @@ def test_the_command_has_what_the_recipe_needs():
 
 def test_the_command_of_another_machine():
     changes = {"rollout.server_model": "my model", "model.path": "owner/model", "model.dtype": "bfloat16"}
+    changes["model.load_in_4bit"] = True
     recipe = with_urls("https://gpu.example", **changes, **{"model.min_pixels": 784, "model.max_pixels": 7840})
     model, found = options(serve_command(recipe))
     assert model == "owner/model"
     assert "--host" not in found  # it must listen to others
+    assert found["--quantization"] == "bitsandbytes"
     assert (found["--port"], found["--served-model-name"], found["--dtype"]) == ("443", "my model", "bfloat16")
     assert json.loads(found["--mm-processor-kwargs"])["size"] == {"shortest_edge": 784, "longest_edge": 7840}
 

@@ -1,0 +1,147 @@
+"""Loads a policy with Unsloth: its LoRA kernels and its offloaded checkpointing, behind the protocol of `policy.hf`.
+
+Unsloth patches transformers when it is imported, so it comes first: the command line calls :func:`import_unsloth`
+before anything heavy, and a script imports unsloth above sharevl_lite. Its compilation of whole blocks is switched off,
+because it does not get through a packed row's attention (UNSLOTH_COMPILE_DISABLE=0 in the environment asks for it).
+
+With `rollout.engine: unsloth` the model shares its weights with a vLLM engine. Some pairs of versions then hold a
+vision tower that was cut to a third, which samples well and cannot score an image: :func:`check_vision_tower`.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sharevl_lite.config import ModelSection, Recipe
+
+SETTINGS = {
+    "UNSLOTH_COMPILE_DISABLE": "1",
+    "UNSLOTH_COMPILE_LOCATION": str(Path.home() / ".cache" / "sharevl-lite" / "unsloth"),  # not the current folder
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+}
+"""Environment that Unsloth reads while it is imported; what the user has set stays."""
+
+
+def import_unsloth() -> Any:
+    """The module. Raises PolicyError where it is not installed or finds no GPU."""
+    from sharevl_lite.policy.errors import PolicyError
+
+    if find_spec("unsloth") is None:
+        raise PolicyError("model.loader: Unsloth is not installed; pip install unsloth, or choose model.loader: hf")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import unsloth
+    except (ImportError, NotImplementedError, RuntimeError) as error:
+        raise PolicyError(
+            f"model.loader: Unsloth does not start here ({_first_line(error)}); it needs a GPU and what it was built "
+            "for (see sharevl-lite doctor), or choose model.loader: hf"
+        ) from error
+    return unsloth
+
+
+def load_policy(recipe: Recipe) -> Any:
+    """Base model plus a fresh adapter, as :func:`sharevl_lite.policy.hf.load_policy` makes them.
+
+    Returns a PackedPolicy. Raises PolicyError where Unsloth does not start or the model does not load.
+    """
+    unsloth = import_unsloth()
+    from sharevl_lite.policy.hf import finish_policy, text_layers
+
+    section = recipe.model
+    loader = unsloth.FastVisionModel
+    model, processor = _load_base(loader, recipe)
+    check_vision_tower(model)
+    adapted = loader.get_peft_model(
+        model,
+        r=section.lora.rank,
+        lora_alpha=section.lora.alpha,
+        lora_dropout=section.lora.dropout,
+        bias="none",
+        target_modules=_endings(text_layers(model, section.lora.target_modules)),
+        finetune_vision_layers=False,
+        finetune_language_layers=True,
+        finetune_attention_modules=True,
+        finetune_mlp_modules=True,
+        random_state=recipe.seed,
+        use_gradient_checkpointing=_checkpointing(section),
+    )
+    policy = finish_policy(adapted, processor, section, temperature=recipe.rollout.temperature)
+    loader.for_training(adapted, use_gradient_checkpointing=section.gradient_checkpointing)
+    return policy
+
+
+def _load_base(loader: Any, recipe: Recipe) -> tuple[Any, Any]:
+    from sharevl_lite.policy.errors import PolicyError
+    from sharevl_lite.policy.hf import check_supported, default_device, dtype_of, resolve_model_path
+
+    section = recipe.model
+    path = resolve_model_path(section.path)
+    check_supported(section.path)
+    device = default_device()
+    shared: dict[str, Any] = {}
+    if recipe.rollout.engine == "unsloth":
+        shared = {
+            "fast_inference": True,
+            "gpu_memory_utilization": recipe.rollout.vllm_gpu_memory_utilization,
+            "max_lora_rank": section.lora.rank,
+            "max_num_seqs": recipe.rollout.batch_size,
+            "enforce_eager": recipe.rollout.vllm_enforce_eager,
+        }
+    try:
+        model, processor = loader.from_pretrained(
+            path,
+            max_seq_length=max(
+                recipe.train.token_budget, recipe.data.max_prompt_length + recipe.rollout.max_completion_length
+            ),
+            dtype=dtype_of(section, device),
+            load_in_4bit=section.load_in_4bit,
+            device_map={"": str(device)},
+            use_gradient_checkpointing=_checkpointing(section),
+            random_state=recipe.seed,
+            **shared,
+        )
+    except (OSError, KeyError, RuntimeError, NotImplementedError, ImportError) as error:
+        raise PolicyError(
+            f"model.path: Unsloth cannot load {section.path!r} ({_first_line(error)}); check it with sharevl-lite "
+            "doctor, or choose model.loader: hf"
+        ) from error
+    return model, processor
+
+
+def check_vision_tower(model: Any) -> None:
+    """Raises PolicyError where an attention layer of the vision tower does not hold q, k and v for its width.
+
+    Seen with Unsloth 2026.10.9 and vLLM 0.25.1 under `fast_inference`: a third of the rows.
+    """
+    from sharevl_lite.policy.errors import PolicyError
+
+    for number, block in enumerate(model.model.visual.blocks):
+        projection = block.attn.qkv
+        if hasattr(projection.weight, "quant_state"):  # packed: its rows are not the layer's
+            continue
+        rows, width = projection.weight.shape
+        if rows != 3 * width:
+            raise PolicyError(
+                f"rollout.engine: the vision tower that Unsloth shares with vLLM is cut (block {number}: qkv of {rows} "
+                f"rows for a width of {width}, not {3 * width}): it cannot score images. Choose rollout.engine: vllm, "
+                "or another pair of versions"
+            )
+
+
+def _endings(layers: str | list[str]) -> str | list[str]:
+    """Unsloth wants the last parts of the names, and leaves the vision tower out itself; an expression stays."""
+    return layers if isinstance(layers, str) else sorted({name.rpartition(".")[2] for name in layers})
+
+
+def _checkpointing(section: ModelSection) -> str | bool:
+    """Unsloth's own checkpointing, which keeps activations in the host's memory."""
+    return "unsloth" if section.gradient_checkpointing else False
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,93 @@
+"""What the loaders refuse, and how they say it."""
+
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny_model
+
+from sharevl_lite.cli import main
+from sharevl_lite.config import ModelSection
+from sharevl_lite.policy.errors import PolicyError
+from sharevl_lite.policy.hf import dtype_of, load_policy
+from sharevl_lite.policy.unsloth import check_vision_tower
+from sharevl_lite.recipes import RecipeError, load_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """`recipe(text)`: a file of the digits model and data with this text added."""
+
+    def write(text):
+        file = tmp_path / "recipe.yaml"
+        file.write_text("data: {train: 'builtin:digits'}\n" + text)
+        return str(file)
+
+    return write
+
+
+def message(capsys):
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_unsloth_that_is_missing_is_named_before_anything_is_loaded(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sharevl_lite.policy.unsloth.find_spec", lambda name: None)
+    file = recipe("model: {path: nowhere/at-all, loader: unsloth}\n")
+    assert main(["train", file, "--output-dir", str(tmp_path)]) == 2
+    assert "model.loader: Unsloth is not installed; pip install unsloth, or choose model.loader: hf" in message(capsys)
+
+
+def test_unsloth_that_does_not_start_says_why(recipe, tmp_path, capsys, monkeypatch):
+    package = tmp_path / "path" / "unsloth"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise NotImplementedError('You need a GPU.')\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    file = recipe("model: {path: 'builtin:digits-vl', loader: unsloth}\n")
+    assert main(["train", file, "--output-dir", str(tmp_path)]) == 2
+    assert "model.loader: Unsloth does not start here (You need a GPU.)" in message(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("rollout: {engine: unsloth}", "rollout.engine: unsloth samples with the weights of model.loader: unsloth"),
+        ("model: {load_in_4bit: true, dtype: float32}", "model.load_in_4bit computes in half precision"),
+        (
+            "rollout: {overlap: true}",
+            "rollout.overlap needs rollout.engine: server; hf samples where the policy trains",
+        ),
+    ],
+)
+def test_choices_that_do_not_go_together(recipe, text, told):
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(recipe(text))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_four_bits_need_a_gpu():
+    with pytest.raises(PolicyError, match=r"model\.load_in_4bit needs a GPU"):
+        load_policy(ModelSection(path="builtin:digits-vl", load_in_4bit=True), seed=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_vision_tower_that_was_cut_is_noticed(family):
+    model = tiny_model(family)
+    check_vision_tower(model)
+    projection = model.model.visual.blocks[1].attn.qkv
+    projection.weight = torch.nn.Parameter(projection.weight[:32].clone())
+    with pytest.raises(PolicyError, match=r"is cut \(block 1: qkv of 32 rows for a width of 32, not 96\)"):
+        check_vision_tower(model)
+
+
+@pytest.mark.parametrize(
+    ("section", "device", "bf16", "expected"),
+    [
+        ({}, "cpu", False, torch.float32),
+        ({}, "cuda", True, torch.bfloat16),
+        ({}, "cuda", False, torch.float32),
+        ({"load_in_4bit": True}, "cuda", True, torch.bfloat16),
+        ({"load_in_4bit": True}, "cuda", False, torch.float16),
+        ({"dtype": "float16"}, "cuda", True, torch.float16),
+    ],
+)
+def test_the_precision_that_a_device_gets(monkeypatch, section, device, bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    assert dtype_of(ModelSection(**section), torch.device(device)) == expected

@@ -1,0 +1,115 @@
+"""Unsloth's loader against ours: the same weights, rows, log-probs and gradients.
+
+Runs with `make test-unsloth`, in a process of its own, because Unsloth patches transformers for good; with a GPU on it,
+else on the CPU (see unsloth_on_cpu.py).
+"""
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+OWN_PROCESS = os.environ.get("SHAREVL_TEST_UNSLOTH") == "1" and find_spec("unsloth") is not None
+pytestmark = [
+    pytest.mark.unsloth,
+    pytest.mark.skipif(not OWN_PROCESS, reason="Unsloth is not installed, or not alone; make test-unsloth"),
+]
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="Unsloth's checkpointing copies with CUDA streams")
+if OWN_PROCESS:
+    import unsloth_on_cpu  # noqa: F401
+
+    from sharevl_lite.policy.unsloth import import_unsloth
+
+    import_unsloth()
+
+from test_packed_scores import ALL, SPLITTING, gradients, make_case, packed_scores  # noqa: E402
+from transformers import AutoModelForImageTextToText  # noqa: E402
+
+from sharevl_lite.cli import main  # noqa: E402
+from sharevl_lite.recipes import load_recipe  # noqa: E402
+
+DEMO = Path(__file__).parents[2] / "configs" / "digits_cpu.yaml"
+
+
+def policies(tmp_path, **changes):
+    """The shipped model by both loaders, with one adapter that is not zero."""
+    from sharevl_lite.policy.hf import load_adapter, load_policy, save_adapter
+    from sharevl_lite.policy.unsloth import load_policy as load_with_unsloth
+
+    theirs = load_with_unsloth(load_recipe(DEMO, {**changes, "model.loader": "unsloth"}))
+    ours = load_policy(load_recipe(DEMO, changes).model, seed=0)
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=draw))
+    save_adapter(ours, tmp_path)
+    load_adapter(theirs, tmp_path)
+    return ours.train(), theirs.train()
+
+
+def trained(policy):
+    return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=NEEDS_GPU)], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("budget", [ALL, SPLITTING], ids=["one row", "split group"])
+def test_both_loaders_score_and_learn_alike(tmp_path, checkpointing, budget):
+    ours, theirs = policies(tmp_path, **{"model.gradient_checkpointing": checkpointing})
+    assert trained(ours).keys() == trained(theirs).keys()
+    assert {parameter.dtype for parameter in trained(theirs).values()} == {torch.float32}
+    case = make_case(ours)
+    expected, found = packed_scores(ours, case, budget), packed_scores(theirs, case, budget)
+    torch.testing.assert_close(torch.cat(found), torch.cat(expected), rtol=0.0, atol=1e-4)
+    expected_gradients, found_gradients = gradients(ours, expected), gradients(theirs, found)
+    for name, gradient in expected_gradients.items():
+        error = (found_gradients[name] - gradient).norm() / gradient.norm()
+        assert error < 1e-3, (name, float(error))
+
+
+def test_every_layer_attends_as_the_row_says(tmp_path, monkeypatch):
+    import sharevl_lite.policy.attention as module
+
+    rows = []
+    honest = module.prefix_attention
+
+    def counted(*args, **kwargs):
+        rows.append(args[3])
+        return honest(*args, **kwargs)
+
+    monkeypatch.setattr(module, "prefix_attention", counted)
+    _, theirs = policies(tmp_path)
+    packed_scores(theirs, make_case(theirs), ALL)
+    assert len(rows) == theirs.config.text_config.num_hidden_layers
+
+
+def test_a_run_is_the_run_of_the_other_loader(tmp_path):
+    changes = ["--data.eval=null", "--share.num_responses=3", "--train.rollouts=2", f"--output-dir={tmp_path}"]
+    changes += ["--train.problems_per_rollout=4", "--train.problems_per_update=4", "--rollout.max_completion_length=24"]
+    records = {}
+    for loader in ("hf", "unsloth"):
+        assert main(["train", str(DEMO), *changes, f"--name={loader}", f"--model.loader={loader}"]) == 0
+        lines = (tmp_path / loader / "metrics.jsonl").read_text().splitlines()
+        records[loader] = [json.loads(line) for line in lines]
+    for ours, theirs in zip(records["hf"], records["unsloth"], strict=True):
+        assert theirs["sampler_gap"] < 1e-4
+        assert theirs["pairs"] == ours["pairs"]
+    # The adapters start at other random numbers, but at an update of zero: the first step is the same.
+    for name in ("reward", "sampled_tokens", "entropy", "gap_mean"):
+        assert records["unsloth"][0][name] == pytest.approx(records["hf"][0][name], rel=1e-4), name
+
+
+def test_four_bits_are_for_the_text_layers():
+    """bitsandbytes packs on a CPU too, where it cannot train."""
+    from sharevl_lite.policy.hf import four_bits, resolve_model_path
+
+    model = AutoModelForImageTextToText.from_pretrained(
+        resolve_model_path("builtin:digits-vl"), dtype=torch.bfloat16, quantization_config=four_bits(torch.bfloat16)
+    )
+    packed = {name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
+    layers = model.config.text_config.num_hidden_layers
+    assert len(packed) == 7 * layers
+    assert all(".language_model.layers." in name for name in packed)
