@@ -173,10 +173,8 @@ def _url_fault(url: str) -> str | None:
         return f"{url!r} is not a URL ({error})"
     if parts.username is not None or parts.password is not None:
         return "leave user and password out of the URL; a server's key is read from VLLM_API_KEY"
-    if parts.scheme not in ("http", "https") or not host or port == 0:
+    if parts.scheme not in ("http", "https") or not host or port == 0 or parts.query or parts.fragment:
         return f"{url!r} is not the URL of a server; write it like http://localhost:8000/v1"
-    if parts.query or parts.fragment:
-        return f"{url!r}: a base URL has neither ? nor #"
     return None
 
 
@@ -273,7 +271,6 @@ class ObjectiveSection(Section):
     truncated at `correction_cap`; or 1, and 0 where the ratio is outside [1/correction_cap, correction_cap]."""
     correction_cap: Annotated[float, Field(ge=1.0)] = 1.0
     """Cap of the correction, at least 1, so that own-variant tokens keep their weight. `mask` needs a cap above 1."""
-
     sampler_cap: Annotated[float, Field(ge=1.0)] | None = None
     """Truncated importance sampling: weights a token by min(π_old / π_sampler, sampler_cap), which corrects for a
     sampler whose numbers differ from the trainer's. None: off."""

@@ -41,7 +41,7 @@ def options(command):
         (["http://host:no/v1"], "'http://host:no/v1' is not a URL"),
         (["http://host:99999/v1"], "'http://host:99999/v1' is not a URL"),
         (["http://[::1/v1"], "is not a URL"),
-        (["http://host/v1?key=1"], "a base URL has neither ? nor #"),
+        (["http://host/v1?key=1"], "'http://host/v1?key=1' is not the URL of a server"),
         (["http://host/v1", "http://host/v1/"], "names a server twice"),
         (["http://host", "http://host/v1"], "names a server twice"),
     ],
