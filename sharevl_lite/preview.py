@@ -48,6 +48,7 @@ def preview(recipe: Recipe) -> str:
         f"rows, packed      at most {size.tokens_packed:,} tokens in rows of {train.token_budget:,} "
         f"({size.tokens_separate / size.tokens_packed:.2f} x fewer)",
         *_memory_lines(recipe),
+        *_server_lines(recipe),
         f"written to        {recipe.run_dir}",
     ]
     return "\n".join(lines) + "\n"
@@ -153,3 +154,12 @@ def _memory_lines(recipe: Recipe) -> list[str]:
         + ", ".join(f"{name} {amount / MIB:,.0f}" for name, amount in parts.items())
         for what, parts in (("train", plan.training), ("sample", plan.sampling))
     ]
+
+
+def _server_lines(recipe: Recipe) -> list[str]:
+    """The commands that start the servers the recipe samples from."""
+    if recipe.rollout.engine != "server":
+        return []
+    from sharevl_lite.rollout.serve_command import serve_command
+
+    return [f"server            {serve_command(recipe, url=url)}" for url in recipe.rollout.server_urls]

@@ -50,7 +50,8 @@ DATA_FILE = "data.json"
 # sums are grouped: the run goes on as it would have, but not bit for bit.
 REPORTING = frozenset({"train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub"})
 ROUNDING = frozenset({"train.token_budget", "rollout.batch_size", "model.gradient_checkpointing"})
-RESUMABLE_CHANGES = REPORTING | ROUNDING | {"train.hub_model_id", "reward.timeout_seconds", "reward.workers"}
+SERVERS = frozenset(f"rollout.server_{knob}" for knob in ("urls", "model", "adapter_dir", "timeout_seconds", "retries"))
+RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | {"train.hub_model_id", "reward.timeout_seconds", "reward.workers"}
 AVERAGED = ("vanished_local", "vanished_global", "rescued")
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,10 @@ def train(
         console.print(f"{run_dir} is finished.")
         _last_words(console, recipe, summary)
         return RunResult(run_dir, summary)
+    if recipe.rollout.engine == "server":
+        from sharevl_lite.rollout.server import check_servers
+
+        check_servers(recipe)
     with _scorer(recipe) as scorer:
         trainer, display = _assemble(recipe, scorer, console)
         for callback in callbacks:
@@ -149,11 +154,15 @@ def _engine(recipe: Recipe, policy: PackedPolicy, problems: Sequence[Problem]) -
         from sharevl_lite.rollout.unsloth import UnslothRolloutEngine
 
         return UnslothRolloutEngine(policy, recipe, max_images=most_images)
+    if recipe.rollout.engine == "server":
+        from sharevl_lite.rollout.server import ServerRolloutEngine
+
+        return ServerRolloutEngine(policy, recipe, max_images=most_images)
     return HFRolloutEngine(policy, recipe.rollout.batch_size)
 
 
 def _check_services(recipe: Recipe) -> None:
-    """Engine and trackers are installed and the Hub would know us: better now than after the first step."""
+    """Engine and trackers are there and the Hub would know us: better now than after the first step."""
     if recipe.rollout.engine in ("vllm", "unsloth") and importlib.util.find_spec("vllm") is None:
         raise RunError("rollout.engine: vLLM is not installed; pip install vllm, or choose rollout.engine: hf")
     if recipe.model.loader == "unsloth":

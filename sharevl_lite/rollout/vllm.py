@@ -24,16 +24,11 @@ from typing import TYPE_CHECKING, Any
 from sharevl_lite.policy.hf import resolve_model_path, save_adapter
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 from sharevl_lite.rollout.errors import RolloutError
+from sharevl_lite.rollout.limits import BAN, check_frozen_vision, check_recipe, room_for
 
 if TYPE_CHECKING:
     from sharevl_lite.config import Recipe
     from sharevl_lite.policy.packed import PackedPolicy
-
-BAN = -100.0
-"""vLLM's strongest bias of a logit: e^-100 of what it was."""
-MOST_TEMPERATURE = 2.0
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The ranks that vLLM makes room for."""
 
 
 class VLLMRolloutEngine:
@@ -66,7 +61,7 @@ class VLLMRolloutEngine:
                 max_model_len=recipe.data.max_prompt_length + section.max_completion_length,
                 max_num_seqs=section.batch_size,
                 enable_lora=True,
-                max_lora_rank=_room_for(recipe.model.lora.rank),
+                max_lora_rank=room_for(recipe.model.lora.rank),
                 max_loras=1,
                 logprobs_mode="processed_logprobs",
                 limit_mm_per_prompt={"image": max_images, "video": 0},
@@ -194,14 +189,8 @@ def _check(policy: PackedPolicy, recipe: Recipe) -> None:
         raise RolloutError(
             f"rollout.engine: vLLM is not installed ({error}); pip install vllm, or choose rollout.engine: hf"
         ) from error
-    if any(parameter.requires_grad for parameter in policy.base.model.visual.parameters()):
-        raise RolloutError("model.lora.target_modules adapts the vision tower, which vLLM ignores; leave it out")
-    if max(recipe.rollout.temperature, recipe.eval.temperature) > MOST_TEMPERATURE:
-        raise RolloutError(
-            f"rollout.temperature, eval.temperature: vLLM samples at up to {MOST_TEMPERATURE}; lower it, or choose "
-            "rollout.engine: hf"
-        )
-    _room_for(recipe.model.lora.rank)
+    check_frozen_vision(policy)
+    check_recipe(recipe)
 
 
 def _launch_settings(device: str) -> dict[str, Any]:
@@ -212,14 +201,6 @@ def _launch_settings(device: str) -> dict[str, Any]:
 
     PartialState(cpu=device == "cpu")  # the trainer's group: made before vLLM would make another
     return {"distributed_executor_backend": "external_launcher"}
-
-
-def _room_for(rank: int) -> int:
-    """The smallest rank vLLM makes room for that holds `rank`."""
-    room = next((size for size in LORA_RANKS if size >= rank), None)
-    if room is None:
-        raise RolloutError(f"model.lora.rank: vLLM takes ranks up to {LORA_RANKS[-1]}, not {rank}")
-    return room
 
 
 def _prompt(request: SamplingRequest) -> dict[str, Any]:

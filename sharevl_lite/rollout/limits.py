@@ -1,0 +1,41 @@
+"""What vLLM can sample and what it cannot, in this process or on a server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sharevl_lite.rollout.errors import RolloutError
+
+if TYPE_CHECKING:
+    from sharevl_lite.config import Recipe
+    from sharevl_lite.policy.packed import PackedPolicy
+
+BAN = -100.0
+"""vLLM's strongest bias of a logit: e^-100 of what it was."""
+MOST_TEMPERATURE = 2.0
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM makes room for."""
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises RolloutError for a temperature or rank that vLLM does not take."""
+    if max(recipe.rollout.temperature, recipe.eval.temperature) > MOST_TEMPERATURE:
+        raise RolloutError(
+            f"rollout.temperature, eval.temperature: vLLM samples at up to {MOST_TEMPERATURE}; lower it, or choose "
+            "rollout.engine: hf"
+        )
+    room_for(recipe.model.lora.rank)
+
+
+def check_frozen_vision(policy: PackedPolicy) -> None:
+    """Raises RolloutError where the vision tower has adapters."""
+    if any(parameter.requires_grad for parameter in policy.base.model.visual.parameters()):
+        raise RolloutError("model.lora.target_modules adapts the vision tower, which vLLM ignores; leave it out")
+
+
+def room_for(rank: int) -> int:
+    """The smallest rank vLLM makes room for that holds `rank`."""
+    room = next((size for size in LORA_RANKS if size >= rank), None)
+    if room is None:
+        raise RolloutError(f"model.lora.rank: vLLM takes ranks up to {LORA_RANKS[-1]}, not {rank}")
+    return room
