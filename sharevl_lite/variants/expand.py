@@ -17,18 +17,25 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Literal
 
 import numpy as np
 
-from sharevl_lite.config import MIRRORS, ShareSection, TransformSection
+from sharevl_lite.config import MIRRORS, ShareSection, TransformName, TransformSection
 from sharevl_lite.data.problem import PLACEHOLDER, Problem, Variant
 
 from .transforms import TRANSFORMS, Transform
 
+Difficulty = Literal["plainer", "usual", "harder"]
+"""How a problem is asked, by how often it was solved (`share.difficulty`)."""
+MILD: frozenset[str] = frozenset({"noise_10", "noise_25"})
+"""Transforms that make a problem hardly harder."""
 LEADING_PLACEHOLDERS = re.compile(rf"\s*(?:{re.escape(PLACEHOLDER)}\s*)+")
 
 
-def expand_problem(problem: Problem, share: ShareSection, *, seed: int, visit: int = 0) -> list[Variant]:
+def expand_problem(
+    problem: Problem, share: ShareSection, *, seed: int, visit: int = 0, difficulty: Difficulty = "usual"
+) -> list[Variant]:
     """Exactly m = `share.num_variants` ways of asking a problem.
 
     A variant may equal the original where neither a rewrite nor a transform was drawn; the paper keeps these too.
@@ -38,15 +45,22 @@ def expand_problem(problem: Problem, share: ShareSection, *, seed: int, visit: i
         share: m, what becomes of the original, and the transforms.
         seed: Of the run.
         visit: How many times the problem was expanded before; another visit draws anew.
+        difficulty: `plainer`: every variant is the original. `harder`: rewrites alone (where there are any), and more
+            and stronger transforms.
 
     Returns:
         Variants with indices 0 .. m-1, the same for the same arguments in every process.
     """
+    if difficulty == "plainer":
+        return [Variant(index=k, text=problem.text, images=problem.images) for k in range(share.num_variants)]
     rng = _generator(seed, problem.id, visit)
-    originals = [problem.text] if share.original == "kept" else []
-    texts = originals + _draw_texts(problem, share, share.num_variants - len(originals), rng)
+    keeps = share.original == "kept" and difficulty == "usual"
+    originals = [problem.text] if keeps else []
+    pool = _pool(problem, with_original=share.original == "sampled" and difficulty == "usual")
+    texts = originals + _draw_texts(pool, share.num_variants - len(originals), rng)
+    section = share.transforms if difficulty == "usual" else _harder(problem, share)
     transforms: list[Transform | None] = [None for _ in originals]
-    transforms += [_draw_transform(problem, share.transforms, rng) for _ in texts[len(originals) :]]
+    transforms += [_draw_transform(problem, section, rng) for _ in texts[len(originals) :]]
     # Noise is drawn last: which texts and transforms are drawn does not depend on the size of an image.
     return [
         _variant(index, text, problem, transform, rng)
@@ -54,22 +68,38 @@ def expand_problem(problem: Problem, share: ShareSection, *, seed: int, visit: i
     ]
 
 
+def _harder(problem: Problem, share: ShareSection) -> TransformSection:
+    """The transforms of a solved problem: more often, and none that are mild unless it allows no others."""
+    section = share.transforms
+    probability = min(1.0, section.probability * share.difficulty.transform_factor)
+    strong = [kind for kind in _allowed_kinds(problem, section) if kind not in MILD]
+    return section.model_copy(update={"probability": probability, "kinds": strong or section.kinds})
+
+
 def _generator(seed: int, problem_id: str, visit: int) -> np.random.Generator:
     digest = hashlib.sha256(f"{seed}/{visit}/{problem_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
-def _draw_texts(problem: Problem, share: ShareSection, count: int, rng: np.random.Generator) -> list[str]:
+def _pool(problem: Problem, *, with_original: bool) -> tuple[str, ...]:
+    """Texts to draw from; the original stands in where there are no rewrites."""
+    return (problem.text, *problem.variants) if with_original else problem.variants or (problem.text,)
+
+
+def _draw_texts(pool: tuple[str, ...], count: int, rng: np.random.Generator) -> list[str]:
     """Texts of the drawn variants: without replacement while the pool lasts, then with."""
-    pool = (problem.text, *problem.variants) if share.original == "sampled" else problem.variants or (problem.text,)
     order = rng.permutation(len(pool))[:count]
     again = rng.integers(len(pool), size=count - len(order))
     return [pool[index] for index in (*order, *again)]
 
 
-def _draw_transform(problem: Problem, section: TransformSection, rng: np.random.Generator) -> Transform | None:
+def _allowed_kinds(problem: Problem, section: TransformSection) -> list[TransformName]:
     mirrors_allowed = section.allow_mirrors or problem.allow_mirrors
-    kinds = [kind for kind in section.kinds if mirrors_allowed or kind not in MIRRORS]
+    return [kind for kind in section.kinds if mirrors_allowed or kind not in MIRRORS]
+
+
+def _draw_transform(problem: Problem, section: TransformSection, rng: np.random.Generator) -> Transform | None:
+    kinds = _allowed_kinds(problem, section)
     if not problem.images or not kinds or rng.random() >= section.probability:
         return None
     return TRANSFORMS[kinds[rng.integers(len(kinds))]]

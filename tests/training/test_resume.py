@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from sharevl_lite import metrics_log, store
-from sharevl_lite.trainer import list_checkpoints
+from sharevl_lite.checkpoints import list_checkpoints
 
 # Wall-clock figures differ between two runs of the same numbers.
 MEASURED = ("seconds", "memory", "tokens_per_second", "runtime")
