@@ -112,7 +112,10 @@ class Collector:
         """
         watch = Stopwatch()
         with watch.part("expand"):
-            variants = [expand_problem(p, share, seed=self.recipe.seed, visit=visit) for p in problems]
+            progress = min(1.0, max(0, visit - 1) / self.recipe.train.rollouts) if label.startswith("train") else 0.0
+            variants = [
+                expand_problem(p, share, seed=self.recipe.seed, visit=visit, progress=progress) for p in problems
+            ]
             prompts = [[self.encoder.encode(v.text, v.images) for v in row] for row in variants]
         with watch.part("rollout"):
             responses = self._sample(label, problems, prompts, share.num_responses, sampling)

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from sharevl_lite.config import ColumnNames, DataSection
+from sharevl_lite.config import ColumnNames, DataSection, TransformName
 
 from .errors import BadRow, DataError, OnBadRow, RowFault, RowPlace, check_rows, require_some
 from .images import ImageReader
@@ -33,7 +33,8 @@ from .sources import RawRow, parse_json_line, read_rows
 
 BUILTIN = "builtin:"
 VARIANTS_ALIAS = "new_questions"
-MIRRORS_COLUMN = "allow_mirrors"
+MIRRORS_COLUMN, TRANSFORMS_COLUMN = "allow_mirrors", "transforms"
+OWN_COLUMNS = frozenset({MIRRORS_COLUMN, TRANSFORMS_COLUMN})
 
 logger = logging.getLogger(__name__)
 
@@ -157,10 +158,12 @@ class _RowReader:
                 for index, text in enumerate(_variant_list(cells.get(variants), variants))
             ),
             allow_mirrors=_flag(cells.get(MIRRORS_COLUMN), MIRRORS_COLUMN),
+            transforms=_kinds(cells.get(TRANSFORMS_COLUMN)),
             metadata={
                 name: value
                 for name, value in cells.items()
-                if name not in {names.problem, names.images, names.answer, names.id, variants, MIRRORS_COLUMN}
+                if name not in {names.problem, names.images, names.answer, names.id, variants}
+                and name not in OWN_COLUMNS
             },
         )
         self._rows_by_id[problem.id] = row.place.row  # only now: an id of a bad row is not taken
@@ -236,6 +239,17 @@ def _flag(value: Any, column: str) -> bool:
     if not isinstance(value, bool):
         raise RowFault(f"column {column!r} is {reprlib.repr(value)}; give true or false")
     return value
+
+
+def _kinds(value: Any) -> frozenset[str] | None:
+    """The transforms a row allows; None where it does not say."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not set(value) <= set(get_args(TransformName)):
+        raise RowFault(
+            f"column {TRANSFORMS_COLUMN!r} is {reprlib.repr(value)}; give a list of share.transforms.kinds, or null"
+        )
+    return frozenset(value)
 
 
 def _variant_list(value: Any, column: str) -> list[Any]:

@@ -16,19 +16,25 @@ Deviations from the public code of R1-ShareVL, each because meaning was lost the
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 
 import numpy as np
 
-from sharevl_lite.config import MIRRORS, ShareSection, TransformSection
+from sharevl_lite.config import ShareSection, TransformSection
 from sharevl_lite.data.problem import PLACEHOLDER, Problem, Variant
 
-from .transforms import TRANSFORMS, Transform
+from .guard import allowed_kinds
+from .transforms import TRANSFORMS, GaussianNoise, Transform
+
+STEEPNESS = 10.0
 
 LEADING_PLACEHOLDERS = re.compile(rf"\s*(?:{re.escape(PLACEHOLDER)}\s*)+")
 
 
-def expand_problem(problem: Problem, share: ShareSection, *, seed: int, visit: int = 0) -> list[Variant]:
+def expand_problem(
+    problem: Problem, share: ShareSection, *, seed: int, visit: int = 0, progress: float = 0.0
+) -> list[Variant]:
     """Exactly m = `share.num_variants` ways of asking a problem.
 
     A variant may equal the original where neither a rewrite nor a transform was drawn; the paper keeps these too.
@@ -38,6 +44,7 @@ def expand_problem(problem: Problem, share: ShareSection, *, seed: int, visit: i
         share: m, what becomes of the original, and the transforms.
         seed: Of the run.
         visit: How many times the problem was expanded before; another visit draws anew.
+        progress: Share of the run that is done, for noise that fades.
 
     Returns:
         Variants with indices 0 .. m-1, the same for the same arguments in every process.
@@ -46,7 +53,7 @@ def expand_problem(problem: Problem, share: ShareSection, *, seed: int, visit: i
     originals = [problem.text] if share.original == "kept" else []
     texts = originals + _draw_texts(problem, share, share.num_variants - len(originals), rng)
     transforms: list[Transform | None] = [None for _ in originals]
-    transforms += [_draw_transform(problem, share.transforms, rng) for _ in texts[len(originals) :]]
+    transforms += [_draw_transform(problem, share.transforms, rng, progress) for _ in texts[len(originals) :]]
     # Noise is drawn last: which texts and transforms are drawn does not depend on the size of an image.
     return [
         _variant(index, text, problem, transform, rng)
@@ -67,12 +74,29 @@ def _draw_texts(problem: Problem, share: ShareSection, count: int, rng: np.rando
     return [pool[index] for index in (*order, *again)]
 
 
-def _draw_transform(problem: Problem, section: TransformSection, rng: np.random.Generator) -> Transform | None:
-    mirrors_allowed = section.allow_mirrors or problem.allow_mirrors
-    kinds = [kind for kind in section.kinds if mirrors_allowed or kind not in MIRRORS]
-    if not problem.images or not kinds or rng.random() >= section.probability:
+def _draw_transform(
+    problem: Problem, section: TransformSection, rng: np.random.Generator, progress: float
+) -> Transform | None:
+    if not problem.images or not section.kinds or rng.random() >= section.probability:
         return None
-    return TRANSFORMS[kinds[rng.integers(len(kinds))]]
+    kinds = allowed_kinds(problem, section)  # looks at the images: only where something is drawn
+    if not kinds:
+        return None
+    drawn = TRANSFORMS[kinds[rng.integers(len(kinds))]]
+    return drawn.weaker(noise_strength(section.noise_decay, progress)) if isinstance(drawn, GaussianNoise) else drawn
+
+
+def noise_strength(decay: str, progress: float) -> float:
+    """Share of the noise's deviation that is left at this share of the run (0 to 1); NoisyRollout's schedules.
+
+    `sigmoid` falls from 1 to 0 with its steepest part in the middle, scaled so that it begins at 1 and ends at 0.
+    """
+    if decay == "none":
+        return 1.0
+    if decay == "linear":
+        return 1.0 - progress
+    first, now, last = (1.0 / (1.0 + math.exp(STEEPNESS * (at - 0.5))) for at in (0.0, progress, 1.0))
+    return (now - last) / (first - last)
 
 
 def _variant(index: int, text: str, problem: Problem, transform: Transform | None, rng: np.random.Generator) -> Variant:
