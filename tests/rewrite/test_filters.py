@@ -3,7 +3,6 @@
 from collections import Counter
 from pathlib import Path
 
-import pytest
 import yaml
 
 from sharevl_lite.rewrite.filters import Candidate, rejected_by
