@@ -110,8 +110,8 @@ def _add_variants(commands: argparse._SubParsersAction[_Parser]) -> None:
         "variants",
         help="rewrites of every problem of a data set, filtered",
         usage="sharevl-lite variants DATA --out DIR [--with rules|openai] [--num N] ... | --report DIR",
-        description="Writes the data set with `variants` filled, a report and a manifest; the same command goes on after "
-        "a kill without paying twice.",
+        description="Writes the data set with `variants` filled, a report and a manifest; the same command goes on "
+        "after a kill without paying twice.",
         allow_abbrev=False,
     )
     variants.add_argument("data", metavar="DATA", nargs="?", help="as in data.train")

@@ -103,7 +103,7 @@ def iterate_problems(
     images: ImageReader,
     base: Path | None = None,
     choices: str | None = None,
-    on_layout: Callable[[str, Layout], None] | None = None,
+    on_layout: Callable[[str, Layout], object] | None = None,
 ) -> Iterator[tuple[RowPlace, Problem]]:
     """The problems of :func:`load_problems`, one at a time, so that a large source need not fit into memory.
 

@@ -61,7 +61,7 @@ class ReplyCache:
         return None if row is None else Reply(*row)
 
     async def get_or_ask(self, key: str, ask: Callable[[], Awaitable[Reply]]) -> tuple[Reply, bool]:
-        """The reply, and whether it had to be asked for now. What `ask` raises passes through; its claim is given up."""
+        """The reply, and whether it was asked for now. What `ask` raises passes through; its claim is given up."""
         while True:
             known = self.get(key)
             if known is not None:

@@ -83,8 +83,8 @@ class EndpointRewriter:
         self._failures += 1
         if self._failures >= MOST_FAILURES:
             raise VariantsError(
-                f"--base-url: {self._failures} requests in a row had no reply (the last: {error}); run the same command "
-                "again when the server answers, paid replies are kept"
+                f"--base-url: {self._failures} requests in a row had no reply (the last: {error}); run the same "
+                "command again when the server answers, paid replies are kept"
             ) from error
         return []
 

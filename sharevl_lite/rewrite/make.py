@@ -166,7 +166,7 @@ def _problems(settings: Settings, skipped: list[BadRow], say: Callable[[str], ob
     if unknown:
         known = ", ".join([*ColumnNames.model_fields, "choices"])
         raise VariantsError(f"--columns: there is no {', '.join(unknown)}; there are {known}")
-    section = DataSection(columns=ColumnNames(**names), on_bad_row=settings.on_bad_row)  # type: ignore[arg-type]
+    section = DataSection(columns=ColumnNames(**names), on_bad_row=settings.on_bad_row)
     rows = iterate_problems(
         settings.data,
         section,

@@ -12,8 +12,9 @@ import re
 
 INSTRUCTION = (
     "Rewrite the question below in {count} different ways. Each rewrite must ask exactly the same thing and have the "
-    "same answer: keep every number, unit, variable, point label, formula, option and <image> mark. Do not solve it and do "
-    "not add hints. Keep the language. Reply with a JSON list of {count} strings and nothing else.\n\nQuestion:\n{question}"
+    "same answer: keep every number, unit, variable, point label, formula, option and <image> mark. Do not solve it "
+    "and do not add hints. Keep the language. Reply with a JSON list of {count} strings and nothing else."
+    "\n\nQuestion:\n{question}"
 )
 COMMAND = re.compile(r'(?<!\\)\\(?=[A-Za-z]{2,})(?!u[0-9a-fA-F]{4})(?!n(?![a-z]))|(?<!\\)\\(?=[^"\\/bfnrtu])')
 THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)

@@ -219,7 +219,7 @@ def test_unknown_column_lists_the_columns_and_the_nearest(tmp_path, kind):
     message = r"no column 'images'; there are 'problem', 'imagess', 'answer'; nearest: 'imagess'. Set data.columns.imag"
     with pytest.raises(DataError, match=message):
         load(path, SKIP)
-    mapped = DataSection(columns=ColumnNames(images="image"))
+    mapped = DataSection(columns=ColumnNames(images="imagess"))
     assert only(path, mapped).images[0].size == (6, 4)
 
 
