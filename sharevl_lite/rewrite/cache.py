@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 import sqlite3
 import time
@@ -38,7 +39,7 @@ class ReplyCache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._owner = f"{socket.gethostname()}:{secrets.token_hex(4)}:{os.getpid()}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._base = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
@@ -97,9 +98,11 @@ class ReplyCache:
 
     def _is_gone(self, owner: str) -> bool:
         """Whether the owner was a process of this machine that has ended. An own claim is that of another task."""
-        host, _, process = owner.rpartition(":")
+        host, _, process = owner.split(":")
         if host != socket.gethostname() or owner == self._owner:
             return False
+        if int(process) == os.getpid():
+            return True  # a container that starts anew gives out the same numbers
         try:
             os.kill(int(process), 0)
         except ProcessLookupError:
