@@ -47,6 +47,7 @@ def _is_users_mistake(error: ValueError) -> bool:
         "RunError",
         "DataError",
         "BadRowError",
+        "DifficultyError",
         "PolicyError",
         "HubError",
         "LossScaleError",

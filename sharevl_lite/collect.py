@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from sharevl_lite.policy.prompts import EncodedPrompt, ImagePixels, PromptEncode
 from sharevl_lite.rewards import RewardScorer, Sample, Score
 from sharevl_lite.rollout.engine import Response, RolloutEngine, Sampling, SamplingRequest
 from sharevl_lite.share import Advantages, hierarchical_advantage
-from sharevl_lite.variants import expand_problem
+from sharevl_lite.variants import Difficulty, expand_problem
 
 
 class Stopwatch:
@@ -36,6 +36,11 @@ class Stopwatch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
+    def add(self, other: Stopwatch) -> None:
+        """Adds the time of another's parts."""
+        for name, seconds in other.seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
 
 @dataclass
 class Rollout:
@@ -50,7 +55,10 @@ class Rollout:
     rewards_PMN: Float[Tensor, "P M N"]
     mask_PMN: Bool[Tensor, "P M N"]
     advantages: Advantages
+    difficulties: list[Difficulty]
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    replaced: list[Rollout] | None = None
+    """With dynamic sampling: what was asked in vain, one rollout for each round of replacements."""
 
     @property
     def images(self) -> Mapping[str, ImagePixels]:
@@ -76,7 +84,33 @@ def join_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
             silent_PM=torch.cat([part.silent_PM for part in advantages]),
             silent_P=torch.cat([part.silent_P for part in advantages]),
         ),
+        difficulties=[difficulty for rollout in rollouts for difficulty in rollout.difficulties],
     )
+
+
+def split_rollout(rollout: Rollout) -> list[Rollout]:
+    """The rollout problem by problem; :func:`join_rollouts` is the inverse."""
+    found = rollout.advantages
+    return [
+        Rollout(
+            number=rollout.number,
+            problems=rollout.problems[p : p + 1],
+            variants=rollout.variants[p : p + 1],
+            prompts=rollout.prompts[p : p + 1],
+            responses=rollout.responses[p : p + 1],
+            scores=rollout.scores[p : p + 1],
+            rewards_PMN=rollout.rewards_PMN[p : p + 1],
+            mask_PMN=rollout.mask_PMN[p : p + 1],
+            advantages=Advantages(
+                global_PMN=found.global_PMN[p : p + 1],
+                local_PMN=found.local_PMN[p : p + 1],
+                silent_PM=found.silent_PM[p : p + 1],
+                silent_P=found.silent_P[p : p + 1],
+            ),
+            difficulties=rollout.difficulties[p : p + 1],
+        )
+        for p in range(len(rollout.problems))
+    ]
 
 
 class Collector:
@@ -90,11 +124,17 @@ class Collector:
         self.trainer_state: Any = None
         """Handed to the user's reward functions, as TRL does; the trainer sets it."""
 
-    def collect(self, number: int, problems: Sequence[Problem]) -> Rollout:
-        """Rollout `number` of the run on `problems`."""
+    def collect(
+        self, number: int, problems: Sequence[Problem], difficulty: Callable[[Problem], Difficulty] | None = None
+    ) -> Rollout:
+        """Rollout `number` of the run on `problems`, each as hard as `difficulty` says (None: as usual).
+
+        May be called again for the same rollout, with problems that it was not asked before: seeds follow the problem.
+        """
         rollout = self.recipe.rollout
         sampling = Sampling(rollout.temperature, rollout.top_p, rollout.max_completion_length, self.recipe.seed)
-        return self.ask(number, f"train/{number}", problems, self.recipe.share, sampling, visit=number)
+        label, levels = f"train/{number}", None if difficulty is None else [difficulty(p) for p in problems]
+        return self.ask(number, label, problems, self.recipe.share, sampling, visit=number, difficulties=levels)
 
     def ask(
         self,
@@ -105,16 +145,20 @@ class Collector:
         sampling: Sampling,
         *,
         visit: int,
+        difficulties: Sequence[Difficulty] | None = None,
     ) -> Rollout:
         """Asks `problems` in `share.num_variants` ways, `share.num_responses` times each, and rewards the answers.
 
-        `label` names the occasion for seeding; `visit` tells the draws of variants of one problem apart.
+        `label` names the occasion for seeding; `visit` tells the draws of variants of one problem apart;
+        `difficulties` has one entry per problem (None: all as usual).
         """
         watch = Stopwatch()
+        levels: list[Difficulty] = ["usual" for _ in problems] if difficulties is None else list(difficulties)
         with watch.part("expand"):
             progress = min(1.0, max(0, visit - 1) / self.recipe.train.rollouts) if label.startswith("train") else 0.0
             variants = [
-                expand_problem(p, share, seed=self.recipe.seed, visit=visit, progress=progress) for p in problems
+                expand_problem(p, share, seed=self.recipe.seed, visit=visit, difficulty=level, progress=progress)
+                for p, level in zip(problems, levels, strict=True)
             ]
             prompts = [[self.encoder.encode(v.text, v.images) for v in row] for row in variants]
         with watch.part("rollout"):
@@ -127,7 +171,17 @@ class Collector:
         mask_PMN = torch.isfinite(rewards_PMN)
         advantages = hierarchical_advantage(rewards_PMN, mask_PMN, std=share.std)
         return Rollout(
-            number, list(problems), variants, prompts, responses, scores, rewards_PMN, mask_PMN, advantages, watch
+            number,
+            list(problems),
+            variants,
+            prompts,
+            responses,
+            scores,
+            rewards_PMN,
+            mask_PMN,
+            advantages,
+            levels,
+            watch,
         )
 
     def _sample(

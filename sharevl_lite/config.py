@@ -11,14 +11,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
+from sharevl_lite.config_base import Count, Fraction, NonNegative, Positive, Section
+from sharevl_lite.config_rollout import RolloutSection
 
 TransformName = Literal[
     "rotate_90_cw",
@@ -40,12 +37,6 @@ TransformName = Literal[
     "jpeg_20",
 ]
 MIRRORS: frozenset[str] = frozenset({"mirror_horizontal", "mirror_vertical"})
-
-
-class Section(BaseModel):
-    """Base of every part of a recipe: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class LoraSection(Section):
@@ -161,6 +152,29 @@ class TransformSection(Section):
         return self
 
 
+class DifficultySection(Section):
+    """Harder variants for problems that are always solved, plainer ones for those never solved (the idea of DIVA-GRPO,
+    arXiv 2603.01106; levels, bounds and defaults are ours)."""
+
+    adaptive: bool = False
+    """Choose variants by each problem's running success rate; a problem's first visit is as without."""
+    memory: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Weight of the earlier visits in the running success rate, an exponential mean over visits; 0: the last alone."""
+    solved: Fraction = 0.9
+    """From this success rate (share of right answers) on: rewrites alone, not the original even under `original: kept`,
+    transformed `transform_factor` times as often, by the stronger of `transforms.kinds` (not noise_10 or noise_25)."""
+    unsolved: Fraction = 0.1
+    """Up to this success rate: the original wording and images in every variant."""
+    transform_factor: Annotated[float, Field(ge=1.0)] = 2.0
+    """Multiplies `transforms.probability` for solved problems, up to 1."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> DifficultySection:
+        if self.unsolved >= self.solved:
+            raise ValueError(f"unsolved ({self.unsolved}) must be below solved ({self.solved})")
+        return self
+
+
 class ShareSection(Section):
     """What Share-GRPO shares. `levels: local` with `trajectories: own` is GRPO on the same variants and samples."""
 
@@ -171,77 +185,13 @@ class ShareSection(Section):
     original: Literal["kept", "sampled"] = "kept"
     """`kept`: variant 0 is the untouched original. `sampled`: drawn like the others (the public code)."""
     transforms: TransformSection = TransformSection()
+    difficulty: DifficultySection = DifficultySection()
     levels: Literal["hierarchical", "global", "local"] = "hierarchical"
     """Reward sharing: global + local for own-variant pairs (paper), or one level only."""
     trajectories: Literal["shared", "own"] = "shared"
     """Score every response under all m variants (paper), or under its own only."""
     std: Literal["plain", "repeated"] = "plain"
     """`repeated` divides by the public code's global deviation over rewards repeated m times."""
-
-
-def _url_fault(url: str) -> str | None:
-    """What is wrong with a server's base URL; a fault that may show a password does not repeat the URL."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        return f"{url!r} is not a URL ({error})"
-    if parts.username is not None or parts.password is not None:
-        return "leave user and password out of the URL; a server's key is read from VLLM_API_KEY"
-    if parts.scheme not in ("http", "https") or not host or port == 0 or parts.query or parts.fragment:
-        return f"{url!r} is not the URL of a server; write it like http://localhost:8000/v1"
-    return None
-
-
-class RolloutSection(Section):
-    """How responses are sampled."""
-
-    engine: Literal["hf", "vllm", "unsloth", "server"] = "hf"
-    """`hf`: transformers' generate, on any device. `vllm`: vLLM in the same process (pip install vllm). `unsloth`: the
-    same vLLM sharing the weights of `model.loader: unsloth`. `server`: vLLM servers on other GPUs or machines;
-    `--dry-run` prints the command that starts one."""
-    temperature: Positive = 1.0
-    """Sampling temperature; log-probs are of the same tempered distribution (paper: 1.0)."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Nucleus mass; below 1 the sampled distribution is no longer the one that is trained."""
-    max_completion_length: Count = 2048
-    """Longest response in tokens (paper: 2048); a longer one is cut and flagged as truncated."""
-    batch_size: Count = 64
-    """Responses generated together; with `engine: server`, requests of one process under way together."""
-    vllm_gpu_memory_utilization: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.35
-    """Share of the GPU's memory for vLLM's weights and cache while it samples; it gives it back for the update."""
-    vllm_enforce_eager: bool = False
-    """Run vLLM without CUDA graphs: a quicker start, slower sampling, less memory."""
-    server_urls: list[str] = []
-    """Base URLs of vLLM servers, such as http://localhost:8000/v1; requests are spread over them. Their key, if they
-    ask for one, is read from the environment variable VLLM_API_KEY."""
-    server_model: str | None = None
-    """Name under which the servers offer the base model. None: as in model.path."""
-    server_adapter_dir: Path | None = None
-    """Folder through which the servers read the adapters; for another machine one of a shared file system, under the
-    same path there. None: `served` in the run's folder."""
-    server_timeout_seconds: Positive = 600.0
-    """Longest wait for one request's responses; after that it is sent again."""
-    server_retries: Annotated[int, Field(ge=0)] = 15
-    """How often a request is sent again when a server cannot be reached, is busy or fails, with growing pauses: 15
-    bridge a restart of two minutes."""
-    overlap: bool = False
-    """Sample the next rollout while this one is trained: the samples are one step older than the weights they train,
-    which `objective.sampler_cap` corrects. Needs `engine: server`, on another GPU."""
-    max_sampler_gap: Positive | None = 0.5
-    """Stop when sampler and trainer disagree by more: mean |difference of log-probs| of a rollout's sampled tokens, in
-    nats (vLLM in bfloat16: about 0.02). Not checked with top_p below 1, which changes the sampler's. None: off."""
-
-    @model_validator(mode="after")
-    def _servers(self) -> RolloutSection:
-        if self.engine == "server" and not self.server_urls:
-            raise ValueError("engine: server needs server_urls, such as [http://localhost:8000/v1]")
-        for url in self.server_urls:
-            if fault := _url_fault(url):
-                raise ValueError(f"server_urls: {fault}")
-        if len({url.rstrip("/").removesuffix("/v1") for url in self.server_urls}) < len(self.server_urls):
-            raise ValueError("server_urls names a server twice")
-        return self
 
 
 class RewardFunctionSection(Section):

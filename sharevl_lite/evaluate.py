@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sharevl_lite.checkpoints import list_checkpoints
 from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import load_problems
@@ -21,7 +22,6 @@ from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.rollout.hf import HFRolloutEngine
 from sharevl_lite.run import ADAPTER_DIR, RECIPE_FILE, RunError
-from sharevl_lite.trainer import list_checkpoints
 
 
 def evaluate_target(

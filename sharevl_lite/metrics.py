@@ -3,6 +3,11 @@
 `vanished_local` is the share of variant groups without local variance, `vanished_global` the share of problems without
 global variance, `rescued` the share of problems where some variant group has no variance but the problem has: those are
 the problems that GRPO within a variant would have learnt less from.
+
+With dynamic sampling these and the figures of rewards and responses are over everything that was sampled, while `pairs`
+and what follows from them are of the problems that are trained. `replaced` of the scheduled problems gave way,
+`extra_problems` were asked beyond the schedule, and `silent_left` are trained on although they have no global variance.
+With difficulty-aware variants, `harder` and `plainer` are the shares of the problems that were asked so.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sharevl_lite.collect import Rollout
+from sharevl_lite.dynamic import everything_asked
 from sharevl_lite.learn import Learner, RowLoss, UpdatePlan
 
 
@@ -82,11 +88,12 @@ class Attempt:
 
 
 def tally_rollout(tally: Tally, rollout: Rollout) -> None:
-    """Rewards, responses and vanished groups of one process's rollout."""
-    scores = [score for block in rollout.scores for row in block for score in row]
-    responses = [response for block in rollout.responses for row in block for response in row]
+    """Rewards, responses and vanished groups of one process's rollout, what was replaced in it included."""
+    asked = everything_asked(rollout)
+    scores = [score for block in asked.scores for row in block for score in row]
+    responses = [response for block in asked.responses for row in block for response in row]
     known = [score for score in scores if score.failure is None]
-    tally.mean("reward", rollout.rewards_PMN[rollout.mask_PMN])
+    tally.mean("reward", asked.rewards_PMN[asked.mask_PMN])
     tally.mean("accuracy", [score.accuracy for score in known])
     tally.mean("format", [score.format for score in scores])
     for name in scores[0].functions if scores else ():
@@ -95,13 +102,28 @@ def tally_rollout(tally: Tally, rollout: Rollout) -> None:
     tally.mean("response_length", [float(len(response.token_ids)) for response in responses])
     tally.mean("truncated", [float(response.truncated) for response in responses])
     tally.total("verifier_failures", len(scores) - len(known))
-    silent_PM, silent_P = rollout.advantages.silent_PM, rollout.advantages.silent_P
+    silent_PM, silent_P = asked.advantages.silent_PM, asked.advantages.silent_P
     tally.mean("vanished_local", silent_PM)
     tally.mean("vanished_global", silent_P)
     tally.mean("rescued", silent_PM.any(1) & ~silent_P)
     tally.total("sampled_tokens", sum(len(response.token_ids) for response in responses))
     for name, seconds in rollout.stopwatch.seconds.items():
         tally.peak(f"seconds/{name}", seconds)
+
+
+def tally_replaced(tally: Tally, rollout: Rollout) -> None:
+    """What dynamic sampling did."""
+    rounds = [len(gone.problems) for gone in rollout.replaced or ()]
+    tally.total("replaced", max(rounds, default=0))  # a place that is replaced twice was so in the first round
+    tally.total("extra_problems", sum(rounds))
+    tally.total("silent_left", int(rollout.advantages.silent_P.sum()))
+
+
+def tally_difficulties(tally: Tally, rollout: Rollout) -> None:
+    """How hard the problems were asked."""
+    difficulties = everything_asked(rollout).difficulties
+    for level in ("harder", "plainer"):
+        tally.mean(level, [float(difficulty == level) for difficulty in difficulties])
 
 
 def tally_plans(tally: Tally, plans: Iterable[UpdatePlan]) -> None:

@@ -22,7 +22,8 @@ def rollout_rows(
 ) -> list[RolloutRow]:
     """One row per response; with a `learner`, how every variant scored it and what the update clipped.
 
-    A response without a known reward has no advantage (null), not one of 0.
+    A response without a known reward has no advantage (null), not one of 0. Neither has one of a problem that dynamic
+    sampling replaced: its reward is known, but no update saw it. These rows come last.
     """
     rows = []
     for p, problem in enumerate(rollout.problems):
@@ -52,6 +53,8 @@ def rollout_rows(
                         scorers=_scorers(learner, p, j, i, clip_fractions or {}) if learner and counted else (),
                     )
                 )
+    for gone in rollout.replaced or ():
+        rows += rollout_rows(run_id, gone, put_image)
     return rows
 
 

@@ -27,6 +27,7 @@ from transformers import TrainerCallback
 
 from sharevl_lite import metrics_log
 from sharevl_lite.atomic import publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
+from sharevl_lite.checkpoints import discard_later_checkpoints, list_checkpoints
 from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import Problem
@@ -42,7 +43,7 @@ from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.rollout.engine import RolloutEngine
 from sharevl_lite.rollout.hf import HFRolloutEngine
 from sharevl_lite.store import RolloutStore
-from sharevl_lite.trainer import ShareGRPOTrainer, discard_later_checkpoints, list_checkpoints
+from sharevl_lite.trainer import ShareGRPOTrainer
 
 RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
 DATA_FILE = "data.json"

@@ -5,6 +5,7 @@ Nothing here has a cursor that could be lost: rollout r of a run is the same whe
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,9 @@ class Schedule(Dataset[UpdateStep]):
     """All optimizer steps of a run, in order. Each pass over the data is shuffled anew; a tail shorter than a rollout
     waits for the next pass.
 
+    Spare problems, which replace those without a signal, are drawn apart from the passes: a pass still asks each
+    problem in its own turn, whether or not it stood in for another before.
+
     Raises ScheduleError when there are fewer problems than a rollout needs, or the processes do not divide an update.
     """
 
@@ -38,6 +42,11 @@ class Schedule(Dataset[UpdateStep]):
             raise ScheduleError(
                 f"train.problems_per_rollout is {train.problems_per_rollout} and the data has {num_problems} problems; "
                 "lower it or add data"
+            )
+        if recipe.rollout.dynamic_sampling and num_problems == train.problems_per_rollout:
+            raise ScheduleError(
+                f"rollout.dynamic_sampling: every step asks all {num_problems} problems, so there is none to replace "
+                "another; lower train.problems_per_rollout or add data"
             )
         if train.problems_per_update % world:
             raise ScheduleError(
@@ -58,18 +67,39 @@ class Schedule(Dataset[UpdateStep]):
 
     def problems(self, rollout: int) -> list[int]:
         """Indices of the problems that this process asks in the rollout, update by update."""
-        train = self.recipe.train
-        epoch, place = divmod(rollout - 1, self.num_problems // train.problems_per_rollout)
-        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
+        asked = self._asked(rollout)
+        return [asked[place] for place in self._places()]
+
+    def spares(self, rollout: int) -> list[list[int]]:
+        """For each of :meth:`problems`, the problems that may take its place, one a round of dynamic sampling.
+
+        No problem stands in two lists, in those of other processes or in the rollout itself. They depend on the place
+        within the whole rollout alone: neither on how many processes there are nor on which places are replaced. With
+        little data the later lists are shorter, or empty.
+        """
+        asked = set(self._asked(rollout))
+        digest = hashlib.sha256(f"{self.recipe.seed}/spares/{rollout}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
         order = torch.randperm(self.num_problems, generator=generator).tolist()
-        asked = order[place * train.problems_per_rollout : (place + 1) * train.problems_per_rollout]
-        mine = []
-        for chunk in range(self.chunks):
-            start = chunk * train.problems_per_update + self.rank * self.share
-            mine.extend(asked[start : start + self.share])
-        return mine
+        left = [index for index in order if index not in asked]
+        stride, rounds = self.recipe.train.problems_per_rollout, self.recipe.rollout.max_extra_rounds
+        return [left[place : rounds * stride : stride] for place in self._places()]
 
     def members(self, update: int) -> list[int]:
         """Places, within :meth:`problems`, of the problems behind one update."""
         chunk = update % self.chunks
         return list(range(chunk * self.share, (chunk + 1) * self.share))
+
+    def _asked(self, rollout: int) -> list[int]:
+        """The problems of the rollout, over all processes."""
+        size = self.recipe.train.problems_per_rollout
+        epoch, place = divmod(rollout - 1, self.num_problems // size)
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
+        order: list[int] = torch.randperm(self.num_problems, generator=generator).tolist()
+        return order[place * size : (place + 1) * size]
+
+    def _places(self) -> list[int]:
+        """This process's places in the whole rollout, update by update."""
+        size = self.recipe.train.problems_per_update
+        starts = [chunk * size + self.rank * self.share for chunk in range(self.chunks)]
+        return [start + place for start in starts for place in range(self.share)]

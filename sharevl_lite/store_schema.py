@@ -1,6 +1,9 @@
 """Rows of the rollout store: what a row holds, in which Parquet columns, and the step from one to the other.
 
 A change of the columns raises `SCHEMA_VERSION`; a reader refuses versions that it does not know.
+
+In the split `train` a row without an advantage took no part in an update: its reward is not known, or (where
+`rewards.total` is there) dynamic sampling replaced the problem.
 """
 
 from __future__ import annotations

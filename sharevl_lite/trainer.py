@@ -9,7 +9,6 @@ schedule, clipping, callbacks, trackers, distribution, Hub upload) is the Traine
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -25,9 +24,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from sharevl_lite.ahead import Ahead
 from sharevl_lite.atomic import publish_directory, temporary_beside
+from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, list_checkpoints, remove_checkpoint
 from sharevl_lite.collect import Collector, Rollout
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem
+from sharevl_lite.difficulty import SuccessRates, visits_of
+from sharevl_lite.dynamic import everything_asked, replace_silent
 from sharevl_lite.heldout import Evaluator
 from sharevl_lite.hub import AdapterUploads
 from sharevl_lite.learn import Learner, UpdatePlan
@@ -37,7 +39,9 @@ from sharevl_lite.metrics import (
     Tally,
     peak_memory_mib,
     percentile_95,
+    tally_difficulties,
     tally_plans,
+    tally_replaced,
     tally_rollout,
     tally_scores,
 )
@@ -48,8 +52,6 @@ from sharevl_lite.records import rollout_rows
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.schedule import Schedule, UpdateStep
 from sharevl_lite.store import RolloutStore
-
-CHECKPOINT_PREFIX = "checkpoint-"
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
@@ -142,6 +144,7 @@ class ShareGRPOTrainer(Trainer):
             )
         )
         self._ahead: Ahead[tuple[Rollout, int]] = Ahead()
+        self._success = SuccessRates(recipe.share.difficulty)
         self._loss_scale = LossScale(enabled=policy.base_dtype == torch.float16)
         self._step_metrics: dict[str, float] = {}
         self.control: TrainerControl
@@ -187,19 +190,26 @@ class ShareGRPOTrainer(Trainer):
         rollout, sampled_at = self._ahead.take() or (None, self.state.global_step)
         self.collector.engine.sync()
         if rollout is None:
-            rollout = self._collect(number)
+            rollout = self._collect(number, self._success)
         else:
             rollout.stopwatch.seconds["wait"] = time.perf_counter() - waiting
         if self.recipe.rollout.overlap:
             self._tally.peak("lag_updates", self.state.global_step - sampled_at)
             if number < self.recipe.train.rollouts:
-                now = self.state.global_step
-                self._ahead.start(lambda: (self._collect(number + 1), now))
+                now, success = self.state.global_step, self._success
+                self._ahead.start(lambda: (self._collect(number + 1, success), now))
         return rollout
 
-    def _collect(self, number: int) -> Rollout:
+    def _collect(self, number: int, success: SuccessRates) -> Rollout:
         self.collector.trainer_state = self.state
-        return self.collector.collect(number, [self.problems[index] for index in self.schedule.problems(number)])
+
+        def ask(indices: list[int]) -> Rollout:
+            return self.collector.collect(number, [self.problems[index] for index in indices], success.difficulty)
+
+        rollout = ask(self.schedule.problems(number))
+        if not self.recipe.rollout.dynamic_sampling:
+            return rollout
+        return replace_silent(rollout, ask, self.schedule.spares(number))
 
     def _check_sampler(self) -> None:
         """Stops before an update on responses that the policy would hardly have given so. Raises RolloutError."""
@@ -248,6 +258,7 @@ class ShareGRPOTrainer(Trainer):
         tally_rollout(self._tally, self._rollout)
         tally_plans(self._tally, self._plans)
         tally_scores(self._tally, self._learner)
+        self._tally_choices()
         if self._loss_scale.enabled:
             self._tally.peak("loss_scale", self._loss_scale.scale)
         self._tally.peak("peak_memory_mib", peak_memory_mib())
@@ -261,6 +272,15 @@ class ShareGRPOTrainer(Trainer):
         self._step_metrics = record
         self._store_rows("train", self._rollout, self._learner, self._clipped)
         del self._rollout, self._learner, self._plans  # pixels and log-probs need not outlive the step
+
+    def _tally_choices(self) -> None:
+        """What dynamic sampling replaced and how hard problems were asked; their success rates go on."""
+        if self.recipe.rollout.dynamic_sampling:
+            tally_replaced(self._tally, self._rollout)
+        if self.recipe.share.difficulty.adaptive:
+            tally_difficulties(self._tally, self._rollout)
+            visits = self.gather(visits_of(everything_asked(self._rollout)))
+            self._success = self._success.after(visit for part in visits for visit in part)
 
     # -- evaluation, logging, checkpoints ------------------------------------------------------------------------
 
@@ -307,6 +327,7 @@ class ShareGRPOTrainer(Trainer):
         if self.accelerator.is_main_process:
             save_adapter(self.policy, staging)
             self._loss_scale.save(staging)
+            self._success.save(staging)
             self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -318,9 +339,11 @@ class ShareGRPOTrainer(Trainer):
             self.uploads.start(final, f"step {self.rollouts_done}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Restores the adapter, strictly, and the loss scale."""
-        load_adapter(self.policy, Path(resume_from_checkpoint))
-        self._loss_scale.load(Path(resume_from_checkpoint))
+        """Restores the adapter, strictly, the loss scale and the success rates."""
+        checkpoint = Path(resume_from_checkpoint)
+        load_adapter(self.policy, checkpoint)
+        self._loss_scale.load(checkpoint)
+        self._success = self._success.load(checkpoint)
 
     def init_hf_repo(self, token: str | None = None) -> None:
         """Called by the Trainer's constructor where the recipe asks for uploads."""
@@ -339,7 +362,7 @@ class ShareGRPOTrainer(Trainer):
         kept = list_checkpoints(Path(self.args.output_dir))[-limit:]
         for checkpoint in list_checkpoints(Path(self.args.output_dir)):
             if checkpoint not in kept and str(checkpoint) != self.state.best_model_checkpoint:
-                _remove(checkpoint)
+                remove_checkpoint(checkpoint)
 
     # -- several processes ---------------------------------------------------------------------------------------
 
@@ -369,26 +392,3 @@ class ShareGRPOTrainer(Trainer):
 def _as_inputs(steps: list[UpdateStep]) -> dict[str, UpdateStep]:
     """The Trainer wants a mapping for a batch."""
     return {"step": steps[0]}
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    found = [p for p in folder.glob(f"{CHECKPOINT_PREFIX}*") if p.name.removeprefix(CHECKPOINT_PREFIX).isdigit()]
-    return sorted(found, key=_update_of)
-
-
-def _update_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
-
-
-def discard_later_checkpoints(folder: Path, update: int) -> None:
-    """Deletes the checkpoints after an update, for a resume there. The last goes first: a kill leaves no hole."""
-    for checkpoint in reversed(list_checkpoints(folder)):
-        if _update_of(checkpoint) > update:
-            _remove(checkpoint)
-
-
-def _remove(checkpoint: Path) -> None:
-    doomed = temporary_beside(checkpoint)  # a kill must not leave half a checkpoint under its name
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed)

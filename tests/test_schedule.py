@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharevl_lite.config import Recipe, TrainSection
+from sharevl_lite.config import Recipe, RolloutSection, TrainSection
 from sharevl_lite.schedule import Schedule, ScheduleError
 
 
@@ -91,3 +91,60 @@ def test_too_few_problems():
 def test_processes_that_do_not_divide_an_update():
     with pytest.raises(ScheduleError, match=r"problems_per_update \(4\) must be a multiple of the 3 processes"):
         schedule(64, per_rollout=8, per_update=4, world=3)
+
+
+# ---------------------------------------------------------------- spare problems
+
+
+def spares(num_problems, rollout, *, per_rollout, per_update, rounds=2, seed=0, world=1):
+    """The spare problems of every process, place by place."""
+    train = TrainSection(problems_per_rollout=per_rollout, problems_per_update=per_update)
+    rollout_section = RolloutSection(dynamic_sampling=num_problems > per_rollout, max_extra_rounds=rounds)
+    recipe = Recipe(seed=seed, train=train, rollout=rollout_section)
+    plans = [Schedule(recipe, num_problems, rank=rank, world=world) for rank in range(world)]
+    return [dict(zip(plan.problems(rollout), plan.spares(rollout), strict=True)) for plan in plans]
+
+
+@settings(deadline=None)
+@given(sizes(), st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 4))
+def test_no_spare_is_asked_twice_in_a_rollout(size, seed, rollout, rounds):
+    num_problems, per_rollout, per_update, world = size
+    knobs = {"per_rollout": per_rollout, "per_update": per_update, "rounds": rounds, "seed": seed}
+    shares = spares(num_problems, rollout, **knobs, world=world)
+    asked = [index for share in shares for index in share]
+    further = [index for share in shares for places in share.values() for index in places]
+    assert len(asked) == per_rollout
+    assert len({*asked, *further}) == len(asked) + len(further)
+    assert len(further) == min(num_problems - per_rollout, rounds * per_rollout), "all there are, within the budget"
+    assert {index: places for share in shares for index, places in share.items()} == spares(
+        num_problems, rollout, **knobs
+    )[0], "whatever the number of processes"
+
+
+def test_spares_follow_the_rollout_and_the_seed():
+    knobs = {"per_rollout": 4, "per_update": 4}
+    first = spares(64, 1, **knobs)
+    assert first == spares(64, 1, **knobs)
+    assert list(first[0].values()) != list(spares(64, 2, **knobs)[0].values())
+    assert list(first[0].values()) != list(spares(64, 1, **knobs, seed=1)[0].values())
+
+
+def test_spares_do_not_always_come_from_the_same_corner():
+    """Over many rollouts every problem stands in for another about equally often."""
+    taken = [
+        i for r in range(1, 801) for places in spares(20, r, per_rollout=4, per_update=4)[0].values() for i in places
+    ]
+    counts = [taken.count(index) for index in range(20)]
+    assert min(counts) > 250
+    assert max(counts) < 390  # 8 of 16 others, in 4 rollouts of 5: 320 each, and 5 deviations
+
+
+def test_no_problem_is_left_to_replace_another():
+    with pytest.raises(ScheduleError, match="every step asks all 8 problems, so there is none to replace another"):
+        Schedule(
+            Recipe(
+                train=TrainSection(problems_per_rollout=8, problems_per_update=4),
+                rollout=RolloutSection(dynamic_sampling=True),
+            ),
+            8,
+        )

@@ -1,6 +1,6 @@
 """Variants: the m ways of asking a problem, by offline rewrites and online image transforms."""
 
-from .expand import expand_problem
+from .expand import Difficulty, expand_problem
 from .transforms import TRANSFORMS
 
-__all__ = ["TRANSFORMS", "expand_problem"]
+__all__ = ["TRANSFORMS", "Difficulty", "expand_problem"]

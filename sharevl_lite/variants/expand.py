@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from typing import Literal
 
 import numpy as np
 
@@ -29,11 +30,24 @@ from .transforms import TRANSFORMS, GaussianNoise, Transform
 
 STEEPNESS = 10.0
 
+Difficulty = Literal["plainer", "usual", "harder"]
+"""How a problem is asked, by how often it was solved (`share.difficulty`)."""
+MILD: frozenset[str] = frozenset(
+    {"noise_10", "noise_25", "tilt_5_cw", "tilt_5_ccw", "jpeg_50"}
+    | {f"{tone}_{percent}" for tone in ("brightness", "contrast") for percent in (70, 130)}
+)
+"""Transforms that make a problem hardly harder."""
 LEADING_PLACEHOLDERS = re.compile(rf"\s*(?:{re.escape(PLACEHOLDER)}\s*)+")
 
 
 def expand_problem(
-    problem: Problem, share: ShareSection, *, seed: int, visit: int = 0, progress: float = 0.0
+    problem: Problem,
+    share: ShareSection,
+    *,
+    seed: int,
+    visit: int = 0,
+    difficulty: Difficulty = "usual",
+    progress: float = 0.0,
 ) -> list[Variant]:
     """Exactly m = `share.num_variants` ways of asking a problem.
 
@@ -44,16 +58,23 @@ def expand_problem(
         share: m, what becomes of the original, and the transforms.
         seed: Of the run.
         visit: How many times the problem was expanded before; another visit draws anew.
+        difficulty: `plainer`: every variant is the original. `harder`: rewrites alone (where there are any), and more
+            and stronger transforms.
         progress: Share of the run that is done, for noise that fades.
 
     Returns:
         Variants with indices 0 .. m-1, the same for the same arguments in every process.
     """
+    if difficulty == "plainer":
+        return [Variant(index=k, text=problem.text, images=problem.images) for k in range(share.num_variants)]
     rng = _generator(seed, problem.id, visit)
-    originals = [problem.text] if share.original == "kept" else []
-    texts = originals + _draw_texts(problem, share, share.num_variants - len(originals), rng)
+    keeps = share.original == "kept" and difficulty == "usual"
+    originals = [problem.text] if keeps else []
+    pool = _pool(problem, with_original=share.original == "sampled" and difficulty == "usual")
+    texts = originals + _draw_texts(pool, share.num_variants - len(originals), rng)
+    section = share.transforms if difficulty == "usual" else _harder(problem, share)
     transforms: list[Transform | None] = [None for _ in originals]
-    transforms += [_draw_transform(problem, share.transforms, rng, progress) for _ in texts[len(originals) :]]
+    transforms += [_draw_transform(problem, section, rng, progress) for _ in texts[len(originals) :]]
     # Noise is drawn last: which texts and transforms are drawn does not depend on the size of an image.
     return [
         _variant(index, text, problem, transform, rng)
@@ -61,14 +82,26 @@ def expand_problem(
     ]
 
 
+def _harder(problem: Problem, share: ShareSection) -> TransformSection:
+    """The transforms of a solved problem: more often, and none that are mild unless it allows no others."""
+    section = share.transforms
+    probability = min(1.0, section.probability * share.difficulty.transform_factor)
+    strong = [kind for kind in allowed_kinds(problem, section) if kind not in MILD]
+    return section.model_copy(update={"probability": probability, "kinds": strong or section.kinds})
+
+
 def _generator(seed: int, problem_id: str, visit: int) -> np.random.Generator:
     digest = hashlib.sha256(f"{seed}/{visit}/{problem_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
-def _draw_texts(problem: Problem, share: ShareSection, count: int, rng: np.random.Generator) -> list[str]:
+def _pool(problem: Problem, *, with_original: bool) -> tuple[str, ...]:
+    """Texts to draw from; the original stands in where there are no rewrites."""
+    return (problem.text, *problem.variants) if with_original else problem.variants or (problem.text,)
+
+
+def _draw_texts(pool: tuple[str, ...], count: int, rng: np.random.Generator) -> list[str]:
     """Texts of the drawn variants: without replacement while the pool lasts, then with."""
-    pool = (problem.text, *problem.variants) if share.original == "sampled" else problem.variants or (problem.text,)
     order = rng.permutation(len(pool))[:count]
     again = rng.integers(len(pool), size=count - len(order))
     return [pool[index] for index in (*order, *again)]

@@ -7,8 +7,8 @@ import pytest
 from hub_upload_server import TOKEN, serve_uploads
 from safetensors.torch import load_file
 
+from sharevl_lite.checkpoints import list_checkpoints
 from sharevl_lite.hub import AdapterUploads, HubError
-from sharevl_lite.trainer import list_checkpoints
 
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 PUSHED = {"train.push_to_hub": "true", "train.hub_model_id": "someone/digits", "train.rollouts": 2}

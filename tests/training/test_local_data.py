@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from sharevl_lite import metrics_log, store, train
+from sharevl_lite.checkpoints import list_checkpoints
 from sharevl_lite.cli import main
-from sharevl_lite.trainer import list_checkpoints
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from sharevl_lite import metrics_log, store, train
-from sharevl_lite.trainer import list_checkpoints
+from sharevl_lite.checkpoints import list_checkpoints
 
 pytestmark = pytest.mark.slow
 

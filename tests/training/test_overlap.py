@@ -87,9 +87,10 @@ def test_every_rollout_is_sampled_once_by_the_weights_of_the_step_before(run):
 
 
 @pytest.mark.slow
-def test_without_learning_the_samples_are_those_of_a_run_that_waits(run):
-    """With a rate near 0 the lag changes nothing: the same responses, step by step."""
-    still = {"data.eval": None, "train.learning_rate": 1e-12}
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_without_learning_the_samples_are_those_of_a_run_that_waits(run, dynamic):
+    """With a rate near 0 the lag changes nothing: the same responses, step by step, replaced problems included."""
+    still = {"data.eval": None, "train.learning_rate": 1e-12, "rollout.dynamic_sampling": dynamic}
     ahead, ahead_dir, _ = run("ahead", **still)
     waits, waits_dir, _ = run("waits", **still, **{"rollout.overlap": False})
     columns = ["step", "problem_id", "variant_index", "response_index", "text"]
@@ -99,6 +100,8 @@ def test_without_learning_the_samples_are_those_of_a_run_that_waits(run):
     ]
     assert tables[0].equals(tables[1])
     assert [r["reward"] for r in ahead] == [r["reward"] for r in waits]
+    assert [r.get("extra_problems") for r in ahead] == [r.get("extra_problems") for r in waits]
+    assert ("extra_problems" in waits[0]) == dynamic
     assert "lag_updates" not in waits[0]
 
 

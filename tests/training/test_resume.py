@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from sharevl_lite import metrics_log, store
-from sharevl_lite.trainer import list_checkpoints
+from sharevl_lite.checkpoints import list_checkpoints
 
 # Wall-clock figures differ between two runs of the same numbers.
 MEASURED = ("seconds", "memory", "tokens_per_second", "runtime")
@@ -73,6 +73,35 @@ def test_killed_anywhere_and_resumed(command, environment, finish, whole, tmp_pa
 def _newest(run: Path) -> int:
     found = list_checkpoints(run / "checkpoints")
     return int(found[-1].name.split("-")[-1]) if found else 0
+
+
+CHOICES = {
+    "dynamic": {"rollout.dynamic_sampling": "true", "data.train_limit": 10},
+    "difficulty": {"share.difficulty.adaptive": "true", "data.train_limit": 4},
+    "both": {"rollout.dynamic_sampling": "true", "share.difficulty.adaptive": "true", "data.train_limit": 6},
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_killed_run_chooses_again_as_it_would_have(command, environment, finish, tmp_path, choice):
+    """What is replaced and who is asked how do not depend on the kill: SIGKILL in the middle of step 3."""
+    changes = {**CHOICES[choice], "share.difficulty.solved": 0.6, "share.difficulty.unsolved": 0.4}
+    changes |= {"share.num_responses": 2, "reward.format_weight": 0.0}  # so that some problems are silent
+    finish(command(name="whole", **changes))
+    words = command("--resume", "auto", name="killed", **changes)
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while _newest(tmp_path / "killed") < 4:
+        assert process.poll() is None, process.stdout.read().decode()
+        time.sleep(0.01)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run was over before it was killed"
+    finish(words)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    last = [record for record in figures(tmp_path / "whole") if "loss" in record][-2:]
+    chosen = ("extra_problems", "harder", "plainer")
+    assert any(record.get(name, 0) > 0 for record in last for name in chosen), "nothing was chosen after the kill"
 
 
 def test_resume_from_an_older_checkpoint(command, finish, whole, tmp_path):

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from sharevl_lite import metrics_log, store, train
+from sharevl_lite.checkpoints import list_checkpoints
 from sharevl_lite.run import RunError
-from sharevl_lite.trainer import list_checkpoints
 
 LOGGED = {
     "reward",

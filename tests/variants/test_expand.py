@@ -244,6 +244,59 @@ def shares(draw):
     )
 
 
+# ---------------------------------------------------------------- difficulty
+
+
+def test_plainer_is_the_original_in_every_variant():
+    subject = problem()
+    for original in ("kept", "sampled"):
+        variants = expand_problem(subject, share(m=3, original=original), seed=0, difficulty="plainer")
+        assert [(v.index, v.text, v.images, v.transform) for v in variants] == [
+            (k, subject.text, subject.images, None) for k in range(3)
+        ]
+
+
+@pytest.mark.parametrize("original", ["kept", "sampled"])
+def test_harder_asks_rewrites_alone(original):
+    subject, section = problem(rewrites=3), share(m=3, p=0, original=original)
+    for seed in range(20):
+        texts = [v.text for v in expand_problem(subject, section, seed=seed, difficulty="harder")]
+        assert set(texts) == set(subject.variants)
+    texts = [v.text for v in expand_problem(problem(rewrites=0), section, seed=0, difficulty="harder")]
+    assert texts == ["<image>Original?"] * 3
+
+
+def harder_transforms(section, subject=None, visits=1500):
+    subject = subject or problem()
+    drawn = [expand_problem(subject, section, seed=0, visit=v, difficulty="harder") for v in range(visits)]
+    return Counter(variant.transform for variants in drawn for variant in variants)
+
+
+def test_harder_transforms_more_often_by_the_stronger_kinds():
+    found = harder_transforms(share(m=2, p=0.3))
+    assert set(found) == {None, "rotate_90_cw", "rotate_90_ccw", "rotate_180", "noise_50"}
+    assert found[None] / 3000 == pytest.approx(0.4, abs=0.04), "twice 0.3 of all variants, the first included"
+    tripled = ShareSection(transforms=TransformSection(probability=0.5), difficulty={"transform_factor": 3})
+    assert None not in harder_transforms(tripled, visits=100)
+
+
+def test_harder_keeps_to_what_the_recipe_and_the_row_allow():
+    assert set(harder_transforms(share(p=0), visits=100)) == {None}, "transforms that are off stay off"
+    assert set(harder_transforms(share(p=1, kinds=["noise_10", "noise_25"]), visits=100)) == {"noise_10", "noise_25"}
+    guarded = share(p=1, kinds=["noise_10", "mirror_vertical"])
+    assert set(harder_transforms(guarded, visits=100)) == {"noise_10"}
+    assert set(harder_transforms(guarded, problem(allow_mirrors=True), visits=100)) == {"mirror_vertical"}
+
+
+@pytest.mark.parametrize("difficulty", ["plainer", "usual", "harder"])
+def test_each_difficulty_is_a_function_of_its_arguments(difficulty):
+    section = share(m=4, p=0.5)
+    first = expand_problem(problem(), section, seed=3, visit=1, difficulty=difficulty)
+    assert same(first, expand_problem(problem(), section, seed=3, visit=1, difficulty=difficulty))
+    if difficulty == "usual":
+        assert same(first, expand_problem(problem(), section, seed=3, visit=1))
+
+
 @settings(max_examples=200, deadline=None)
 @given(subject=problems(), section=shares(), seed=st.integers(0, 2**32 - 1), visit=st.integers(0, 10**6))
 def test_what_holds_for_every_expansion(subject, section, seed, visit):

@@ -1,0 +1,34 @@
+"""The checkpoints of a run, by name: listed, and deleted so that no half of one is left under its name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from sharevl_lite.atomic import temporary_beside
+
+CHECKPOINT_PREFIX = "checkpoint-"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    found = [p for p in folder.glob(f"{CHECKPOINT_PREFIX}*") if p.name.removeprefix(CHECKPOINT_PREFIX).isdigit()]
+    return sorted(found, key=_update_of)
+
+
+def _update_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
+
+
+def discard_later_checkpoints(folder: Path, update: int) -> None:
+    """Deletes the checkpoints after an update, for a resume there. The last goes first: a kill leaves no hole."""
+    for checkpoint in reversed(list_checkpoints(folder)):
+        if _update_of(checkpoint) > update:
+            remove_checkpoint(checkpoint)
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Deletes a checkpoint; under its name it is whole until it is gone."""
+    doomed = temporary_beside(checkpoint)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)

@@ -1,0 +1,47 @@
+"""Dynamic sampling (DAPO, arXiv 2503.14476): problems that train nothing are replaced by further problems.
+
+A problem is silent when its m*n known rewards are all equal, or fewer than two are known: its global advantage is 0,
+and so is the local one. Round by round each silent place of the rollout is given its next spare problem, until none is
+silent, `rollout.max_extra_rounds` are over or the data has no spare left; what is silent then stays. Every process
+replaces its own places without a word to the others, so this may run ahead of the training.
+
+Nothing is thrown away: what was replaced keeps its rows in the store, counts in the metrics of rewards and responses,
+and in the running success rates. Only the updates leave it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from sharevl_lite.collect import Rollout, join_rollouts, split_rollout
+
+
+def replace_silent(rollout: Rollout, ask: Callable[[list[int]], Rollout], spares: Sequence[Sequence[int]]) -> Rollout:
+    """The rollout with its silent problems replaced, in place and as many as before; `replaced` holds the others.
+
+    `ask` samples the problems of these indices. `spares` lists, for each place of the rollout, the indices of the
+    problems that may take it, in the order of the rounds.
+    """
+    places = split_rollout(rollout)
+    replaced = []
+    for turn in range(max(map(len, spares), default=0)):
+        silent = [p for p, one in enumerate(places) if one.advantages.silent_P.any() and turn < len(spares[p])]
+        if not silent:
+            break
+        further = ask([spares[p][turn] for p in silent])
+        rollout.stopwatch.add(further.stopwatch)
+        gone = join_rollouts([places[p] for p in silent])
+        gone.prompts.clear()  # their pixels need not outlive them
+        replaced.append(gone)
+        for p, one in zip(silent, split_rollout(further), strict=True):
+            places[p] = one
+    joined = join_rollouts(places) if replaced else rollout
+    return replace(joined, stopwatch=rollout.stopwatch, replaced=replaced)
+
+
+def everything_asked(rollout: Rollout) -> Rollout:
+    """The rollout together with what was replaced in it."""
+    if not rollout.replaced:
+        return rollout
+    return replace(join_rollouts([rollout, *rollout.replaced]), stopwatch=rollout.stopwatch)
