@@ -9,7 +9,7 @@ FROM_HERE = PYTHONPATH=.:kernels:$$PYTHONPATH $(if $(wildcard $(BIN)/python),$(B
 CODE := sharevl_lite kernels tests scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-vllm test-unsloth bench bench-step lint types imports format clean
+.PHONY: help install demo test test-gpu test-vllm test-unsloth bench bench-step bench-transforms lint types imports format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench: ## Measure on a CUDA device, with what is installed: tables and CSVs in b
 
 bench-step: ## Measure a whole training step on a CUDA device, each way in a process of its own
 	$(FROM_HERE) scripts/bench_step.py
+
+bench-transforms: install ## Measure what an image transform costs
+	$(BIN)/python scripts/bench_transforms.py
 
 lint: install ## Check formatting and lint
 	$(BIN)/ruff format --check $(CODE)

@@ -56,6 +56,7 @@ def _is_users_mistake(error: ValueError) -> bool:
         "RolloutError",
         "StoreError",
         "MetricsError",
+        "VariantsError",
     }
     return type(error).__name__ in named and type(error).__module__.startswith("sharevl_lite")
 
@@ -114,7 +115,35 @@ def _parser() -> _Parser:
     doctor.add_argument("--memory-gib", type=float, metavar="N", help="plan for a GPU of N GiB instead of the one here")
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
     doctor.set_defaults(run=_doctor)
+    _add_variants(commands)
     return parser
+
+
+def _add_variants(commands: argparse._SubParsersAction[_Parser]) -> None:
+    variants = commands.add_parser(
+        "variants",
+        help="rewrites of every problem of a data set, filtered",
+        usage="sharevl-lite variants DATA --out DIR [--with rules|openai] [--num N] ... | --report DIR",
+        description="Writes the data set with `variants` filled, a report and a manifest; the same command goes on "
+        "after a kill without paying twice.",
+        allow_abbrev=False,
+    )
+    variants.add_argument("data", metavar="DATA", nargs="?", help="as in data.train")
+    variants.add_argument("--out", metavar="DIR", help="folder to write; must be new, or of the same settings")
+    variants.add_argument("--report", metavar="DIR", help="print the report of a folder written before")
+    variants.add_argument("--with", dest="rewriter", default="rules", help="rules (no model) or openai")
+    variants.add_argument("--num", type=int, default=4, help="most rewrites of a problem (default: 4)")
+    variants.add_argument("--base-url", help="an OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY")
+    variants.add_argument("--model", help="model of the endpoint")
+    variants.add_argument("--columns", help="problem=question,images=image,answer=label,choices=options")
+    variants.add_argument("--split", default="train", help="split of the source (default: train)")
+    variants.add_argument("--limit", type=int, help="the first so many problems")
+    variants.add_argument("--seed", type=int, default=0)
+    variants.add_argument("--concurrency", type=int, default=8, help="requests at a time (default: 8)")
+    variants.add_argument("--timeout", type=float, default=120.0, help="seconds for one request (default: 120)")
+    variants.add_argument("--cache", metavar="FILE", help="replies of the model (default: DIR.cache.sqlite)")
+    variants.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop")
+    variants.set_defaults(run=_variants)
 
 
 def _asks_for_help(command: str) -> bool:
@@ -172,3 +201,10 @@ def _doctor(options: argparse.Namespace, overrides: list[str]) -> int:
     from sharevl_lite.doctor import examine, report
 
     return report(examine(recipe, memory_gib=options.memory_gib), as_json=options.json)
+
+
+def _variants(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sharevl_lite.rewrite.command import run
+
+    run(options, overrides)
+    return EXIT_OK

@@ -26,6 +26,15 @@ TransformName = Literal[
     "noise_50",
     "mirror_horizontal",
     "mirror_vertical",
+    "tilt_5_cw",
+    "tilt_5_ccw",
+    "scale_50",
+    "brightness_70",
+    "brightness_130",
+    "contrast_70",
+    "contrast_130",
+    "jpeg_50",
+    "jpeg_20",
 ]
 MIRRORS: frozenset[str] = frozenset({"mirror_horizontal", "mirror_vertical"})
 
@@ -128,7 +137,13 @@ class TransformSection(Section):
     ]
     """Drawn from uniformly. noise_N: Gaussian noise with standard deviation N on the 0..255 scale."""
     allow_mirrors: bool = False
-    """Guard: a mirror changes left/right and text, so it needs this or a row's own `allow_mirrors: true`."""
+    """A mirror swaps left and right and reverses writing, so it needs this or a row's own `allow_mirrors: true`."""
+    guard: bool = True
+    """Decide per problem: no mirrors where the text speaks of left, right, clockwise or letters, or the image seems to
+    hold writing; nothing that blurs small writing. A row's own `transforms` (a list of kinds) overrides it."""
+    noise_decay: Literal["none", "linear", "sigmoid"] = "none"
+    """Noise fades over the run (NoisyRollout, arXiv 2504.13055): from its full strength to nothing, evenly or with the
+    steepest part in the middle."""
 
     @model_validator(mode="after")
     def _kinds_exist(self) -> TransformSection:

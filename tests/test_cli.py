@@ -17,7 +17,7 @@ def sharevl(*words, timeout=120):
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["eval", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["eval", "--help"], ["variants", "--help"]])
 def test_help_is_quick(words):
     seconds = []
     for _ in range(3):  # the machine may be busy: the quickest of three

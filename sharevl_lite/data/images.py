@@ -51,6 +51,11 @@ class LazyImages(Sequence[Image.Image]):
         """(width, height) of each, upright."""
         return tuple(image.size for image in self._images)
 
+    @property
+    def encoded(self) -> tuple[bytes, ...]:
+        """The bytes of each image's file."""
+        return tuple(image.data for image in self._images)
+
     @overload
     def __getitem__(self, place: int) -> Image.Image: ...
 
@@ -70,10 +75,12 @@ class ImageReader:
     """Turns cells of an image column into RGB images, checked now and decoded when they are taken.
 
     Equal files are checked once and share their bytes: several questions about one picture cost its memory once.
+    `remembered` bounds how many are kept for that, the newest; None keeps all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, remembered: int | None = None) -> None:
         self._checked: dict[bytes, EncodedImage] = {}
+        self._remembered = remembered
 
     def read(self, cell: Any, folder: Path | None) -> LazyImages:
         """All images of a row.
@@ -96,7 +103,14 @@ class ImageReader:
         key = hashlib.sha256(data).digest()
         if key not in self._checked:
             self._checked[key] = EncodedImage(data, _decode(data, label).size)
+            if self._remembered is not None and len(self._checked) > max(1, self._remembered):
+                del self._checked[next(iter(self._checked))]
         return self._checked[key]
+
+
+def encoded_images(images: Sequence[Image.Image]) -> tuple[bytes, ...]:
+    """Each image's file: as it was read, or as PNG where it came as pixels."""
+    return images.encoded if isinstance(images, LazyImages) else tuple(_as_png(image) for image in images)
 
 
 def _as_png(image: Image.Image) -> bytes:

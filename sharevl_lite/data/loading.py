@@ -18,22 +18,24 @@ import logging
 import math
 import reprlib
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from sharevl_lite.config import ColumnNames, DataSection
+from sharevl_lite.config import ColumnNames, DataSection, TransformName
 
 from .errors import BadRow, DataError, OnBadRow, RowFault, RowPlace, check_rows, require_some
 from .images import ImageReader
+from .layouts import Layout, choose_layout
 from .problem import PLACEHOLDER, Problem
 from .sources import RawRow, parse_json_line, read_rows
 
 BUILTIN = "builtin:"
 VARIANTS_ALIAS = "new_questions"
-MIRRORS_COLUMN = "allow_mirrors"
+MIRRORS_COLUMN, TRANSFORMS_COLUMN = "allow_mirrors", "transforms"
+OWN_COLUMNS = frozenset({MIRRORS_COLUMN, TRANSFORMS_COLUMN})
 
 logger = logging.getLogger(__name__)
 
@@ -89,13 +91,47 @@ def load_problems(
         DataError: The source is missing, unreadable, empty, without a usable row, or without a wanted column.
     """
     skipped: list[BadRow] = []
+    rows = iterate_problems(source, section, split=split, base=base, skipped=skipped, images=ImageReader())
+    return _collect(source, itertools.islice(rows, limit), skipped)
+
+
+def iterate_problems(
+    source: str,
+    section: DataSection,
+    *,
+    split: str,
+    skipped: list[BadRow],
+    images: ImageReader,
+    base: Path | None = None,
+    choices: str | None = None,
+    on_layout: Callable[[str, Layout], object] | None = None,
+) -> Iterator[tuple[RowPlace, Problem]]:
+    """The problems of :func:`load_problems`, one at a time, so that a large source need not fit into memory.
+
+    Args:
+        source: As there; so are `section`, `split` and `base`.
+        skipped: Grows by each bad row that is skipped.
+        images: What reads the image column; one that remembers few images keeps memory flat.
+        choices: Column of options to put below each question, beside those of known layouts.
+        on_layout: Called with each file and the layout its columns were read by.
+
+    Raises:
+        BadRowError: A row is bad and `section.on_bad_row` is `stop`.
+        DataError: The source is missing or unreadable, or its columns will not do.
+    """
     if source.startswith(BUILTIN):
-        return _collect(source, itertools.islice(_builtin_rows(source, split), limit), skipped)
-    rows = read_rows(source, split=split, base=base, wanted=_wanted(section.columns))
-    reader = _RowReader(section.columns)
+        yield from _builtin_rows(source, split)
+        return
+    reader = _RowReader(section.columns, images)
+
+    def look(where: str, present: Sequence[str]) -> None:
+        reader.layout = choose_layout(where, present, section.columns, choices)
+        if on_layout is not None:
+            on_layout(where, reader.layout)
+
+    rows = read_rows(source, split=split, base=base, columns=look)
     placed = ((row.place, row) for row in rows)
-    checked = check_rows(placed, reader.problem, on_bad_row=section.on_bad_row, skipped=skipped)
-    return _collect(source, itertools.islice(checked, limit), skipped)
+    yield from check_rows(placed, reader.problem, on_bad_row=section.on_bad_row, skipped=skipped)
 
 
 def _collect(source: str, rows: Iterator[tuple[RowPlace, Problem]], skipped: list[BadRow]) -> LoadedProblems:
@@ -120,47 +156,42 @@ def _builtin_rows(source: str, split: str) -> Iterator[tuple[RowPlace, Problem]]
     return ((RowPlace(source, number), problem) for number, problem in enumerate(problems))
 
 
-def _wanted(columns: ColumnNames) -> dict[str, str]:
-    """Columns that must exist: the three that make a problem, and any optional one that the recipe names itself."""
-    wanted = {"problem": columns.problem, "images": columns.images, "answer": columns.answer}
-    plain = ColumnNames()
-    if columns.variants != plain.variants:
-        wanted["variants"] = columns.variants
-    if columns.id != plain.id:
-        wanted["id"] = columns.id
-    return wanted
-
-
 class _RowReader:
-    """Builds problems from raw rows; remembers ids and images across rows."""
+    """Builds problems from raw rows by `layout`, which may change between files; remembers ids across rows."""
 
-    def __init__(self, columns: ColumnNames) -> None:
-        self._columns = columns
-        self._images = ImageReader()
+    def __init__(self, columns: ColumnNames, images: ImageReader) -> None:
+        self.layout = Layout("as named", frozenset(), columns)
+        self._images = images
         self._rows_by_id: dict[str, int] = {}
 
     def problem(self, row: RawRow) -> Problem:
         """The checked problem of a row; raises RowFault with the reason where the row is bad."""
         cells = _cells(row)
-        names = self._columns
+        layout, names = self.layout, self.layout.columns
         variants = names.variants
         if variants not in cells and variants == ColumnNames().variants:
             variants = VARIANTS_ALIAS
         images = self._images.read(cells.get(names.images), row.folder)
         problem = Problem(
             id=self._identity(cells.get(names.id), row.place.row),
-            text=_text(cells.get(names.problem), f"the problem (column {names.problem!r})", len(images)),
+            text=_text(
+                layout.question(cells.get(names.problem), cells),
+                f"the problem (column {names.problem!r})",
+                len(images),
+            ),
             images=images,
-            answer=_answer(cells.get(names.answer), f"the answer (column {names.answer!r})"),
+            answer=_answer(layout.answer(cells.get(names.answer), cells), f"the answer (column {names.answer!r})"),
             variants=tuple(
                 _text(text, f"variant {index} (from 0, column {variants!r})", len(images))
                 for index, text in enumerate(_variant_list(cells.get(variants), variants))
             ),
             allow_mirrors=_flag(cells.get(MIRRORS_COLUMN), MIRRORS_COLUMN),
+            transforms=_kinds(cells.get(TRANSFORMS_COLUMN)),
             metadata={
                 name: value
                 for name, value in cells.items()
-                if name not in {names.problem, names.images, names.answer, names.id, variants, MIRRORS_COLUMN}
+                if name not in {names.problem, names.images, names.answer, names.id, variants}
+                and name not in OWN_COLUMNS
             },
         )
         self._rows_by_id[problem.id] = row.place.row  # only now: an id of a bad row is not taken
@@ -172,9 +203,9 @@ class _RowReader:
             value = row
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             raise RowFault(
-                f"the id (column {self._columns.id!r}) is {reprlib.repr(value)}; give text or a whole number"
+                f"the id (column {self.layout.columns.id!r}) is {reprlib.repr(value)}; give text or a whole number"
             )
-        name = _unicode(str(value), f"the id (column {self._columns.id!r})")
+        name = _unicode(str(value), f"the id (column {self.layout.columns.id!r})")
         if name in self._rows_by_id:
             raise RowFault(f"the id {name!r} is already that of row {self._rows_by_id[name]}; ids must be unique")
         return name
@@ -236,6 +267,17 @@ def _flag(value: Any, column: str) -> bool:
     if not isinstance(value, bool):
         raise RowFault(f"column {column!r} is {reprlib.repr(value)}; give true or false")
     return value
+
+
+def _kinds(value: Any) -> frozenset[str] | None:
+    """The transforms a row allows; None where it does not say."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not set(value) <= set(get_args(TransformName)):
+        raise RowFault(
+            f"column {TRANSFORMS_COLUMN!r} is {reprlib.repr(value)}; give a list of share.transforms.kinds, or null"
+        )
+    return frozenset(value)
 
 
 def _variant_list(value: Any, column: str) -> list[Any]:

@@ -17,8 +17,8 @@ class Problem:
     """One checked row of the data.
 
     `text` holds one ``<image>`` per entry of `images` (RGB; those of files are decoded each time they are taken).
-    `variants` are offline rewrites of `text` with equal meaning and as many placeholders. `metadata` keeps every other
-    column as it was.
+    `variants` are offline rewrites of `text` with equal meaning and as many placeholders. `transforms` names what may
+    be done to the images, where the row says so. `metadata` keeps every other column as it was.
     """
 
     id: str
@@ -27,6 +27,7 @@ class Problem:
     answer: str
     variants: tuple[str, ...] = ()
     allow_mirrors: bool = False
+    transforms: frozenset[str] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property

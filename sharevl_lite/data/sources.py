@@ -7,9 +7,10 @@ no more images than it keeps.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ SUFFIXES = (".parquet", ".jsonl")
 SPLIT_NAMES = ("train", "test", "val", "dev", "eval")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 BATCH_ROWS = 64
+OWN_MANIFEST, OWN_DATA = "manifest.json", "data"
+"""A folder that holds both was written by `sharevl-lite variants`: its rows lie in the second."""
+HEAD_LINES = 1000
+"""Lines of a JSON-lines file that are looked through for its columns."""
+
+ColumnCheck = Callable[[str, Sequence[str]], None]
+"""Given a file (for messages) and its columns; raises DataError where they will not do."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class RawRow:
 FileRows = Iterator[tuple[str, dict[str, Any] | bytes]]
 
 
-def read_rows(source: str, *, split: str, base: Path | None, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+def read_rows(source: str, *, split: str, base: Path | None, columns: ColumnCheck) -> Iterator[RawRow]:
     """The rows of a source, in order. A local file or folder wins over a Hub dataset of the same name.
 
     Args:
@@ -46,7 +54,7 @@ def read_rows(source: str, *, split: str, base: Path | None, wanted: Mapping[str
         split: Split of a Hub dataset; of a folder, the files whose names start with it, if any do. A single file is
             taken whole.
         base: What a relative `source` starts from. None: the current directory.
-        wanted: Recipe key to column name, for the columns that must exist.
+        columns: Is asked once for each file, and says by an error when columns are missing.
 
     Raises:
         DataError: The source does not exist or cannot be read, or a wanted column is missing.
@@ -57,19 +65,21 @@ def read_rows(source: str, *, split: str, base: Path | None, wanted: Mapping[str
     elif path.exists():
         files = [path]
     elif HUB_ID.fullmatch(source) and path.suffix not in SUFFIXES:
-        yield from _hub_rows(source, split, wanted)
+        yield from _hub_rows(source, split, columns)
         return
     else:
         raise _missing(source, path)
     number = 0
     for file in files:
-        for detail, cells in _reader(file)(file, wanted):
+        for detail, cells in _reader(file)(file, columns):
             yield RawRow(RowPlace(source, number, f"{file.name} {detail}"), cells, file.parent)
             number += 1
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:
     """The data files of a folder that belong to the split, sorted by name."""
+    if (folder / OWN_MANIFEST).is_file() and (folder / OWN_DATA).is_dir():
+        return _files_of(folder / OWN_DATA, split)
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
     if not files:
         deeper = sorted({str(file.parent) for file in folder.rglob("*") if file.suffix in SUFFIXES})[:5]
@@ -88,7 +98,7 @@ def _files_of(folder: Path, split: str) -> list[Path]:
     return files
 
 
-def _reader(file: Path) -> Callable[[Path, Mapping[str, str]], FileRows]:
+def _reader(file: Path) -> Callable[[Path, ColumnCheck], FileRows]:
     if file.suffix == ".parquet":
         return _parquet_rows
     if file.suffix == ".jsonl":
@@ -106,29 +116,14 @@ def _missing(source: str, path: Path) -> DataError:
     )
 
 
-def check_columns(where: str, present: Iterable[str], wanted: Mapping[str, str]) -> None:
-    """Raise :class:`DataError` with the columns there are and the nearest name, where a wanted column is missing."""
-    columns = list(present)
-    for key, column in wanted.items():
-        if column in columns:
-            continue
-        near = difflib.get_close_matches(column, columns, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
-        empty = " (for problems without images, give the column an empty list)" if key == "images" else ""
-        raise DataError(
-            f"{where}: no column {column!r}; there are {', '.join(map(repr, columns))}{hint}. Set data.columns.{key} "
-            f"to the column that holds it{empty}."
-        )
-
-
-def _parquet_rows(path: Path, wanted: Mapping[str, str]) -> FileRows:
+def _parquet_rows(path: Path, columns: ColumnCheck) -> FileRows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     done = 0
     try:
         with pq.ParquetFile(path) as file:
-            check_columns(str(path), file.schema_arrow.names, wanted)
+            columns(str(path), file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=BATCH_ROWS):
                 rows = batch.to_pylist()
                 yield from ((f"row {done + offset}", cells) for offset, cells in enumerate(rows))
@@ -141,11 +136,11 @@ def _parquet_rows(path: Path, wanted: Mapping[str, str]) -> FileRows:
         ) from error
 
 
-def _jsonl_rows(path: Path, wanted: Mapping[str, str]) -> FileRows:
+def _jsonl_rows(path: Path, columns: ColumnCheck) -> FileRows:
     """Lines, unparsed, so that a malformed one is a bad row like any other. Blank lines are no rows."""
-    columns = _jsonl_columns(path, set(wanted.values()))
-    if columns:
-        check_columns(str(path), columns, wanted)
+    names = _jsonl_columns(path)
+    if names:
+        columns(str(path), names)
     for number, line in _lines(path):
         yield f"line {number}", line
 
@@ -161,16 +156,14 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _jsonl_columns(path: Path, wanted: set[str]) -> list[str]:
-    """Keys in the order of appearance, up to the row where all wanted ones have been seen: mostly the first."""
+def _jsonl_columns(path: Path) -> list[str]:
+    """Keys of the first lines, in the order of appearance."""
     columns: dict[str, None] = {}
-    for _, line in _lines(path):
+    for _, line in itertools.islice(_lines(path), HEAD_LINES):
         try:
             columns.update(dict.fromkeys(parse_json_line(line)))
         except ValueError:  # reported with its number when its turn comes
             continue
-        if wanted <= columns.keys():
-            break
     return list(columns)
 
 
@@ -193,7 +186,7 @@ def parse_json_line(line: bytes) -> dict[str, Any]:
     return value
 
 
-def _hub_rows(source: str, split: str, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+def _hub_rows(source: str, split: str, columns: ColumnCheck) -> Iterator[RawRow]:
     from datasets import load_dataset
 
     try:
@@ -203,7 +196,7 @@ def _hub_rows(source: str, split: str, wanted: Mapping[str, str]) -> Iterator[Ra
             f"{source}: there is no such file or folder here, and loading split {split!r} of a Hub dataset of that "
             f"name failed: {type(error).__name__}: {error}"
         ) from error
-    check_columns(f"{source}, split {split!r}", dataset.column_names, wanted)
+    columns(f"{source}, split {split!r}", dataset.column_names)
     number = 0
     # The Arrow format hands out the stored bytes; the default one would decode every image, and we would again.
     for table in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):

@@ -147,7 +147,7 @@ class VLLMRolloutEngine:
         from vllm import SamplingParams
 
         return SamplingParams(
-            n=request.count,
+            n=request.count if sampling.temperature > 0.0 else 1,  # greedy answers are one answer
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_completion_length,
@@ -166,7 +166,8 @@ class VLLMRolloutEngine:
                 f"{len(expected)}, and they differ; their processors or chat templates do not agree. Use versions of "
                 "transformers and vLLM that resolve together, or rollout.engine: hf"
             )
-        return [self._response(request.key, completion) for completion in output.outputs]
+        drawn = [self._response(request.key, completion) for completion in output.outputs]
+        return drawn if len(drawn) == request.count else drawn * request.count
 
     def _response(self, key: str, completion: Any) -> Response:
         ids = tuple(completion.token_ids)

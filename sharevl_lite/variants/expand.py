@@ -16,25 +16,38 @@ Deviations from the public code of R1-ShareVL, each because meaning was lost the
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from typing import Literal
 
 import numpy as np
 
-from sharevl_lite.config import MIRRORS, ShareSection, TransformName, TransformSection
+from sharevl_lite.config import ShareSection, TransformSection
 from sharevl_lite.data.problem import PLACEHOLDER, Problem, Variant
 
-from .transforms import TRANSFORMS, Transform
+from .guard import allowed_kinds
+from .transforms import TRANSFORMS, GaussianNoise, Transform
+
+STEEPNESS = 10.0
 
 Difficulty = Literal["plainer", "usual", "harder"]
 """How a problem is asked, by how often it was solved (`share.difficulty`)."""
-MILD: frozenset[str] = frozenset({"noise_10", "noise_25"})
+MILD: frozenset[str] = frozenset(
+    {"noise_10", "noise_25", "tilt_5_cw", "tilt_5_ccw", "jpeg_50"}
+    | {f"{tone}_{percent}" for tone in ("brightness", "contrast") for percent in (70, 130)}
+)
 """Transforms that make a problem hardly harder."""
 LEADING_PLACEHOLDERS = re.compile(rf"\s*(?:{re.escape(PLACEHOLDER)}\s*)+")
 
 
 def expand_problem(
-    problem: Problem, share: ShareSection, *, seed: int, visit: int = 0, difficulty: Difficulty = "usual"
+    problem: Problem,
+    share: ShareSection,
+    *,
+    seed: int,
+    visit: int = 0,
+    difficulty: Difficulty = "usual",
+    progress: float = 0.0,
 ) -> list[Variant]:
     """Exactly m = `share.num_variants` ways of asking a problem.
 
@@ -47,6 +60,7 @@ def expand_problem(
         visit: How many times the problem was expanded before; another visit draws anew.
         difficulty: `plainer`: every variant is the original. `harder`: rewrites alone (where there are any), and more
             and stronger transforms.
+        progress: Share of the run that is done, for noise that fades.
 
     Returns:
         Variants with indices 0 .. m-1, the same for the same arguments in every process.
@@ -60,7 +74,7 @@ def expand_problem(
     texts = originals + _draw_texts(pool, share.num_variants - len(originals), rng)
     section = share.transforms if difficulty == "usual" else _harder(problem, share)
     transforms: list[Transform | None] = [None for _ in originals]
-    transforms += [_draw_transform(problem, section, rng) for _ in texts[len(originals) :]]
+    transforms += [_draw_transform(problem, section, rng, progress) for _ in texts[len(originals) :]]
     # Noise is drawn last: which texts and transforms are drawn does not depend on the size of an image.
     return [
         _variant(index, text, problem, transform, rng)
@@ -72,7 +86,7 @@ def _harder(problem: Problem, share: ShareSection) -> TransformSection:
     """The transforms of a solved problem: more often, and none that are mild unless it allows no others."""
     section = share.transforms
     probability = min(1.0, section.probability * share.difficulty.transform_factor)
-    strong = [kind for kind in _allowed_kinds(problem, section) if kind not in MILD]
+    strong = [kind for kind in allowed_kinds(problem, section) if kind not in MILD]
     return section.model_copy(update={"probability": probability, "kinds": strong or section.kinds})
 
 
@@ -93,16 +107,29 @@ def _draw_texts(pool: tuple[str, ...], count: int, rng: np.random.Generator) -> 
     return [pool[index] for index in (*order, *again)]
 
 
-def _allowed_kinds(problem: Problem, section: TransformSection) -> list[TransformName]:
-    mirrors_allowed = section.allow_mirrors or problem.allow_mirrors
-    return [kind for kind in section.kinds if mirrors_allowed or kind not in MIRRORS]
-
-
-def _draw_transform(problem: Problem, section: TransformSection, rng: np.random.Generator) -> Transform | None:
-    kinds = _allowed_kinds(problem, section)
-    if not problem.images or not kinds or rng.random() >= section.probability:
+def _draw_transform(
+    problem: Problem, section: TransformSection, rng: np.random.Generator, progress: float
+) -> Transform | None:
+    if not problem.images or not section.kinds or rng.random() >= section.probability:
         return None
-    return TRANSFORMS[kinds[rng.integers(len(kinds))]]
+    kinds = allowed_kinds(problem, section)  # looks at the images: only where something is drawn
+    if not kinds:
+        return None
+    drawn = TRANSFORMS[kinds[rng.integers(len(kinds))]]
+    return drawn.weaker(noise_strength(section.noise_decay, progress)) if isinstance(drawn, GaussianNoise) else drawn
+
+
+def noise_strength(decay: str, progress: float) -> float:
+    """Share of the noise's deviation that is left at this share of the run (0 to 1); NoisyRollout's schedules.
+
+    `sigmoid` falls from 1 to 0 with its steepest part in the middle, scaled so that it begins at 1 and ends at 0.
+    """
+    if decay == "none":
+        return 1.0
+    if decay == "linear":
+        return 1.0 - progress
+    first, now, last = (1.0 / (1.0 + math.exp(STEEPNESS * (at - 0.5))) for at in (0.0, progress, 1.0))
+    return (now - last) / (first - last)
 
 
 def _variant(index: int, text: str, problem: Problem, transform: Transform | None, rng: np.random.Generator) -> Variant:

@@ -212,14 +212,14 @@ def test_columns_are_remapped_and_the_rest_is_metadata(tmp_path):
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_unknown_column_lists_the_columns_and_the_nearest(tmp_path, kind):
     if kind == "jsonl":
-        path = write_jsonl(tmp_path / "p.jsonl", [{"problem": "a", "image": "red.png", "answer": "1"}])
+        path = write_jsonl(tmp_path / "p.jsonl", [{"problem": "a", "imagess": "red.png", "answer": "1"}])
     else:
         path = tmp_path / "p.parquet"
-        pq.write_table(pa.table({"problem": ["a"], "image": [encoded()], "answer": ["1"]}), path)
-    message = r"no column 'images'; there are 'problem', 'image', 'answer'; nearest: 'image'. Set data.columns.images"
+        pq.write_table(pa.table({"problem": ["a"], "imagess": [encoded()], "answer": ["1"]}), path)
+    message = r"no column 'images'; there are 'problem', 'imagess', 'answer'; nearest: 'imagess'. Set data.columns.imag"
     with pytest.raises(DataError, match=message):
         load(path, SKIP)
-    mapped = DataSection(columns=ColumnNames(images="image"))
+    mapped = DataSection(columns=ColumnNames(images="imagess"))
     assert only(path, mapped).images[0].size == (6, 4)
 
 

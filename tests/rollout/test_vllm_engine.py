@@ -122,6 +122,13 @@ def test_responses_end_with_the_end_token_or_are_truncated(engine, policy, reque
         assert response.text == policy.processor.tokenizer.decode(response.token_ids, skip_special_tokens=True)
 
 
+def test_the_most_likely_answer_is_given_as_often_as_asked(engine, policy, requests):
+    engine.sync()
+    greedy = engine.sample(requests[:2], replace(SAMPLING, temperature=0.0))
+    assert [len(block) for block in greedy] == [6, 6]
+    assert all(len({response.token_ids for response in block}) == 1 for block in greedy)
+
+
 def test_a_prompt_that_it_reads_otherwise_is_refused(engine, requests):
     prompt = requests[0].prompt
     longer = replace(prompt.prefix, ids_P=torch.cat([prompt.prefix.ids_P, torch.tensor([1])]))

@@ -1,0 +1,192 @@
+"""Column layouts of known datasets: which columns tell one from another, and how its rows become ours.
+
+A source whose columns are the recipe's is read as it is. Any other is compared with the table below by its columns
+alone; where exactly one layout fits best it is used, and the log says which. Nothing is guessed beyond the table.
+
+Sources, each a published dataset's own list of columns:
+
+* EasyR1's form (hiyouga/geometry3k and others): `images`, `problem`, `answer`; R1-ShareVL-52K adds `new_questions`;
+* CLEVR-Math (dali-does/clevr-math): `template`, `id`, `question`, `image`, `label`; its `id` is the image's file name,
+  which several questions share, so rows are numbered instead;
+* MathVista (AI4Math/MathVista): `pid`, `question`, `image` (a path), `decoded_image`, `choices`, `answer`, …; the
+  answer of a multiple-choice row is the text of a choice, not its letter;
+* GEOQA of R1-V (leonardPKU/GEOQA_R1V_Train_8K): `image`, `problem`, `solution` with `<answer> … </answer>`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sharevl_lite.config import ColumnNames
+
+from .errors import DataError, RowFault
+
+logger = logging.getLogger(__name__)
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+TAGGED_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+NO_COLUMN = ""
+"""Name of a column that no source has: the id of rows that are numbered."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a dataset names its columns.
+
+    `tells` are the columns by which it is known. `choices` holds the options of a multiple-choice row, which are put
+    below the question with their letters. `tagged_answer`: the answer stands in `<answer>…</answer>`.
+    """
+
+    name: str
+    tells: frozenset[str]
+    columns: ColumnNames
+    choices: str | None = None
+    tagged_answer: bool = False
+
+    @property
+    def wanted(self) -> dict[str, str]:
+        """The columns that must exist: the three that make a problem, and optional ones that were named."""
+        names, plain = self.columns, ColumnNames()
+        wanted = {"problem": names.problem, "images": names.images, "answer": names.answer}
+        if names.variants != plain.variants:
+            wanted["variants"] = names.variants
+        if names.id not in {plain.id, NO_COLUMN}:
+            wanted["id"] = names.id
+        if self.choices is not None:
+            wanted["choices"] = self.choices
+        return wanted
+
+    def question(self, text: Any, cells: Mapping[str, Any]) -> Any:
+        """The problem's text with its options below it; the text itself where the row has none."""
+        options = self._options(cells)
+        if not options or not isinstance(text, str):
+            return text
+        return text.rstrip() + "\nOptions:\n" + "\n".join(f"({letter}) {option}" for letter, option in options)
+
+    def answer(self, value: Any, cells: Mapping[str, Any]) -> Any:
+        """The answer out of its tags; of a multiple-choice row as `B. text`, which the verifier takes by either."""
+        if self.tagged_answer and isinstance(value, str):
+            inside = TAGGED_ANSWER.findall(value)
+            if not inside:
+                raise RowFault(
+                    f"column {self.columns.answer!r} has no <answer>…</answer>: {reprlib.repr(value)}; name the column "
+                    "that holds the bare answer"
+                )
+            value = inside[-1].strip()
+        options = self._options(cells)
+        if not options:
+            return value
+        said = str(value).strip()
+        for letter, option in options:
+            if said == option:
+                return f"{letter}. {option}"
+        if said in dict(options):
+            return f"{said}. {dict(options)[said]}"
+        raise RowFault(f"the answer {said!r} is none of the options {', '.join(repr(text) for _, text in options)}")
+
+    def _options(self, cells: Mapping[str, Any]) -> list[tuple[str, str]]:
+        value = cells.get(self.choices) if self.choices is not None else None
+        if value is None:
+            return []
+        if not isinstance(value, list | tuple) or not all(isinstance(option, str | int | float) for option in value):
+            raise RowFault(f"column {self.choices!r} is {reprlib.repr(value)}; give a list of texts")
+        if len(value) > len(LETTERS):
+            raise RowFault(f"column {self.choices!r} has {len(value)} options; {len(LETTERS)} is the most")
+        return [(letter, str(option).strip()) for letter, option in zip(LETTERS, value, strict=False)]
+
+
+def _layout(name: str, tells: str, choices: str | None = None, tagged: bool = False, **columns: str) -> Layout:
+    return Layout(name, frozenset(tells.split()), ColumnNames(**columns), choices, tagged)
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    _layout("EasyR1 (geometry3k)", "problem images answer"),
+    _layout("R1-ShareVL-52K", "problem images answer new_questions"),
+    _layout(
+        "CLEVR-Math", "template question image label", problem="question", images="image", answer="label", id=NO_COLUMN
+    ),
+    _layout(
+        "MathVista",
+        "pid question decoded_image choices answer question_type",
+        "choices",
+        problem="question",
+        images="decoded_image",
+        id="pid",
+    ),
+    _layout(
+        "MathVista (image files)",
+        "pid question image choices answer question_type",
+        "choices",
+        problem="question",
+        images="image",
+        id="pid",
+    ),
+    _layout("GEOQA of R1-V", "image problem solution", tagged=True, images="image", answer="solution"),
+    _layout("one image column", "image problem answer", images="image"),
+    _layout("question and image", "question image answer", problem="question", images="image"),
+    _layout("question and images", "question images answer", problem="question"),
+    _layout("question, image, choices", "question image choices answer", "choices", problem="question", images="image"),
+    _layout("question, images, choices", "question images choices answer", "choices", problem="question"),
+    _layout("question, image, options", "question image options answer", "options", problem="question", images="image"),
+    _layout("question, images, options", "question images options answer", "options", problem="question"),
+)
+
+
+def choose_layout(where: str, present: Iterable[str], columns: ColumnNames, choices: str | None = None) -> Layout:
+    """The layout of a source.
+
+    Columns that the user named, and the plain ones where they exist, are taken as they are; otherwise the layout of the
+    table that most columns tell.
+
+    Args:
+        where: The source, for messages.
+        present: Its columns.
+        columns: The recipe's names.
+        choices: A column of options that the user named.
+
+    Raises:
+        DataError: A wanted column is missing and no layout, or more than one, fits.
+    """
+    there = list(present)
+    asked = Layout("as named", frozenset(), columns, choices)
+    named = columns != ColumnNames() or choices is not None
+    if named or set(asked.wanted.values()) <= set(there):
+        check_columns(where, there, asked.wanted)
+        plain = [layout for layout in LAYOUTS if layout.columns == columns and layout.tells <= set(there)]
+        return asked if named or not plain else max(plain, key=lambda layout: len(layout.tells))
+    fitting = [layout for layout in LAYOUTS if layout.tells <= set(there)]
+    if not fitting:
+        check_columns(where, there, asked.wanted)
+    most = max(len(layout.tells) for layout in fitting)
+    best = [layout for layout in fitting if len(layout.tells) == most]
+    if "decoded_image" in there:  # MathVista's own table has the path beside the picture
+        best = [layout for layout in best if layout.columns.images == "decoded_image"] or best
+    if len(best) > 1:
+        raise DataError(
+            f"{where}: the columns {', '.join(map(repr, there))} fit more than one known layout "
+            f"({', '.join(layout.name for layout in best)}); say which columns to read with data.columns (or --columns "
+            "problem=…,images=…,answer=… of `sharevl-lite variants`)"
+        )
+    logger.info("%s: read by the columns of %s", where, best[0].name)
+    return best[0]
+
+
+def check_columns(where: str, present: Iterable[str], wanted: Mapping[str, str]) -> None:
+    """Raise :class:`DataError` with the columns there are and the nearest name, where a wanted column is missing."""
+    columns = list(present)
+    for key, column in wanted.items():
+        if column in columns:
+            continue
+        near = difflib.get_close_matches(column, columns, n=1)
+        hint = f"; nearest: {near[0]!r}" if near else ""
+        empty = " (for problems without images, give the column an empty list)" if key == "images" else ""
+        raise DataError(
+            f"{where}: no column {column!r}; there are {', '.join(map(repr, columns))}{hint}. Set data.columns.{key} "
+            f"(--columns {key}=… of `sharevl-lite variants`) to the column that holds it{empty}."
+        )

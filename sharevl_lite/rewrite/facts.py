@@ -1,0 +1,221 @@
+r"""What a question says, in a form that two wordings share: numbers, units, variables, point labels, options, concepts.
+
+Spelling is levelled first, so that `30^\circ`, `30°` and "30 degrees", `\frac{1}{2}`, 1/2 and "half", 1,234 and 1234,
+"two" and 2, `\triangle ABC` and "triangle ABC" come out alike. Options are taken out before anything else is read.
+
+Allowed orders of a name: AB and BA are one segment; ABC may be read backwards (the middle letter is an angle's vertex);
+a longer name may start at any corner, in either direction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+from sharevl_lite.data.problem import PLACEHOLDER
+
+from .lexicon import GROUP_OF_WORD, NUMBER_WORDS, PHRASES, SIGNS, UNITS
+
+OPTION = re.compile(r"(?:(?<=\s)|^)(?:\(([A-H])\)|([A-H])(?:[.:)]))[ \t]*(?=\S)")
+OPTIONS_HEADING = re.compile(r"\b(?:options|choices|answer choices)\s*:?\s*$", re.IGNORECASE)
+MATH = re.compile(r"\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+PROSE_IN_MATH = re.compile(r"(?<![\\a-zA-Z{])[a-z]{3,}")
+WRAPPED = re.compile(
+    r"\\(?:text|mathrm|mathbf|textbf|overline|overleftrightarrow|overrightarrow|overarc|widehat|rm)\s*"
+)
+FRACTION = re.compile(r"\\[dt]?frac\s*\{?(-?\d+)\}?\s*\{?(\d+)\}?")
+NUMBER = re.compile(r"(?<![\w.])\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
+LABEL = re.compile(r"(?<![A-Za-z\\])[A-Z]{1,6}(?![a-z])['′]?")
+VARIABLE = re.compile(r"(?<![A-Za-z\\'’])(?:[b-hj-z](?![A-Za-z'’])(?:_\{?\w+\}?)?)")
+VARIABLE_A = re.compile(r"(?<![A-Za-z\\])a(?=\s*(?:[=+*^<>/_]|-\s*\w|\)|,? and b\b))")
+GREEK = re.compile(r"\\(alpha|beta|gamma|theta|phi|omega|delta|lambda|mu)(?![a-zA-Z])|([αβγθφωδλμ])")
+GREEK_LETTERS = dict(zip("αβγθφωδλμ", "alpha beta gamma theta phi omega delta lambda mu".split(), strict=True))
+WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
+POWER = re.compile(r"²|\^\s*\{?2\}?")
+CUBE = re.compile(r"³|\^\s*\{?3\}?")
+CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
+
+_UNIT_NAMES = [name for name, _, _ in UNITS]
+_AFTER_NUMBER = re.compile(
+    r"(?<=\d)(\s*-?\s*)(?:(?:sq(?:uare|\.)?|cu(?:bic|\.)?)\s+)?(?:"
+    + "|".join(f"({abbreviated}|{words})" for _, abbreviated, words in UNITS)
+    + r")(?![A-Za-z])(\s*(?:\^\s*\{?[23]\}?|[²³]|squared|cubed))?",
+)
+_ANYWHERE = re.compile(
+    r"(?<![A-Za-z])(sq(?:uare|\.)?\s+|cu(?:bic|\.)?\s+)?(?:" + "|".join(f"({words})" for _, _, words in UNITS)
+    + r"|(cm|mm|km)(?=\b))(?![A-Za-z])(\s*(?:\^\s*\{?[23]\}?|[²³]|squared|cubed))?",
+    re.IGNORECASE,
+)  # fmt: skip
+_NUMBER_WORD = re.compile(
+    r"(?<![a-z-])(?:(" + "|".join(NUMBER_WORDS) + r")|one[- ](third|quarter|fourth|fifth|half))(?![a-z])", re.IGNORECASE
+)
+_TENS_AND_ONES = re.compile(r"\b(twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)[- ](one|two|three|four|five|six"
+                            r"|seven|eight|nine)\b", re.IGNORECASE)  # fmt: skip
+_PARTS = {"third": "1/3", "quarter": "1/4", "fourth": "1/4", "fifth": "1/5", "half": "1/2"}
+_PHRASE = re.compile("|".join(f"(?P<p{i}_{name}>{words})" for i, (name, words) in enumerate(PHRASES)))
+_SIGN = re.compile("|".join(f"(?P<s{i}_{name}>{signs})" for i, (name, signs) in enumerate(SIGNS)))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a text says. `bare` is the levelled text without options."""
+
+    placeholders: int
+    options: tuple[tuple[str, str], ...]
+    numbers: Counter[str]
+    quantities: Counter[tuple[str, str]]
+    """(number, unit) wherever a unit follows a number."""
+    units: frozenset[str]
+    variables: frozenset[str]
+    labels: frozenset[str]
+    concepts: frozenset[str]
+    bare: str
+
+
+def split_options(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The text without its block of options, and the options as (letter, content); () where there is no block.
+
+    A block starts at A and goes on with B: a single "(A)" in a sentence is a point.
+    """
+    marks = [(match.start(), match.end(), match[1] or match[2]) for match in OPTION.finditer(text)]
+    starts = [place for place, mark in enumerate(marks) if mark[2] == "A"]
+    for start in reversed(starts):
+        run = [mark for step, mark in enumerate(marks[start:]) if mark[2] == "ABCDEFGH"[min(step, 7)]]
+        if len(run) < 2 or run != marks[start : start + len(run)]:
+            continue
+        ends = [mark[0] for mark in run[1:]] + [len(text)]
+        options = tuple(
+            (letter, " ".join(text[end:stop].split())) for (_, end, letter), stop in zip(run, ends, strict=True)
+        )
+        return OPTIONS_HEADING.sub("", text[: run[0][0]].rstrip()).rstrip(), options
+    return text, ()
+
+
+@lru_cache(maxsize=512)
+def facts(text: str) -> Facts:
+    """The facts of a question."""
+    placeholders = text.count(PLACEHOLDER)
+    body, options = split_options(text.replace(PLACEHOLDER, " "))
+    body = _level(body)
+    bare = " ".join(body.split())
+    body, quantities, units = _take_units(body)
+    body, numbers = _take_numbers(body)
+    numbers.update(value for value, _ in quantities.elements())
+    labels, variables = _names(body)
+    return Facts(placeholders, options, numbers, quantities, units, variables, labels, frozenset(_concepts(body)), bare)
+
+
+def _level(text: str) -> str:
+    """One spelling of LaTeX and of signs; math delimiters go, currency stays as a word."""
+    text = MATH.sub(lambda m: m[0] if _is_currency(m) else f" {next(g for g in m.groups() if g is not None)} ", text)
+    text = re.sub(r"\\?\$\s*(\d[\d,.]*\d|\d)", r"\1 dollars", text)
+    text = text.replace("{,}", ",").replace("\\,", " ").replace("\\ ", " ").replace("−", "-")
+    text = WRAPPED.sub("", text)
+    text = FRACTION.sub(r" \1/\2 ", text)
+    for pattern, word in ((r"\\triangle|△|Δ", " triangle "), (r"\\angle|∠", " angle ")):
+        text = re.sub(pattern, word, text)
+    return text
+
+
+def _is_currency(match: re.Match[str]) -> bool:
+    inner = match[1]
+    return inner is not None and inner[:1].isdigit() and PROSE_IN_MATH.search(inner) is not None
+
+
+def _power(text: str) -> str:
+    lowered = text.lower()
+    if "cu" in lowered or "3" in lowered or "³" in lowered:
+        return "^3"
+    return "^2" if "sq" in lowered or "2" in lowered or "²" in lowered else ""
+
+
+def _take_units(text: str) -> tuple[str, Counter[tuple[str, str]], frozenset[str]]:
+    quantities: Counter[tuple[str, str]] = Counter()
+    units: set[str] = set()
+    pieces: list[str] = []
+    text = _spell_numbers(text)
+    done = 0
+    for match in _AFTER_NUMBER.finditer(text):
+        before = list(NUMBER.finditer(text, max(0, match.start() - 24), match.start()))
+        name = _UNIT_NAMES[next(i for i in range(len(UNITS)) if match[i + 2] is not None)]
+        square = _power(match[0].replace(match[next(i for i in range(len(UNITS)) if match[i + 2] is not None) + 2], ""))
+        if before:
+            start = before[-1].start()
+            slashed = re.search(r"\d+\s*/\s*$", text[max(done, start - 12) : start])
+            value = _value(before[-1][0]) if slashed is None else f"{slashed[0]}{before[-1][0]}".replace(" ", "")
+            start -= 0 if slashed is None else len(slashed[0])
+            quantities[_value(value), name + square] += 1
+            pieces.append(text[done:start])
+            done = match.end()
+        units.add(name + square)
+    text = "".join(pieces) + text[done:]
+    for match in _ANYWHERE.finditer(text):
+        place = next((i for i in range(len(UNITS)) if match[i + 2] is not None), None)
+        name = match[len(UNITS) + 2].lower() if place is None else _UNIT_NAMES[place]
+        units.add(name + (_power((match[1] or "") + (match[len(UNITS) + 3] or ""))))
+    return _ANYWHERE.sub(" ", text), quantities, frozenset(units)
+
+
+def _spell_numbers(text: str) -> str:
+    text = _TENS_AND_ONES.sub(
+        lambda m: str(int(NUMBER_WORDS[m[1].lower()]) + int(NUMBER_WORDS.get(m[2].lower(), "1"))),
+        text,
+    )  # fmt: skip
+    return _NUMBER_WORD.sub(lambda m: NUMBER_WORDS[m[1].lower()] if m[1] else _PARTS[m[2].lower()], text)
+
+
+def _value(number: str) -> str:
+    cleaned = number.replace(",", "").replace(" ", "")
+    try:
+        return str(Fraction(cleaned))
+    except (ValueError, ZeroDivisionError):
+        return cleaned
+
+
+def _take_numbers(text: str) -> tuple[str, Counter[str]]:
+    numbers: Counter[str] = Counter()
+
+    def book(match: re.Match[str]) -> str:
+        numbers[_value(match[0])] += 1
+        return " "
+
+    text = re.sub(r"\d+\s*/\s*\d+", book, text)
+    text = re.sub(r"\b(\w) squared\b", r"\1^2", re.sub(r"\b(\w) cubed\b", r"\1^3", text))
+    text = CUBE.sub(" ^3 ", POWER.sub(" ^2 ", text))
+    text = re.sub(r"(?<=[A-Za-z])_\{?(\w)\}?", r"_\1", text)
+    return NUMBER.sub(book, text), numbers
+
+
+def _names(text: str) -> tuple[frozenset[str], frozenset[str]]:
+    labels = set()
+    for match in LABEL.finditer(text):
+        name = match[0].replace("′", "'")
+        if name == "I" or (name == "A" and re.match(r"A\s+[a-z]{2,}", text[match.start() :])):
+            continue  # the pronoun and the article
+        labels.add(_canonical(name))
+    variables = set(VARIABLE.findall(text)) | set(VARIABLE_A.findall(text))
+    variables |= {latex or GREEK_LETTERS[sign] for latex, sign in GREEK.findall(text)}
+    return frozenset(labels), frozenset(variables - {"m", "s", "t"} | ({"t"} if re.search(r"\bt\b", text) else set()))
+
+
+def _canonical(name: str) -> str:
+    if name.endswith("'") or len(name) == 1:
+        return name
+    turns = [name] if len(name) <= 3 else [name[i:] + name[:i] for i in range(len(name))]
+    return min(order for turn in turns for order in (turn, turn[::-1]))
+
+
+def _concepts(text: str) -> set[str]:
+    found = {str(m.lastgroup).split("_", 1)[1] for m in _SIGN.finditer(text)}
+    lowered = text.lower()
+
+    def book(match: re.Match[str]) -> str:
+        found.add(str(match.lastgroup).split("_", 1)[1])
+        return " "
+
+    lowered = _PHRASE.sub(book, lowered)
+    found |= {GROUP_OF_WORD[word] for word in WORD.findall(lowered) if word in GROUP_OF_WORD}
+    return found - {"plain"}

@@ -1,0 +1,125 @@
+"""Which transforms a problem can bear: by what its text speaks of, and by whether its images seem to hold writing.
+
+Rotations are told in their sentence, which turns up and down along; a mirror's sentence cannot undo that writing is
+reversed, nor say what "left" meant. A row that names its `transforms` is taken at its word.
+
+The check for writing is a fast guess: blobs of the size of letters, several in a row. It errs towards "writing" (lines
+that cross look like it too), because a mirror that is left out costs nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .transforms import HANDEDNESS, TRANSFORMS
+
+if TYPE_CHECKING:
+    from sharevl_lite.config import TransformSection
+    from sharevl_lite.data.problem import Problem
+
+SIDED = re.compile(
+    r"\b(?:left|right(?!\s+(?:angle|triangle|prism|cone|cylinder|pyramid|circular))(?!-angled)|leftmost|rightmost|"
+    r"clockwise|counter-?clockwise|anti-?clockwise|east|west|eastern|western|mirror\w*|letters?|words?|text|written|"
+    r"writing|read|reads|says|spell\w*|clock|handed\w*)\b|左|右|顺时针|逆时针",
+    re.IGNORECASE,
+)
+LABELLED = re.compile(r"\b[A-Z]{2,5}\b|\\angle|\\triangle|∠|△")
+"""Names of points or angles: the image shows them as letters."""
+MOST_LETTERS = 400
+"""More blobs of a letter's size than this are a texture."""
+BLURS = frozenset({"noise_50", "scale_50", "jpeg_20"})
+"""Transforms after which letters of a few pixels cannot be read; the milder ones leave them."""
+LOOKED_AT = 512
+"""Longest side in pixels at which an image is looked at."""
+SMALL = 0.035
+"""Letters lower than this share of the image's height are small writing."""
+CONTRAST = 25
+"""Ink is so much darker or lighter (of 255) than its surroundings."""
+LETTERS = 3
+"""So many letters of one height beside each other are writing."""
+
+
+def allowed_kinds(problem: Problem, section: TransformSection) -> list[str]:
+    """The recipe's kinds that this problem can bear, in order."""
+    if problem.transforms is not None:
+        return [kind for kind in section.kinds if kind in problem.transforms]
+    mirrors = _may_mirror(problem, section)
+    kinds: list[str] = [kind for kind in section.kinds if mirrors or not TRANSFORMS[kind].changes & HANDEDNESS]
+    if section.guard and BLURS.intersection(kinds) and any(writing(image)[1] for image in problem.images):
+        return [kind for kind in kinds if kind not in BLURS]
+    return kinds
+
+
+def _may_mirror(problem: Problem, section: TransformSection) -> bool:
+    if problem.allow_mirrors:
+        return True
+    if not section.allow_mirrors:
+        return False
+    return not section.guard or not (
+        speaks_of_sides((problem.text, *problem.variants, problem.answer))
+        or any(writing(image)[0] for image in problem.images)
+    )
+
+
+def speaks_of_sides(texts: Iterable[str]) -> bool:
+    """Whether a mirror would change what one of the texts means."""
+    return any(SIDED.search(text) or LABELLED.search(text) for text in texts)
+
+
+def writing(image: Image.Image) -> tuple[bool, bool]:
+    """(whether the image seems to hold writing, whether that is small)."""
+    small = image.convert("L")
+    small.thumbnail((LOOKED_AT, LOOKED_AT), Image.Resampling.BOX)
+    return _writing(small.tobytes(), small.size)
+
+
+@lru_cache(maxsize=4096)
+def _writing(pixels: bytes, size: tuple[int, int]) -> tuple[bool, bool]:
+    from scipy import ndimage
+
+    width, height = size
+    grey = np.frombuffer(pixels, dtype=np.uint8).reshape(height, width).astype(np.float32)
+    ground = ndimage.uniform_filter(grey, size=31, mode="nearest")
+    dark, bright = (
+        _lines(*_blobs(ink, ndimage), height) for ink in (grey < ground - CONTRAST, grey > ground + CONTRAST)
+    )
+    # The holes of letters are small blobs as well: only the ink of the page tells how small the writing is.
+    ink = dark if float(np.median(grey)) >= 128 else bright
+    return bool(dark or bright), any(line < SMALL for line in ink)
+
+
+def _blobs(ink: NDArray[np.bool_], ndimage: Any) -> tuple[list[tuple[slice, slice]], NDArray[np.int64]]:
+    """Boxes and areas of the connected parts."""
+    labels, _ = ndimage.label(ink, structure=np.ones((3, 3)))
+    return ndimage.find_objects(labels), np.bincount(labels.ravel())[1:]
+
+
+def _lines(boxes: list[tuple[slice, slice]], areas: NDArray[np.int64], height: int) -> list[float]:
+    """Heights (shares of the image's) of the rows of letters among the blobs."""
+    letters = []
+    for (rows, columns), area in zip(boxes, areas, strict=True):
+        tall, wide = rows.stop - rows.start, columns.stop - columns.start
+        dense = area / (tall * wide)
+        if 5 <= tall <= 0.15 * height and 0.1 <= wide / tall <= 1.8 and 0.15 <= dense <= 0.9:
+            letters.append((rows.stop, columns.start, tall, wide))
+    found: list[float] = []
+    if len(letters) > MOST_LETTERS:
+        return found
+    for bottom, left, tall, _ in letters:
+        neighbours = [
+            other
+            for other in letters
+            if abs(other[0] - bottom) <= 0.3 * tall
+            and 0.6 <= other[2] / tall <= 1.6
+            and abs(other[1] - left) <= LETTERS * 1.6 * tall
+        ]
+        if len(neighbours) >= LETTERS:
+            found.append(tall / height)
+    return found

@@ -1,0 +1,202 @@
+"""`sharevl-lite variants` as a user runs it: against a real server on loopback, killed, resumed, and read back."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from chat_server import serve_chat
+
+from sharevl_lite.config import DataSection
+from sharevl_lite.data import load_problems
+from sharevl_lite.rewrite.replies import parse_rewrites
+
+ROOT = Path(__file__).parents[2]
+GOLD = "731946"
+GOOD = json.dumps([f"{verb} the sum of the two digits." for verb in ("Find", "Determine", "Calculate")])
+OK = (200, {}, GOOD, 0.0)
+
+
+def command(*words):
+    return [sys.executable, "-m", "sharevl_lite", "variants", *map(str, words)]
+
+
+def run(*words, code=0):
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def data(folder, count):
+    rows = [
+        {"problem": f"What is the sum of the two digits? Case {n}.", "images": [], "answer": GOLD, "note": n}
+        for n in range(count)
+    ]
+    path = folder / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def endpoint(source, out, server, *more):
+    return (source, "--out", out, "--with", "openai", "--base-url", server.url, "--model", "m", *more)
+
+
+def answer(number, body):
+    """Rewrites that keep the case's number."""
+    case = re.search(r"Case \d+\.", json.dumps(body))[0]
+    texts = [f"{verb} the sum of the two digits. {case}" for verb in ("Find", "Determine", "Calculate")]
+    return 200, {}, json.dumps(texts), 0.0
+
+
+def manifest(out):
+    return json.loads((out / "manifest.json").read_text())
+
+
+def test_success_fills_variants_and_no_request_holds_the_answer(tmp_path):
+    out = tmp_path / "out"
+    with serve_chat(answer) as server:
+        run(*endpoint(data(tmp_path, 6), out, server, "--num", 2))
+        assert len(server.bodies) == 6
+        assert GOLD not in json.dumps(server.bodies)
+    problems = load_problems(str(out), DataSection(), split="train").problems
+    assert [problem.metadata["note"] for problem in problems] == list(range(6))
+    assert all(len(problem.variants) == 2 for problem in problems)
+    assert manifest(out)["cost"]["tokens_in"] == 60
+    assert "Determine" in run("--report", out)
+
+
+def test_images_go_along(tmp_path):
+    with serve_chat(lambda number, body: OK) as server:
+        run(*endpoint("builtin:digits", tmp_path / "out", server, "--limit", 2))
+        parts = server.bodies[0]["messages"][0]["content"]
+    assert [part["type"] for part in parts] == ["image_url", "text"]
+    assert parts[0]["image_url"]["url"].startswith("data:image/png;base64,")
+
+
+def test_rate_limit_error_and_broken_reply_are_retried_and_counted(tmp_path):
+    trouble = {0: (429, {"Retry-After": "1"}, "{}", 0.0), 1: (500, {}, "{}", 0.0), 2: (200, {}, None, 0.0)}
+    out = tmp_path / "out"
+    with serve_chat(lambda n, body: trouble.get(n) or answer(n, body)) as server:
+        run(*endpoint(data(tmp_path, 1), out, server))
+        assert server.times[1] - server.times[0] >= 1.0
+        assert len(server.bodies) == 4
+    cost = manifest(out)["cost"]
+    assert cost["retried: HTTP 429"] == cost["retried: HTTP 500"] == 1
+    assert manifest(out)["counts"]["accepted"] == 3
+
+
+def test_a_hang_ends_at_the_time_out(tmp_path):
+    out = tmp_path / "out"
+    with serve_chat(lambda n, body: (200, {}, "[]", 30.0) if n == 0 else answer(n, body)) as server:
+        run(*endpoint(data(tmp_path, 1), out, server, "--timeout", 2))
+    assert manifest(out)["cost"]["retried: APITimeoutError"] == 1
+
+
+def test_a_reply_that_is_no_list_is_asked_again_with_another_seed_then_counted(tmp_path):
+    out = tmp_path / "out"
+    with serve_chat(lambda n, body: (200, {}, "I cannot do that.", 0.0)) as server:
+        run(*endpoint(data(tmp_path, 1), out, server))
+        assert [body["seed"] for body in server.bodies] == [0, 1, 2]
+    assert manifest(out)["cost"]["unparsable"] == 1
+    assert manifest(out)["counts"]["without"] == 1
+
+
+def test_a_refused_key_stops_with_code_2(tmp_path):
+    with serve_chat(lambda n, body: (401, {}, "{}", 0.0)) as server:
+        assert "HTTP 401" in run(*endpoint(data(tmp_path, 1), tmp_path / "out", server), code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def slow(number, body):
+    return (*answer(number, body)[:3], 0.3)
+
+
+def test_killed_in_the_middle_it_goes_on_without_paying_twice(tmp_path):
+    source, out = data(tmp_path, 12), tmp_path / "out"
+    with serve_chat(slow) as server:
+        words = endpoint(source, out, server, "--concurrency", 2)
+        process = subprocess.Popen(command(*words), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while len(server.bodies) < 7 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not out.exists()
+        before = len(server.bodies)
+        run(*words)
+        assert len(server.bodies) <= 12 + 2  # the two under way when it died are asked again, no other
+        assert before >= 7
+    assert manifest(out)["counts"]["accepted"] == 36
+
+
+def test_two_processes_on_one_cache_ask_each_question_once(tmp_path):
+    source, cache = data(tmp_path, 10), tmp_path / "shared.sqlite"
+    with serve_chat(slow) as server:
+        both = [
+            subprocess.Popen(command(*endpoint(source, tmp_path / name, server, "--cache", cache)), cwd=ROOT)
+            for name in ("a", "b")
+        ]
+        assert [process.wait(timeout=300) for process in both] == [0, 0]
+        assert len(server.bodies) == 10
+    assert manifest(tmp_path / "a")["counts"] == manifest(tmp_path / "b")["counts"]
+
+
+def test_credentials_in_the_address_are_stored_nowhere(tmp_path):
+    out = tmp_path / "out"
+    with serve_chat(answer) as server:
+        url = server.url.replace("http://", "http://user:s3cret@")
+        run(data(tmp_path, 1), "--out", out, "--with", "openai", "--base-url", url, "--model", "m")
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not any(b"s3cret" in file.read_bytes() for file in written)
+
+
+def test_rules_repeat_themselves_and_other_settings_are_refused(tmp_path):
+    source = data(tmp_path, 3)
+    run(source, "--out", tmp_path / "a")
+    run(source, "--out", tmp_path / "b")
+    first, second = (load_problems(str(tmp_path / n), DataSection(), split="train").problems for n in "ab")
+    assert [problem.variants for problem in first] == [problem.variants for problem in second]
+    assert "complete already" in run(source, "--out", tmp_path / "a")
+    assert "num differ" in run(source, "--out", tmp_path / "a", "--num", 2, code=2)
+
+
+def test_output_loads_with_datasets(tmp_path):
+    from datasets import load_dataset
+
+    run("builtin:digits", "--out", tmp_path / "out", "--limit", 8)
+    loaded = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "hf"))
+    assert loaded[0]["images"][0].size == (112, 56)
+    assert all(loaded["variants"])
+    assert (tmp_path / "out" / "images" / "00-0.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["builtin:digits"], "--out"),
+        (["builtin:digits", "--out", "x", "--with", "magic"], "rules and openai"),
+        (["builtin:digits", "--out", "x", "--with", "openai"], "--base-url"),
+        (["builtin:digits", "--out", "x", "--num", "0"], "--num"),
+        (["no/such.parquet", "--out", "x"], "no such file"),
+        (["--report", "nowhere"], "no report"),
+    ],
+)
+def test_mistakes_are_told(words, told, tmp_path):
+    words = [str(tmp_path / word) if word == "x" else word for word in words]
+    assert told in run(*words, code=2)
+
+
+def test_replies_are_read_however_they_are_wrapped():
+    assert parse_rewrites('Sure:\n```json\n["a b", "c d"]\n```') == ["a b", "c d"]
+    assert parse_rewrites('{"rewrites": [{"text": "a"}, {"text": "b"}]}') == ["a", "b"]
+    assert parse_rewrites(r'["Find \triangle ABC and \frac{1}{2}", "x\nOptions: \"A\""]') == [
+        r"Find \triangle ABC and \frac{1}{2}",
+        'x\nOptions: "A"',
+    ]
+    assert parse_rewrites('<think>["no"]</think>["yes"]') == ["yes"]
+    assert parse_rewrites('["cut off') is None

@@ -1,0 +1,135 @@
+"""The guard: mirrors and blurs only where the problem bears them."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from sharevl_lite.config import DataSection, ShareSection, TransformName, TransformSection
+from sharevl_lite.data import load_problems
+from sharevl_lite.data.problem import Problem
+from sharevl_lite.variants import expand_problem
+from sharevl_lite.variants.expand import noise_strength
+from sharevl_lite.variants.guard import allowed_kinds, speaks_of_sides, writing
+
+ALL = list(get_args(TransformName))
+MIRRORED = {"mirror_horizontal", "mirror_vertical"}
+WORDS = ("Angle is 30", "the total 1,234 units", "Price per item", "Sales in 2021", "Answer it", "North side door")
+
+
+def picture(px=0, lines=(), size=(640, 480)):
+    """White, with lines of writing."""
+    image = Image.new("RGB", size, "white")
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(image).text((30, 40 + number * px * 1.6), line, fill="black", font=ImageFont.load_default(px))
+    return image
+
+
+def diagram(rng, lines):
+    """Lines and circles without labels."""
+    image = Image.new("RGB", (600, 500), "white")
+    draw = ImageDraw.Draw(image)
+    for _ in range(lines):
+        draw.line(rng.integers(20, 480, 4).tolist(), fill="black", width=3)
+        x, y, radius = rng.integers(80, 400, 3).tolist()
+        radius = 20 + radius % 60
+        draw.ellipse([x - radius, y - radius, x + radius, y + radius], outline="black", width=3)
+    return image
+
+
+def problem(text="How many apples are there?", image=None, **fields):
+    return Problem(id="a", text="<image>" + text, images=[image or picture()], answer="3", **fields)
+
+
+def kinds(asked, **section):
+    return set(allowed_kinds(asked, TransformSection(kinds=ALL, **section)))
+
+
+def test_mirrors_need_a_permission_and_then_pass_the_guard():
+    assert kinds(problem()).isdisjoint(MIRRORED)
+    assert kinds(problem(), allow_mirrors=True) == set(ALL)
+    assert kinds(problem("What is left of the tree?"), allow_mirrors=True).isdisjoint(MIRRORED)
+    assert kinds(problem("What is left of the tree?"), allow_mirrors=True, guard=False) == set(ALL)
+    assert kinds(problem(variants=("<image>Count what is on the right.",)), allow_mirrors=True).isdisjoint(MIRRORED)
+    assert kinds(problem(image=picture(24, WORDS[:2])), allow_mirrors=True).isdisjoint(MIRRORED)
+
+
+def test_a_row_has_the_last_word():
+    told = problem("What is left?", image=picture(12, WORDS), transforms=frozenset({"mirror_horizontal", "noise_50"}))
+    assert kinds(told) == {"mirror_horizontal", "noise_50"}
+    assert kinds(problem(transforms=frozenset())) == set()
+    assert kinds(problem("Which way is left?", allow_mirrors=True)) > MIRRORED
+
+
+def test_small_writing_is_not_blurred():
+    assert kinds(problem(image=picture(12, WORDS[:3]))) == set(ALL) - MIRRORED - {"noise_50", "scale_50", "jpeg_20"}
+    assert kinds(problem(image=picture(40, WORDS[:3]))) == set(ALL) - MIRRORED
+    assert kinds(problem(image=picture(12, WORDS[:3])), guard=False) == set(ALL) - MIRRORED
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Which object is to the left of the cube?", True),
+        ("Does the wheel turn counter-clockwise?", True),
+        ("What is the sum of the RIGHT column?", True),
+        ("Which letter comes next?", True),
+        ("In $\\triangle ABC$, find $x$.", True),
+        ("Find AB.", True),
+        ("图中左边有几个？", True),
+        ("A right triangle has legs 3 and 4. What is the hypotenuse?", False),
+        ("Is this a right-angled figure with right angles?", False),
+        ("How many bright red spheres are there?", False),
+        ("What is 2 + 3?", False),
+    ],
+)
+def test_texts_that_a_mirror_would_change(text, expected):
+    assert speaks_of_sides([text]) is expected
+
+
+def test_writing_is_found_and_pictures_without_it_mostly_pass(capsys):
+    rng = np.random.default_rng(0)
+    written = [
+        picture(px, rng.choice(WORDS, count)) for px in (12, 16, 24, 36) for count in (1, 2, 4) for _ in range(5)
+    ]
+    digits = load_problems("builtin:digits", DataSection(), split="train", limit=100).problems
+    scenes = {
+        "digits": [asked.images[0] for asked in digits if asked.images],
+        "diagrams": [diagram(rng, int(rng.integers(1, 6))) for _ in range(40)],
+        "gradients": [Image.linear_gradient("L").rotate(angle).convert("RGB") for angle in range(0, 360, 18)],
+        "patches": [
+            Image.fromarray(rng.integers(256, size=(12, 16, 3), dtype=np.uint8)).resize((640, 480)) for _ in range(30)
+        ],
+    }
+    found = np.mean([writing(image)[0] for image in written])
+    false = {name: np.mean([writing(image)[0] for image in images]) for name, images in scenes.items()}
+    with capsys.disabled():
+        print(f"\nwriting found: {found:.0%}; taken for writing: {', '.join(f'{n} {v:.0%}' for n, v in false.items())}")
+    assert found == 1.0
+    assert false["digits"] == 0.0
+    assert false["gradients"] == 0.0
+    assert false["patches"] <= 0.15
+    assert false["diagrams"] <= 0.6  # lines that cross; in doubt there is no mirror
+
+
+@pytest.mark.parametrize("decay", ["none", "linear", "sigmoid"])
+def test_noise_fades_from_full_strength_to_nothing(decay):
+    strengths = [noise_strength(decay, step / 20) for step in range(21)]
+    assert strengths[0] == pytest.approx(1.0)
+    assert strengths == sorted(strengths, reverse=True)
+    assert strengths[-1] == pytest.approx(1.0 if decay == "none" else 0.0)
+    assert noise_strength(decay, 0.5) == pytest.approx(1.0 if decay == "none" else 0.5)
+    if decay == "sigmoid":
+        assert strengths[2] > noise_strength("linear", 0.1) > strengths[18]
+
+
+def test_a_variant_says_the_strength_it_has():
+    section = TransformSection(probability=1.0, kinds=["noise_50"], noise_decay="linear")
+    share = ShareSection(num_variants=2, transforms=section)
+    half = expand_problem(problem(), share, seed=0, progress=0.5)[1]
+    assert half.transform == "noise_25"
+    assert "standard deviation 25 " in half.text
+    last = expand_problem(problem(), share, seed=0, progress=1.0)[1]
+    assert last.transform is None
+    assert last.text == problem().text
