@@ -162,7 +162,8 @@ class DifficultySection(Section):
     """Weight of the earlier visits in the running success rate, an exponential mean over visits; 0: the last alone."""
     solved: Fraction = 0.9
     """From this success rate (share of right answers) on: rewrites alone, not the original even under `original: kept`,
-    transformed `transform_factor` times as often, by the stronger of `transforms.kinds` (not noise_10 or noise_25)."""
+    transformed `transform_factor` times as often, by the stronger of `transforms.kinds`: not noise_10, noise_25, tilts,
+    tones or jpeg_50, unless no others are allowed."""
     unsolved: Fraction = 0.1
     """Up to this success rate: the original wording and images in every variant."""
     transform_factor: Annotated[float, Field(ge=1.0)] = 2.0
