@@ -4,14 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM := .venv-vllm
-FROM_HERE = PYTHONPATH=.:kernels:$$PYTHONPATH $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-CODE := sharevl_lite kernels tests scripts
+FROM_HERE = PYTHONPATH=.:kernels:apps/explorer:$$PYTHONPATH $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+CODE := sharevl_lite kernels apps tests scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-vllm bench lint types imports format clean
+.PHONY: help install demo test test-gpu test-vllm bench bench-explorer screenshots lint types imports format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Create .venv and install the project with its exact versions (redone when they change)
 
@@ -43,12 +43,18 @@ bench: ## Measure on a CUDA device, with what is installed: tables and CSVs in b
 	@failed=0; for table in resources bench_grouped_logprob bench_packed_update bench_hierarchical_advantage; do \
 	  $(FROM_HERE) kernels/benchmarks/$$table.py || failed=$$?; done; exit $$failed
 
+bench-explorer: install ## Measure the explorer over a generated store of 100,000 responses
+	$(FROM_HERE) apps/explorer/benchmarks/bench_explorer.py
+
+screenshots: install ## Every view of a run, light and dark, wide and narrow (RUN=folder; needs chromium)
+	$(FROM_HERE) scripts/take_screenshots.py $(RUN) docs/screenshots
+
 lint: install ## Check formatting and lint
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 
-types: install ## Check types of both packages
-	MYPYPATH=kernels $(BIN)/mypy
+types: install ## Check types of the packages
+	MYPYPATH=kernels:apps/explorer $(BIN)/mypy
 
 imports: install ## Check which room imports which (contracts in pyproject.toml)
 	$(BIN)/lint-imports

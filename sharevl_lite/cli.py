@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -100,7 +100,21 @@ def _parser() -> _Parser:
     )
     evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
     evaluate.set_defaults(run=_evaluate)
+    _add_view(commands)
     return parser
+
+
+def _add_view(commands: Any) -> None:
+    from sharevl_explorer.command import add_options
+
+    view = commands.add_parser(
+        "view",
+        help="explore a run's rollouts in the browser",
+        description="Opens the trajectory explorer over a run, or exports problems to one file.",
+        allow_abbrev=False,
+    )
+    add_options(view)
+    view.set_defaults(run=_view)
 
 
 def _asks_for_help(command: str) -> bool:
@@ -141,3 +155,12 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     )
     report(evaluation, as_json=options.json)
     return EXIT_OK
+
+
+def _view(options: argparse.Namespace, overrides: list[str]) -> int:
+    if overrides:
+        print(f"sharevl-lite: view takes no {' '.join(overrides)}", file=sys.stderr)
+        return EXIT_USAGE
+    from sharevl_explorer.command import run
+
+    return run(options)

@@ -12,12 +12,12 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 320, 132, 38, 18, 10
 
 def number(value: float | None, digits: int = 2) -> str:
     """A figure with a real minus sign; an en dash where nothing is known."""
-    return "–" if value is None or value != value else f"{value:.{digits}f}".replace("-", "−")
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def percent(value: float | None) -> str:
     """A share of 0..1 in per cent."""
-    return "–" if value is None or value != value else f"{100 * value:.0f} %"
+    return "–" if value is None else f"{100 * value:.0f} %"
 
 
 def line_chart(
@@ -29,7 +29,7 @@ def line_chart(
     hint: str = "",
 ) -> Html:
     """A figure over steps. Steps without a value are left open; each point is a link to its step."""
-    known = [(step, value) for step, value in points if value is not None and value == value]
+    known = [(step, value) for step, value in points if value is not None]
     newest = number(known[-1][1], 3) if known else "–"
     head = el("figcaption", el("span", title, title=hint or None), el("b", newest))
     if not known:
@@ -38,7 +38,7 @@ def line_chart(
     x, y = _axis([step for step, _ in points], low, high)
     path = "M" + " L".join(f"{x(step):.1f},{y(value):.1f}" for step, value in known)
     dots = _marks(known, x, y, title, link)
-    rows = [_grid(value, y) for value in (low, (low + high) / 2, high)]
+    rows = [_grid(value, y, high - low) for value in (low, (low + high) / 2, high)]
     described = f"{title} over {len(known)} steps, from {number(known[0][1], 3)} to {newest}"
     drawing = el(
         "svg",
@@ -88,12 +88,19 @@ def stacked_bars(rows: Sequence[dict[str, Any]], kinds: Sequence[tuple[str, str]
             tall = row[key] / total * (height - BOTTOM - TOP)
             base -= tall
             left_edge = left + place * slot + (slot - thick) / 2
-            parts.append(el(f"rect.bar.{key}", x=f"{left_edge:.1f}", y=f"{base:.1f}", width=f"{thick:.1f}", height=f"{tall:.1f}"))
+            parts.append(
+                el(f"rect.bar.{key}", x=f"{left_edge:.1f}", y=f"{base:.1f}", width=f"{thick:.1f}", height=f"{tall:.1f}")
+            )
         told = ", ".join(f"{row[key]} {label}" for key, label in kinds if row[key])
         bars.append(
-            el("a", parts, el("title", f"step {row['step']}: {told}"), href=link(row["step"]),
-               aria_label=f"step {row['step']}: {told}")
-        )  # fmt: skip
+            el(
+                "a",
+                parts,
+                el("title", f"step {row['step']}: {told}"),
+                href=link(row["step"]),
+                aria_label=f"step {row['step']}: {told}",
+            )
+        )
     every = max(len(rows) // 12, 1)
     labels = [
         el("text.tick", row["step"], x=f"{left + (place + 0.5) * slot:.1f}", y=height - 4, text_anchor="middle")
@@ -108,25 +115,47 @@ def stacked_bars(rows: Sequence[dict[str, Any]], kinds: Sequence[tuple[str, str]
         for share in (0, 0.5, 1)
         for at in [height - BOTTOM - share * (height - BOTTOM - TOP)]
     ]
-    return el("svg.bars", _patterns(), lines, bars, labels, viewBox=f"0 0 {width} {height}", role="group",
-              aria_label="shares of groups by outcome over steps")  # fmt: skip
+    return el(
+        "svg.bars",
+        _patterns(),
+        lines,
+        bars,
+        labels,
+        viewBox=f"0 0 {width} {height}",
+        role="group",
+        aria_label="shares of groups by outcome over steps",
+    )
 
 
 def _patterns() -> Html:
     """Hatching for rescued and dots for all wrong, so that the bars are told apart without colour."""
     return el(
         "defs",
-        el("pattern", el("rect.bar.rescued-ground", width=6, height=6), el("path.hatch", d="M0 6 L6 0"),
-           id="hatch", width=6, height=6, patternUnits="userSpaceOnUse"),
-        el("pattern", el("rect.bar.wrong-ground", width=6, height=6), el("circle.speck", cx=3, cy=3, r=1),
-           id="specks", width=6, height=6, patternUnits="userSpaceOnUse"),
-    )  # fmt: skip
+        el(
+            "pattern",
+            el("rect.bar.rescued-ground", width=6, height=6),
+            el("path.hatch", d="M0 6 L6 0"),
+            id="hatch",
+            width=6,
+            height=6,
+            patternUnits="userSpaceOnUse",
+        ),
+        el(
+            "pattern",
+            el("rect.bar.wrong-ground", width=6, height=6),
+            el("circle.speck", cx=3, cy=3, r=1),
+            id="specks",
+            width=6,
+            height=6,
+            patternUnits="userSpaceOnUse",
+        ),
+    )
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
-    return (0.0 if low >= 0 and low < (high - low) else low - room), high + room
+    room = (high - low) * 0.08 or abs(high) * 0.1 or 0.01
+    return (0.0 if low >= 0 and low <= (high - low) else low - room), high + room
 
 
 def _axis(steps: Sequence[int], low: float, high: float) -> tuple[Callable[[float], float], Callable[[float], float]]:
@@ -139,9 +168,9 @@ def _axis(steps: Sequence[int], low: float, high: float) -> tuple[Callable[[floa
     )
 
 
-def _grid(value: float, y: Callable[[float], float]) -> list[Html]:
+def _grid(value: float, y: Callable[[float], float], span: float) -> list[Html]:
     at = f"{y(value):.1f}"
-    shown = number(value, 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2)
+    shown = number(value, 0 if span >= 20 else 1 if span >= 2 else 2 if span >= 0.1 else 3)
     return [
         el("line.grid", x1=LEFT, x2=WIDTH, y1=at, y2=at),
         el("text.tick", shown, x=LEFT - 5, y=f"{y(value) + 3:.1f}", text_anchor="end"),
@@ -151,7 +180,12 @@ def _grid(value: float, y: Callable[[float], float]) -> list[Html]:
 def _step_labels(steps: Sequence[int], x: Callable[[float], float]) -> list[Html]:
     ends = sorted({min(steps), max(steps)})
     return [
-        el("text.tick", f"step {step}" if place == 0 else step, x=f"{x(step):.1f}", y=HEIGHT - 4,
-           text_anchor="start" if place == 0 else "end")
+        el(
+            "text.tick",
+            f"step {step}" if place == 0 else step,
+            x=f"{x(step):.1f}",
+            y=HEIGHT - 4,
+            text_anchor="start" if place == 0 else "end",
+        )
         for place, step in enumerate(ends)
-    ]  # fmt: skip
+    ]

@@ -37,10 +37,17 @@ def _appearance(context: Context, row: dict[str, Any]) -> Html:
     first = rows[0] if rows else None
     runs = f"{context.index.runs[state.run].name}, " if len(context.index.runs) > 1 else ""
     texts = [
-        el("details", el("summary", f"Q{r['variant_index']}·{r['response_index']} reward {number(r['total'])}"),
-           response(r["text"], full=False, all_of_it=context.link("response", variant=r["variant_index"], response=r["response_index"])))
+        el(
+            "details",
+            el("summary", f"Q{r['variant_index']}·{r['response_index']} reward {number(r['total'])}"),
+            response(
+                r["text"],
+                full=False,
+                all_of_it=context.link("response", variant=r["variant_index"], response=r["response_index"]),
+            ),
+        )
         for r in rows
-    ]  # fmt: skip
+    ]
     return el(
         "article.card",
         el("h3", el("a", f"{runs}step {state.step}", href=context.link("problem"))),
@@ -57,8 +64,11 @@ def _movers(context: Context) -> Html:
     later_run = 1 if len(index.runs) > 1 else 0
     later = index.steps(later_run, state.split) if later_run else steps
     if not steps or not later or (not later_run and len(steps) < 2):
-        others = [el("a.button", f"split {name}", href=context.link(split=name, first=-1, last=-1))
-                  for name in index.splits() if name != state.split]  # fmt: skip
+        others = [
+            el("a.button", f"split {name}", href=context.link(split=name, first=-1, last=-1))
+            for name in index.splits()
+            if name != state.split
+        ]
         return el("section", empty("Nothing to compare", "No problem of this split was asked in two steps."), others)
     first = state.first if state.first in steps else steps[0]
     last = state.last if state.last in later else later[-1]
@@ -66,11 +76,18 @@ def _movers(context: Context) -> Html:
     return el(
         "section.compare",
         trail(("compare", None)),
-        el("form.filters", _choice("first", steps, first), " to ", _choice("last", later, last), el("button", "Compare", type="submit")),
+        el(
+            "form.filters",
+            _choice("first", steps, first),
+            " to ",
+            _choice("last", later, last),
+            el("button", "Compare", type="submit"),
+        ),
         el("p.quiet", f"{state.split}: problems of both steps by how far their accuracy moved, the farthest 60"),
         el("ol.movers", [_mover(context, row) for row in rows])
-        if rows else empty("No common problem", "Choose two steps that asked the same problems."),
-    )  # fmt: skip
+        if rows
+        else empty("No common problem", "Choose two steps that asked the same problems."),
+    )
 
 
 def _choice(name: str, steps: list[int], chosen: int) -> Html:

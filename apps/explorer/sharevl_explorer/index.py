@@ -243,12 +243,12 @@ class Index:
             cursor.execute(_GROUPS)
             cursor.execute("BEGIN")
             cursor.execute(
-                "INSERT INTO responses SELECT run, split, step, problem, variant, response, truncated, total, accuracy, "
-                "format, adv_global, adv_local, tokens, logprob, gap, clip FROM fresh"
+                "INSERT INTO responses SELECT run, split, step, problem, variant, response, truncated, total, "
+                "accuracy, format, adv_global, adv_local, tokens, logprob, gap, clip FROM fresh"
             )
             cursor.execute(
-                "INSERT INTO variants SELECT $run, $split, step, problem, variant, question, transform, images, answer, "
-                "outcome FROM grouped",
+                "INSERT INTO variants SELECT $run, $split, step, problem, variant, question, transform, images, "
+                "answer, outcome FROM grouped",
                 {"run": given["run"], "split": given["split"]},
             )
             cursor.execute(_PROBLEMS)

@@ -12,28 +12,27 @@ from typing import Any
 
 from sharevl_explorer.markup import Html, el, join, text
 
-FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<![\s\\])\$(?![\d$])", re.S)
+FORMULA = re.compile(
+    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<![\s\\])\$(?![\d$])", re.S
+)
 LONGEST = 2000
 _DEEPEST = 40
-_SYMBOLS = dict(
-    pair.split("=", 1)
-    for pair in (
-        "alpha=α beta=β gamma=γ delta=δ epsilon=ϵ varepsilon=ε zeta=ζ eta=η theta=θ iota=ι kappa=κ lambda=λ mu=μ nu=ν xi=ξ "
-        "pi=π rho=ρ sigma=σ tau=τ upsilon=υ phi=ϕ varphi=φ chi=χ psi=ψ omega=ω Gamma=Γ Delta=Δ Theta=Θ Lambda=Λ Xi=Ξ Pi=Π "
-        "Sigma=Σ Phi=Φ Psi=Ψ Omega=Ω ell=ℓ infty=∞ emptyset=∅ partial=∂ nabla=∇ degree=° circ=∘ angle=∠ triangle=△"
-    ).split()
+_SYMBOL_NAMES = (
+    "alpha=α beta=β gamma=γ delta=δ epsilon=ϵ varepsilon=ε zeta=ζ eta=η theta=θ iota=ι kappa=κ lambda=λ mu=μ nu=ν xi=ξ "
+    "pi=π rho=ρ sigma=σ tau=τ upsilon=υ phi=ϕ varphi=φ chi=χ psi=ψ omega=ω Gamma=Γ Delta=Δ Theta=Θ Lambda=Λ Xi=Ξ Pi=Π "
+    "Sigma=Σ Phi=Φ Psi=Ψ Omega=Ω ell=ℓ infty=∞ emptyset=∅ partial=∂ nabla=∇ degree=° circ=∘ angle=∠ triangle=△"
 )
-_OPERATORS = dict(
-    pair.split("~", 1)
-    for pair in (
-        "cdot~⋅ times~× div~÷ pm~± mp~∓ le~≤ leq~≤ ge~≥ geq~≥ ne~≠ neq~≠ approx~≈ equiv~≡ sim~∼ cong~≅ propto~∝ in~∈ notin~∉ "
-        "subset~⊂ subseteq~⊆ cup~∪ cap~∩ to~→ rightarrow~→ Rightarrow~⇒ implies~⇒ iff~⇔ leftarrow~← sum~∑ prod~∏ int~∫ "
-        "ldots~… dots~… cdots~⋯ perp~⊥ parallel~∥ mid~∣ forall~∀ exists~∃ lvert~| rvert~| lfloor~⌊ rfloor~⌋ lceil~⌈ rceil~⌉ "
-        "langle~⟨ rangle~⟩ therefore~∴ because~∵ neg~¬ land~∧ lor~∨ prime~′ %~% $~$ {~{ }~} &~& #~# _~_ |~‖"
-    ).split()
+_OPERATOR_NAMES = (
+    "cdot~⋅ times~× div~÷ pm~± mp~∓ le~≤ leq~≤ ge~≥ geq~≥ ne~≠ neq~≠ approx~≈ equiv~≡ sim~∼ cong~≅ propto~∝ in~∈ notin~∉ "
+    "subset~⊂ subseteq~⊆ cup~∪ cap~∩ to~→ rightarrow~→ Rightarrow~⇒ implies~⇒ iff~⇔ leftarrow~← sum~∑ prod~∏ int~∫ "
+    "ldots~… dots~… cdots~⋯ perp~⊥ parallel~∥ mid~∣ forall~∀ exists~∃ lvert~| rvert~| lfloor~⌊ rfloor~⌋ lceil~⌈ rceil~⌉ "
+    "langle~⟨ rangle~⟩ therefore~∴ because~∵ neg~¬ land~∧ lor~∨ prime~′ %~% $~$ {~{ }~} &~& #~# _~_ |~‖"
 )
+_SYMBOLS = dict(pair.split("=") for pair in _SYMBOL_NAMES.split())
+_OPERATORS = dict(pair.split("~") for pair in _OPERATOR_NAMES.split())
 _SPACES = {",": "0.17em", ":": "0.22em", ";": "0.28em", "!": "0", " ": "0.3em", "quad": "1em", "qquad": "2em"}
-_FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan log ln exp lim max min gcd det dim mod bmod".split())
+_FUNCTION_NAMES = "sin cos tan cot sec csc arcsin arccos arctan log ln exp lim max min gcd det dim mod bmod"
+_FUNCTIONS = set(_FUNCTION_NAMES.split())
 _WORDS = {"text", "textbf", "mathrm", "operatorname", "textit", "mbox", "mathbf", "mathit"}
 _ACCENTS = {"overline": "‾", "bar": "‾", "vec": "→", "hat": "^", "tilde": "~"}
 _TABLES = {"matrix": "", "pmatrix": "()", "bmatrix": "[]", "vmatrix": "||", "cases": "{", "aligned": "", "array": ""}
@@ -126,9 +125,9 @@ def _characters(chars: str) -> list[Any]:
     return atoms
 
 
-def _macro(node: Any) -> list[Any]:
+def _macro(node: Any) -> list[Any]:  # noqa: PLR0911 - one return per kind of command
     name = node.macroname
-    given = [argument for argument in (node.nodeargd.argnlist if node.nodeargd else []) or []]
+    given = list((node.nodeargd.argnlist if node.nodeargd else []) or [])
     if name in _SYMBOLS:
         return [el("mi", _SYMBOLS[name])]
     if name in _OPERATORS:

@@ -16,7 +16,13 @@ from sharevl_explorer.state import State, parse
 from sharevl_explorer.step_view import step_view
 from sharevl_lite.store_schema import StoreError
 
-_VIEWS = {"run": run_view, "step": step_view, "problem": problem_view, "response": response_view, "compare": compare_view}
+_VIEWS = {
+    "run": run_view,
+    "step": step_view,
+    "problem": problem_view,
+    "response": response_view,
+    "compare": compare_view,
+}
 _KEYS = (
     ("j  k", "next and previous: problem or response"),
     ("h  l", "previous and next variant; in a step, page"),
@@ -60,18 +66,30 @@ def _bar(context: Context) -> Html:
     return el(
         "header.bar",
         el("strong", "sharevl", el("span.quiet", " explorer")),
-        el("nav", [el("a", name, href=href, aria_current="page" if view == state.view else None) for name, href, view in links],
-           [el("a", name, href=href) for href, name in runs], aria_label="views"),
+        el(
+            "nav",
+            [
+                el("a", name, href=href, aria_current="page" if view == state.view else None)
+                for name, href, view in links
+            ],
+            [el("a", name, href=href) for href, name in runs],
+            aria_label="views",
+        ),
         el("button", "◐", type="button", data_theme=True, aria_label="light or dark", title="light or dark"),
         el("button", "?", type="button", data_help=True, aria_label="help"),
-    )  # fmt: skip
+    )
 
 
 def _unreadable(index: Index) -> Html | None:
     if not index.unreadable:
         return None
-    lines = [el("li", el("code", f"{path.parent.name}/{path.name}"), f" {why}") for path, why in sorted(index.unreadable.items())]
-    return el("details.note", el("summary", f"⚠ {len(lines)} shards cannot be read"), el("ul", lines[:50]), role="status")
+    lines = [
+        el("li", el("code", f"{path.parent.name}/{path.name}"), f" {why}")
+        for path, why in sorted(index.unreadable.items())
+    ]
+    return el(
+        "details.note", el("summary", f"⚠ {len(lines)} shards cannot be read"), el("ul", lines[:50]), role="status"
+    )
 
 
 def _help() -> Html:
@@ -80,8 +98,11 @@ def _help() -> Html:
         el("h2", "Keys"),
         el("dl", [[el("dt", el("kbd", keys)), el("dd", meaning)] for keys, meaning in _KEYS]),
         el("h2", "Rescued"),
-        el("p", "A variant's group of responses is rescued if its rewards are all equal while those of the whole problem "
-           "are not: alone it would teach nothing. A problem is rescued if all its variants are."),
+        el(
+            "p",
+            "A variant's group of responses is rescued if its rewards are all equal while those of the whole problem "
+            "are not: alone it would teach nothing. A problem is rescued if all its variants are.",
+        ),
         el("form", el("button", "Close"), method="dialog"),
         aria_label="help",
-    )  # fmt: skip
+    )

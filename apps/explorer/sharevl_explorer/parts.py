@@ -16,7 +16,11 @@ _SHA = re.compile(r"[0-9a-f]{64}")
 OUTCOMES = {
     "wrong": ("all wrong", "✕", "every response is wrong"),
     "mixed": ("mixed", "◐", "right and wrong responses inside a variant"),
-    "rescued": ("rescued", "⇄", "no reward spread inside a variant, but across the variants: only sharing gives a signal"),
+    "rescued": (
+        "rescued",
+        "⇄",
+        "no reward spread inside a variant, but across the variants: only sharing gives a signal",
+    ),
     "right": ("all right", "✓", "every response is right"),
     "unknown": ("unknown", "?", "no verdict is known"),
 }

@@ -17,25 +17,37 @@ _CELLS = {
     "clip": ("clip fraction", "share of the tokens whose ratio was clipped in the update"),
 }
 
+_FLOOR = {"gap": 0.05, "advantage": 0.5, "clip": 0.05}
+
 
 def problem_view(context: Context) -> Html:
     """One problem of one step; `variant` marks a column."""
     state = context.state
     rows = responses(context.index, state.run, state.split, state.step, state.problem)
     if not rows:
-        return empty("Not here", f"Step {state.step} holds no problem {state.problem[:200]!r}, or its file cannot be read.")
+        return empty(
+            "Not here", f"Step {state.step} holds no problem {state.problem[:200]!r}, or its file cannot be read."
+        )
     groups = [(j, list(group)) for j, group in groupby(rows, key=lambda row: row["variant_index"])]
     return el(
         "section.problem",
         _keys(context, [j for j, _ in groups]),
         step_keys(context),
-        trail((context.index.runs[state.run].name, context.link("run")),
-              (f"step {state.step}", context.link("step")), (state.problem, None)),
-        el("header.view", el("p", "right answer ", el("b.gold", rows[0]["answer"])),
-           el("a.button.plain", "compare across steps", href=context.link("compare")) if context.link("compare") else None),
+        trail(
+            (context.index.runs[state.run].name, context.link("run")),
+            (f"step {state.step}", context.link("step")),
+            (state.problem, None),
+        ),
+        el(
+            "header.view",
+            el("p", "right answer ", el("b.gold", rows[0]["answer"])),
+            el("a.button.plain", "compare across steps", href=context.link("compare"))
+            if context.link("compare")
+            else None,
+        ),
         el("div.variants", [_card(context, j, group, groups[0][1][0]) for j, group in groups]),
         _matrix(context, rows, [j for j, _ in groups]),
-    )  # fmt: skip
+    )
 
 
 def _keys(context: Context, variants: list[int]) -> list[Html | None]:
@@ -57,16 +69,25 @@ def _card(context: Context, j: int, group: list[dict[str, Any]], original: dict[
     success = percent(sum(known) / len(known)) if known else "–"
     spread = number(_deviation(rewards)) if rewards else "–"
     same = first["variant_text"] == original["variant_text"]
-    changed = question(first["variant_text"]) if j == original["variant_index"] or same else word_diff(original["variant_text"], first["variant_text"])
+    changed = (
+        question(first["variant_text"])
+        if j == original["variant_index"] or same
+        else word_diff(original["variant_text"], first["variant_text"])
+    )
     marked = ".marked" if j == context.state.variant else ""
     return el(
         f"article.card{marked}",
         el("h3", f"Q{j}", el("span.quiet", " original" if j == 0 else f" {first['transform'] or 'no transform'}")),
-        el("div.pictures", [picture(context, sha, f"image {n + 1} of variant {j}, {first['transform'] or 'as it is'}")
-                            for n, sha in enumerate(first["image_sha"])]),
+        el(
+            "div.pictures",
+            [
+                picture(context, sha, f"image {n + 1} of variant {j}, {first['transform'] or 'as it is'}")
+                for n, sha in enumerate(first["image_sha"])
+            ],
+        ),
         el("p.asked", changed),
         el("p.quiet", f"{len(group)} responses, {success} right, local spread {spread}"),
-    )  # fmt: skip
+    )
 
 
 def _deviation(values: list[float]) -> float:
@@ -81,19 +102,34 @@ def _matrix(context: Context, rows: list[dict[str, Any]], variants: list[int]) -
         for row in rows
         for scorer in row["scorers"]
     }
-    scale = max((abs(value) for value in values.values() if value is not None), default=0.0) or 1.0
+    # A floor: differences that mean nothing are not painted in full colour.
+    scale = max(_FLOOR[state.cell], *(abs(value) for value in values.values() if value is not None), 0.0)
     label, meaning = _CELLS[state.cell]
     switch = [(name, context.link(cell=cell), cell == state.cell) for cell, (name, _) in _CELLS.items()]
-    head = el("tr", el("th", "response", scope="col"), el("th", "reward", scope="col"),
-              [el("th", f"Q{k}", scope="col", class_="marked" if k == state.variant else None) for k in variants])  # fmt: skip
+    head = el(
+        "tr",
+        el("th", "response", scope="col"),
+        el("th", "reward", scope="col"),
+        [el("th", f"Q{k}", scope="col", class_="marked" if k == state.variant else None) for k in variants],
+    )
     body = [_line(context, row, variants, values, scale) for row in rows]
     return el(
         "section.panel",
-        el("header.view", el("h3", "Cross-scoring"), tabs("what a cell shows", switch) if context.anchors is None else None),
-        el("p.quiet", f"Rows are responses, columns the variants they were scored under; the source is outlined. Cells: {label}, {meaning}."),
+        el(
+            "header.view",
+            el("h3", "Cross-scoring"),
+            tabs("what a cell shows", switch) if context.anchors is None else None,
+        ),
+        el(
+            "p.quiet",
+            "Rows are responses, columns the variants they were scored under; the source is outlined. "
+            f"Cells: {label}, {meaning}.",
+        ),
         el("div.scroll", el("table.matrix", el("thead", head), el("tbody", body))),
         _legend(scale, state.cell),
-        None if values else el("p.note", "No response was scored under variants: an evaluation, or nothing had a reward."),
+        None
+        if values
+        else el("p.note", "No response was scored under variants: an evaluation, or nothing had a reward."),
     )
 
 
@@ -105,23 +141,39 @@ def _line(context: Context, row: dict[str, Any], variants: list[int], values: di
     j, i = row["variant_index"], row["response_index"]
     mark = "?" if row["accuracy"] is None else "✓" if row["accuracy"] > 0 else "✕"
     href = context.link("response", variant=j, response=i)
-    name = el("a.row", f"Q{j}·{i} ", el("span", mark, aria_label={"✓": "right", "✕": "wrong", "?": "unknown"}[mark]),
-              href=href, title=shortened(row["text"]), data_row=True)  # fmt: skip
+    name = el(
+        "a.row",
+        f"Q{j}·{i} ",
+        el("span", mark, aria_label={"✓": "right", "✕": "wrong", "?": "unknown"}[mark]),
+        href=href,
+        title=shortened(row["text"]),
+        data_row=True,
+    )
     cells = []
     for k in variants:
         value = values.get((j, i, k))
         share = 0.0 if value is None else min(abs(value) / scale, 1.0)
         sign = "neg" if (value or 0) < 0 else "pos"
         source = ".source" if k == j else ""
-        cells.append(el(f"td.cell.{sign}{source}", number(value), style=f"--v:{100 * share:.0f}%",
-                        title=f"Q{j}, response {i}, under Q{k}: {number(value, 4)}"))  # fmt: skip
+        cells.append(
+            el(
+                f"td.cell.{sign}{source}",
+                number(value, 3),
+                style=f"--v:{100 * share:.0f}%",
+                title=f"Q{j}, response {i}, under Q{k}: {number(value, 4)}",
+            )
+        )
     border = "first" if i == 0 and j != variants[0] else None
     return el("tr", el("th", name, scope="row"), el("td.number", number(row["total"])), cells, class_=border)
 
 
 def _legend(scale: float, cell: str) -> Html:
     low = None if cell == "clip" else number(-scale)
-    return el("p.scale", low, el("span.ramp" + (".half" if cell == "clip" else ""), aria_hidden="true"), number(scale),
-              el("span.outline", "source"), "– not forwarded")  # fmt: skip
-
-
+    return el(
+        "p.scale",
+        low,
+        el("span.ramp" + (".half" if cell == "clip" else ""), aria_hidden="true"),
+        number(scale),
+        el("span.outline", "source"),
+        "– not forwarded",
+    )

@@ -26,7 +26,7 @@ def question(written: str) -> Html:
     return el("bdi.words", join([with_formulas(piece) for piece in pieces], "▣ "), dir="auto")
 
 
-def response(written: str, *, full: bool, all_of_it: str) -> Html:
+def response(written: str, *, full: bool, all_of_it: str | None) -> Html:
     """A response with `<think>` and `\\boxed{}` marked. `all_of_it` is the link to the whole of a long one."""
     cut = written if full else written[:SHOWN]
     parts: list[Html] = []
@@ -35,7 +35,9 @@ def response(written: str, *, full: bool, all_of_it: str) -> Html:
         parts.append(_answer(cut[end : match.start()]))
         closed = bool(match[2])
         label = "thinking" if closed else "thinking, never closed"
-        parts.append(el("section.think", el("h4", label), el("bdi.words", with_formulas(match[1].strip("\n")), dir="auto")))
+        parts.append(
+            el("section.think", el("h4", label), el("bdi.words", with_formulas(match[1].strip("\n")), dir="auto"))
+        )
         end = match.end()
     parts.append(_answer(cut[end:]))
     if len(cut) < len(written):
@@ -50,7 +52,10 @@ def _answer(written: str) -> Html:
     parts: list[Html] = []
     end = 0
     for start, stop, inner in _boxes(written):
-        parts += [with_formulas(written[end:start].rstrip("$")), el("mark.boxed", formula(inner), title=f"boxed: {inner[:200]}")]
+        parts += [
+            with_formulas(written[end:start].rstrip("$")),
+            el("mark.boxed", formula(inner), title=f"boxed: {inner[:200]}"),
+        ]
         end = stop
     parts.append(with_formulas(written[end:].removeprefix("$") if parts else written[end:]))
     return el("section.answer", el("bdi.words", join(parts), dir="auto"))
@@ -58,7 +63,7 @@ def _answer(written: str) -> Html:
 
 def _boxes(written: str) -> list[tuple[int, int, str]]:
     r"""Every `\boxed{…}` with balanced braces: (start, end, inner)."""
-    found = []
+    found: list[tuple[int, int, str]] = []
     for match in re.finditer(r"\\boxed\s*\{", written):
         depth, place = 1, match.end()
         while place < len(written) and depth and place - match.end() < 5000:

@@ -92,7 +92,9 @@ def neighbours(index: Index, state: State) -> tuple[str | None, str | None]:
 
 def transforms(index: Index, state: State) -> list[str]:
     """Transforms that occur in the split."""
-    sql = "SELECT DISTINCT transform AS t FROM variants WHERE run = $run AND split = $split AND t IS NOT NULL ORDER BY t"
+    sql = (
+        "SELECT DISTINCT transform AS t FROM variants WHERE run = $run AND split = $split AND t IS NOT NULL ORDER BY t"
+    )
     return [row["t"] for row in index.rows(sql, {"run": state.run, "split": state.split})]
 
 

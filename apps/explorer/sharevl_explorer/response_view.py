@@ -27,16 +27,29 @@ def response_view(context: Context) -> Html:
     place = places.index((state.variant, state.response))
     row = rows[place]
     alts = f"image of variant {state.variant}"
-    asked = el("aside.panel.asked", el("h3", f"Q{state.variant}"), [picture(context, sha, alts) for sha in row["image_sha"]],
-               el("p", question(row["variant_text"])))  # fmt: skip
+    asked = el(
+        "aside.panel.asked",
+        el("h3", f"Q{state.variant}"),
+        [picture(context, sha, alts) for sha in row["image_sha"]],
+        el("p", question(row["variant_text"])),
+    )
     return el(
         "section.response",
         _keys(context, places, place),
         step_keys(context),
-        trail((context.index.runs[state.run].name, context.link("run")), (f"step {state.step}", context.link("step")),
-              (state.problem, context.link("problem")), (f"Q{state.variant}·{state.response}", None)),
-        el("div.columns", asked, el("div", _text(context, row), _tokens(context, row)), el("div", _verdict(row), _advantage(row))),
-    )  # fmt: skip
+        trail(
+            (context.index.runs[state.run].name, context.link("run")),
+            (f"step {state.step}", context.link("step")),
+            (state.problem, context.link("problem")),
+            (f"Q{state.variant}·{state.response}", None),
+        ),
+        el(
+            "div.columns",
+            asked,
+            el("div", _text(context, row), _tokens(context, row)),
+            el("div", _verdict(row), _advantage(row)),
+        ),
+    )
 
 
 def _keys(context: Context, places: Sequence[tuple[int, int]], place: int) -> list[Html | None]:
@@ -61,7 +74,9 @@ def _text(context: Context, row: dict[str, Any]) -> Html:
 
 def _verdict(row: dict[str, Any]) -> Html:
     verdict = row["verification"] or {}
-    judged = {None: "no verdict", True: "✓ right", False: "✕ wrong"}[None if row["accuracy"] is None else row["accuracy"] > 0]
+    judged = {None: "no verdict", True: "✓ right", False: "✕ wrong"}[
+        None if row["accuracy"] is None else row["accuracy"] > 0
+    ]
     facts = [
         ("verdict", judged),
         ("extracted", verdict.get("extracted") if verdict.get("extracted") is not None else "nothing found"),
@@ -74,7 +89,10 @@ def _verdict(row: dict[str, Any]) -> Html:
     return el(
         "section.panel",
         el("h3", "Verdict and rewards"),
-        el("dl", [[el("dt", name), el("dd", el("bdi", str(value)[:2000]))] for name, value in facts if value is not None]),
+        el(
+            "dl",
+            [[el("dt", name), el("dd", el("bdi", str(value)[:2000]))] for name, value in facts if value is not None],
+        ),
         el("dl.figures", [[el("dt", name), el("dd", number(value, 3))] for name, value in rewards]),
         el("p.quiet", "total is the weighted sum; the parts stand before their weights"),
     )
@@ -92,7 +110,10 @@ def _advantage(row: dict[str, Any]) -> Html:
         _bars([*parts, ("global + local", own)]),
         el("h3", "Log-prob gap"),
         _bars(gaps),
-        el("p.quiet", "mean over tokens, nats, against the source; the store keeps the mean of each pair, not each token"),
+        el(
+            "p.quiet",
+            "mean over tokens, nats, against the source; the store keeps the mean of each pair, not each token",
+        ),
     )
 
 
@@ -114,11 +135,23 @@ def _tokens(context: Context, row: dict[str, Any]) -> Html:
     spans = []
     for piece, token, logprob in zip(pieces, ids, logprobs, strict=False):
         share = 0.0 if logprob is None else min(-logprob / 5, 1.0)
-        spans.append(el("span.token", piece, style=f"--v:{100 * share:.0f}%", title=f"token {token}: {number(logprob, 3)} nats"))
-    cut = el("p.note", f"the first {limit:,} of {len(ids):,} tokens; ", el("a", "show all", href=context.link(full=1))) if limit < len(ids) else None
+        spans.append(
+            el("span.token", piece, style=f"--v:{100 * share:.0f}%", title=f"token {token}: {number(logprob, 3)} nats")
+        )
+    cut = (
+        el("p.note", f"the first {limit:,} of {len(ids):,} tokens; ", el("a", "show all", href=context.link(full=1)))
+        if limit < len(ids)
+        else None
+    )
     note = "log-prob of each token as it was sampled; white is certain, full orange is −5 nats or less"
-    return el("section.panel", el("h3", "Tokens"), el("p.scale", "0", el("span.ramp.half"), "−5"), el("p.tokens", spans, dir="auto"), cut,
-              el("p.quiet", note))  # fmt: skip
+    return el(
+        "section.panel",
+        el("h3", "Tokens"),
+        el("p.scale", "0", el("span.ramp.half"), "−5"),
+        el("p.tokens", spans, dir="auto"),
+        cut,
+        el("p.quiet", note),
+    )
 
 
 def _pieces(run: str, ids: tuple[int, ...]) -> list[str]:
@@ -132,15 +165,15 @@ def _pieces(run: str, ids: tuple[int, ...]) -> list[str]:
 @lru_cache(maxsize=4)
 def _tokenizer(run: str) -> Any:
     """The tokenizer of the run's model if it lies on this machine; None otherwise. No weights, no torch."""
-    import yaml
+    from importlib.resources import files
 
-    import sharevl_lite
+    import yaml
 
     try:
         from tokenizers import Tokenizer
 
         path = str(yaml.safe_load((Path(run) / "recipe.yaml").read_text())["model"]["path"])
-        built_in = Path(sharevl_lite.__file__).parent / "assets" / path.removeprefix("builtin:")
+        built_in = Path(str(files("sharevl_lite"))) / "assets" / path.removeprefix("builtin:")
         folder = built_in if path.startswith("builtin:") else Path(path)
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception:  # the library raises its own bare Exception; without a tokenizer, numbers are shown

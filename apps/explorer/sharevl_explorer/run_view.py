@@ -29,14 +29,18 @@ def run_view(context: Context) -> Html:
     state, index = context.state, context.index
     means = step_means(index, state.run, state.split)
     if not means:
-        return empty("No steps yet", "The run holds no readable rollouts of this split. With --follow they appear here.")
+        return empty(
+            "No steps yet", "The run holds no readable rollouts of this split. With --follow they appear here."
+        )
     logged, problem = _logged(context)
 
     def link(step: int) -> str:
         return context.link("step", step=step) or "#"
 
     charts = [
-        line_chart("cross-variant gap" if name == "gap" else name, _series(name, means, logged), link, bounds=bounds, hint=hint)
+        line_chart(
+            "cross-variant gap" if name == "gap" else name, _series(name, means, logged), link, bounds=bounds, hint=hint
+        )
         for name, hint, bounds in _FIGURES
     ]
     kinds = [(key, label) for key, (label, _, _) in OUTCOMES.items()]
@@ -46,15 +50,27 @@ def run_view(context: Context) -> Html:
     newest = means[-1]["step"]
     return el(
         "section.run",
-        el("header.view", el("h2", index.runs[state.run].name),
-           el("p.quiet", f"{len(means)} steps, {sum(row['responses'] for row in means):,} responses"),
-           tabs("split", splits), el("a.button", f"open step {newest}", href=link(newest), data_key="j")),
+        el(
+            "header.view",
+            el("h2", index.runs[state.run].name),
+            el("p.quiet", f"{len(means)} steps, {sum(row['responses'] for row in means):,} responses"),
+            tabs("split", splits),
+            el("a.button", f"open step {newest}", href=link(newest), data_key="j"),
+        ),
         problem and el("p.note", problem),
         el("div.charts", charts),
-        el("section.panel", el("h3", "Groups per step"), el("ul.legend", legend), stacked_bars(groups, kinds, link),
-           el("p.quiet", "A group is the responses to one variant of a problem. Rescued: no reward spread inside the group, "
-              "but across the problem's variants, so that only the shared advantage teaches anything.")),
-    )  # fmt: skip
+        el(
+            "section.panel",
+            el("h3", "Groups per step"),
+            el("ul.legend", legend),
+            stacked_bars(groups, kinds, link),
+            el(
+                "p.quiet",
+                "A group is the responses to one variant of a problem. Rescued: no reward spread inside the group, "
+                "but across the problem's variants, so that only the shared advantage teaches anything.",
+            ),
+        ),
+    )
 
 
 def _logged(context: Context) -> tuple[dict[int, dict[str, Any]], str | None]:
@@ -68,7 +84,9 @@ def _logged(context: Context) -> tuple[dict[int, dict[str, Any]], str | None]:
         return {}, f"metrics.jsonl cannot be used: {error}"
 
 
-def _series(name: str, means: list[dict[str, Any]], logged: dict[int, dict[str, Any]]) -> list[tuple[int, float | None]]:
+def _series(
+    name: str, means: list[dict[str, Any]], logged: dict[int, dict[str, Any]]
+) -> list[tuple[int, float | None]]:
     if name in means[0]:
         return [(row["step"], row[name]) for row in means]
     return [(row["step"], logged.get(row["step"], {}).get(name.replace(" ", "_"))) for row in means]

@@ -50,7 +50,9 @@ class State:
         """The link to this state with changes."""
         if view is not None:
             changes["view"] = view
-        return "?" + urlencode(_written(replace(self, **changes))) if _written(replace(self, **changes)) else "?view=run"
+        return (
+            "?" + urlencode(_written(replace(self, **changes))) if _written(replace(self, **changes)) else "?view=run"
+        )
 
 
 def _written(state: State) -> dict[str, Any]:

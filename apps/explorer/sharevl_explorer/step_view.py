@@ -27,7 +27,9 @@ def step_view(context: Context) -> Html:
     """The table, its filters and its pages."""
     state, index = context.state, context.index
     if state.step not in index.steps(state.run, state.split):
-        return empty(f"No step {state.step}", "It is not stored, or cannot be read yet. The Run view lists what is there.")
+        return empty(
+            f"No step {state.step}", "It is not stored, or cannot be read yet. The Run view lists what is there."
+        )
     page = problems(index, state)
     rows = [_row(context, row) for row in page.rows]
     head = el("tr", el("th", el("span.hidden", "image")), [_heading(context, *column) for column in _COLUMNS])
@@ -67,7 +69,8 @@ def _heading(context: Context, column: str, label: str, meaning: str) -> Html:
     state = context.state
     mine = state.sort == column
     arrow = (" ↓" if state.down else " ↑") if mine else ""
-    href = context.link(sort=column, down=int(mine and not state.down or not mine and column != "question"), page=1)
+    down = not state.down if mine else column != "question"
+    href = context.link(sort=column, down=int(down), page=1)
     order = ("descending" if state.down else "ascending") if mine else None
     return el("th", el("a", label + arrow, href=href, title=meaning or None), scope="col", aria_sort=order)
 
@@ -79,17 +82,36 @@ def _filters(context: Context) -> Html:
     bound = {"type": "number", "step": "any", "inputmode": "decimal"}
     return el(
         "form.filters",
-        el("input", type="search", name="q", value=state.q, placeholder="search questions and responses  ( / )",
-           aria_label="search questions, answers and responses"),
+        el(
+            "input",
+            type="search",
+            name="q",
+            value=state.q,
+            placeholder="search questions and responses  ( / )",
+            aria_label="search questions, answers and responses",
+        ),
         _select("outcome", outcomes, state.outcome),
         _select("transform", [("", "any transform"), *found], state.transform),
-        el("label", "reward ", el("input", name="low", value=_written(state.low), aria_label="reward from", **bound), " to ",
-           el("input", name="high", value=_written(state.high), aria_label="reward up to", **bound)),
-        el("label", el("input", type="checkbox", name="truncated", value="1", checked=bool(state.truncated)), " truncated"),
+        el(
+            "label",
+            "reward ",
+            el("input", name="low", value=_written(state.low), aria_label="reward from", **bound),
+            " to ",
+            el("input", name="high", value=_written(state.high), aria_label="reward up to", **bound),
+        ),
+        el(
+            "label",
+            el("input", type="checkbox", name="truncated", value="1", checked=bool(state.truncated)),
+            " truncated",
+        ),
         el("button", "Filter", type="submit"),
-        el("a.button.plain", "Clear", href=context.link(q="", outcome="", transform="", low=None, high=None, truncated=0, page=1)),
+        el(
+            "a.button.plain",
+            "Clear",
+            href=context.link(q="", outcome="", transform="", low=None, high=None, truncated=0, page=1),
+        ),
         role="search",
-    )  # fmt: skip
+    )
 
 
 def _written(value: float | None) -> str:
