@@ -4,9 +4,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-from conftest import HOSTILE, rows
-
+from hostile_rows import HOSTILE, rows
 from sharevl_explorer.command import main
+
 from sharevl_lite.store import RolloutStore, read
 
 

@@ -23,10 +23,10 @@ _SYMBOL_NAMES = (
     "Sigma=Σ Phi=Φ Psi=Ψ Omega=Ω ell=ℓ infty=∞ emptyset=∅ partial=∂ nabla=∇ degree=° circ=∘ angle=∠ triangle=△"
 )
 _OPERATOR_NAMES = (
-    "cdot~⋅ times~× div~÷ pm~± mp~∓ le~≤ leq~≤ ge~≥ geq~≥ ne~≠ neq~≠ approx~≈ equiv~≡ sim~∼ cong~≅ propto~∝ in~∈ notin~∉ "
-    "subset~⊂ subseteq~⊆ cup~∪ cap~∩ to~→ rightarrow~→ Rightarrow~⇒ implies~⇒ iff~⇔ leftarrow~← sum~∑ prod~∏ int~∫ "
-    "ldots~… dots~… cdots~⋯ perp~⊥ parallel~∥ mid~∣ forall~∀ exists~∃ lvert~| rvert~| lfloor~⌊ rfloor~⌋ lceil~⌈ rceil~⌉ "
-    "langle~⟨ rangle~⟩ therefore~∴ because~∵ neg~¬ land~∧ lor~∨ prime~′ %~% $~$ {~{ }~} &~& #~# _~_ |~‖"
+    "cdot~⋅ times~× div~÷ pm~± mp~∓ le~≤ leq~≤ ge~≥ geq~≥ ne~≠ neq~≠ approx~≈ equiv~≡ sim~∼ cong~≅ propto~∝ in~∈ "
+    "notin~∉ subset~⊂ subseteq~⊆ cup~∪ cap~∩ to~→ rightarrow~→ Rightarrow~⇒ implies~⇒ iff~⇔ leftarrow~← sum~∑ prod~∏ "
+    "int~∫ ldots~… dots~… cdots~⋯ perp~⊥ parallel~∥ mid~∣ forall~∀ exists~∃ lvert~| rvert~| lfloor~⌊ rfloor~⌋ lceil~⌈ "
+    "rceil~⌉ langle~⟨ rangle~⟩ therefore~∴ because~∵ neg~¬ land~∧ lor~∨ prime~′ %~% $~$ {~{ }~} &~& #~# _~_ |~‖"
 )
 _SYMBOLS = dict(pair.split("=") for pair in _SYMBOL_NAMES.split())
 _OPERATORS = dict(pair.split("~") for pair in _OPERATOR_NAMES.split())
