@@ -29,7 +29,7 @@ def build(index: Index, *, follow: bool) -> gr.Blocks:
     def view(query: str) -> str:
         return str(render(index, query))
 
-    def revision() -> int:
+    def revision(_: Any) -> int:  # Gradio passes one argument, whatever the page sends
         if follow:
             index.refresh()
         return index.revision

@@ -35,13 +35,21 @@ _KEYS = (
 
 def render(index: Index, query: str) -> Html:
     """The page of a URL's query."""
+    revision = index.revision  # before the queries: a change in between is asked for again
     state = settle(index, parse(query))
     context = Context(index, state)
     try:
         view = _VIEWS[state.view](context)
     except StoreError as error:
         view = empty("This cannot be read", str(error))
-    return el("div.frame", _bar(context), _unreadable(index), el("main", view), _help())
+    return el(
+        "div.frame",
+        _bar(context),
+        _unreadable(index),
+        el("main", view),
+        _help(),
+        data_revision=revision,
+    )
 
 
 def settle(index: Index, state: State) -> State:

@@ -2,22 +2,27 @@
 const root = element.querySelector("#sharevl");
 let asked = 0;
 
-async function show(focusRow) {
+async function show() {
   const mine = ++asked;
-  const html = await server.view(location.search);
+  let html;
+  try {
+    html = await server.view(location.search);
+  } catch (error) {
+    root.textContent = `The server does not answer (${error}). Is it still running? Reload to try again.`;
+    return;
+  }
   if (mine !== asked) return;
   const open = root.querySelector("dialog[open]");
   root.innerHTML = html;
   if (open) root.querySelector("dialog").showModal();
   root.dataset.shown = location.search;
-  if (focusRow) root.querySelector("[data-row]")?.focus();
 }
 
 function go(href) {
   if (href.startsWith("#")) return;
   history.pushState(null, "", href);
   window.scrollTo(0, 0);
-  return show(false);
+  return show();
 }
 
 function submit(form) {
@@ -69,17 +74,17 @@ root.addEventListener("change", (event) => {
   if (event.target.matches("form.filters select, form.filters [type=checkbox]")) submit(event.target.form);
 });
 document.addEventListener("keydown", pressed);
-window.addEventListener("popstate", () => show(false));
+window.addEventListener("popstate", () => show());
 
 const theme = localStorage.getItem("sharevl-theme");
 if (theme) document.body.classList.toggle("dark", theme === "dark");
 
-show(false);
+show();
 if (root.dataset.follow === "1") {
-  let known = null;
   setInterval(async () => {
-    const now = await server.revision();
-    if (known !== null && now !== known && !/INPUT|SELECT/.test(document.activeElement.tagName)) await show(false);
-    if (!/INPUT|SELECT/.test(document.activeElement.tagName) || known === null) known = now;
+    const shown = root.querySelector(".frame")?.dataset.revision;
+    const now = await server.revision(null).catch(() => shown);
+    const typing = /INPUT|SELECT/.test(document.activeElement.tagName);
+    if (String(now) !== shown && !typing) await show();
   }, 2000);
 }
