@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
-
 from sharevl_explorer.app import serve
 from sharevl_explorer.index import Index
 

@@ -64,7 +64,6 @@ def _marks(
     return [
         el(
             "a",
-            el("circle.hit", cx=f"{x(step):.1f}", cy=f"{y(value):.1f}", r=8),
             el("circle.dot", cx=f"{x(step):.1f}", cy=f"{y(value):.1f}", r=radius),
             el("title", f"step {step}: {title} {number(value, 3)}"),
             href=link(step),
