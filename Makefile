@@ -5,14 +5,15 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM := .venv-vllm
 UNSLOTH := .unsloth-2026.10.9
-FROM_HERE = PYTHONPATH=.:kernels:$$PYTHONPATH $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-CODE := sharevl_lite kernels tests scripts
+FROM_HERE = PYTHONPATH=.:kernels:apps/explorer:$$PYTHONPATH $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+CODE := sharevl_lite kernels apps tests scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-vllm test-unsloth bench bench-step bench-transforms lint types imports format clean
+.PHONY: help install demo test test-gpu test-vllm test-unsloth bench bench-step bench-transforms bench-explorer
+.PHONY: screenshots lint types imports format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Create .venv and install the project with its exact versions (redone when they change)
 
@@ -60,12 +61,18 @@ bench-step: ## Measure a whole training step on a CUDA device, each way in a pro
 bench-transforms: install ## Measure what an image transform costs
 	$(BIN)/python scripts/bench_transforms.py
 
+bench-explorer: install ## Measure the explorer over a generated store of 100,000 responses
+	$(FROM_HERE) apps/explorer/benchmarks/bench_explorer.py
+
+screenshots: install ## Every view of a run, light and dark, wide and narrow (RUN=folder; needs chromium)
+	$(FROM_HERE) scripts/take_screenshots.py $(RUN) docs/screenshots
+
 lint: install ## Check formatting and lint
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 
-types: install ## Check types of both packages
-	MYPYPATH=kernels $(BIN)/mypy
+types: install ## Check types of the packages
+	MYPYPATH=kernels:apps/explorer $(BIN)/mypy
 
 imports: install ## Check which room imports which (contracts in pyproject.toml)
 	$(BIN)/lint-imports

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -116,6 +116,7 @@ def _parser() -> _Parser:
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
     doctor.set_defaults(run=_doctor)
     _add_variants(commands)
+    _add_view(commands)
     return parser
 
 
@@ -144,6 +145,19 @@ def _add_variants(commands: argparse._SubParsersAction[_Parser]) -> None:
     variants.add_argument("--cache", metavar="FILE", help="replies of the model (default: DIR.cache.sqlite)")
     variants.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop")
     variants.set_defaults(run=_variants)
+
+
+def _add_view(commands: Any) -> None:
+    from sharevl_explorer.command import add_options
+
+    view = commands.add_parser(
+        "view",
+        help="explore a run's rollouts in the browser",
+        description="Opens the trajectory explorer over a run, or exports problems to one file.",
+        allow_abbrev=False,
+    )
+    add_options(view)
+    view.set_defaults(run=_view)
 
 
 def _asks_for_help(command: str) -> bool:
@@ -208,3 +222,12 @@ def _variants(options: argparse.Namespace, overrides: list[str]) -> int:
 
     run(options, overrides)
     return EXIT_OK
+
+
+def _view(options: argparse.Namespace, overrides: list[str]) -> int:
+    if overrides:
+        print(f"sharevl-lite: view takes no {' '.join(overrides)}", file=sys.stderr)
+        return EXIT_USAGE
+    from sharevl_explorer.command import run
+
+    return run(options)

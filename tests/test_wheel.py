@@ -40,12 +40,18 @@ def modules(folder, root):
 def test_every_module_is_in_it_and_no_other(names):
     """The list of packages in pyproject.toml is kept by hand."""
     expected = modules(ROOT / "sharevl_lite", ROOT) | modules(ROOT / "kernels" / "sharevl_kernels", ROOT / "kernels")
+    expected |= modules(ROOT / "apps" / "explorer" / "sharevl_explorer", ROOT / "apps" / "explorer")
     assert {name for name in names if name.endswith(".py")} == expected
-    assert "sharevl_kernels/grouped_logprob/op.py" in expected
+    assert {"sharevl_kernels/grouped_logprob/op.py", "sharevl_explorer/app.py"} <= expected
+    assert {"sharevl_explorer/assets/explorer.js", "sharevl_explorer/assets/style.css"} <= names
 
 
 def test_no_tests_and_no_outputs(names):
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"sharevl_lite", "sharevl_kernels"}
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {
+        "sharevl_lite",
+        "sharevl_kernels",
+        "sharevl_explorer",
+    }
     assert not [name for name in names if "test" in name or "benchmark" in name or name.endswith((".pyc", ".ipynb"))]
 
 

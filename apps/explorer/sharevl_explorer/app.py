@@ -1,0 +1,88 @@
+"""The Gradio app: one component that asks the server for the page of the URL, and the route of the run's images."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from typing import Any
+
+import gradio as gr
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from sharevl_explorer.index import Index
+from sharevl_explorer.page import render
+
+_IMAGE = re.compile(r"([0-9a-f]{64})\.png")
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+def asset(name: str) -> str:
+    """Text of a file in `assets/`."""
+    return (files("sharevl_explorer") / "assets" / name).read_text(encoding="utf-8")
+
+
+def build(index: Index, *, follow: bool) -> gr.Blocks:
+    """The app over an index; with `follow`, pages ask for changes every two seconds."""
+
+    def view(query: str) -> str:
+        return str(render(index, query))
+
+    def revision(_: Any) -> int:  # Gradio passes one argument, whatever the page sends
+        if follow:
+            index.refresh()
+        return index.revision
+
+    with gr.Blocks(title=f"{index.runs[0].name} · sharevl explorer", analytics_enabled=False, fill_width=True) as app:
+        gr.HTML(
+            html_template='<div id="sharevl" data-follow="${follow}">loading …</div>',
+            js_on_load=asset("explorer.js"),
+            server_functions=[view, revision],
+            apply_default_css=False,
+            follow=int(follow),
+        )
+    return app
+
+
+def serve(
+    index: Index,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    follow: bool = False,
+    share: bool = False,
+    auth: tuple[str, str] | None = None,
+    block: bool = True,
+) -> Any:
+    """Serve the app; returns Gradio's Blocks, whose `local_url` is the address. Images need the login as pages do."""
+    if (host not in _LOOPBACK or share) and auth is None:
+        print(f"warning: {'a public link' if share else host} lets others read the run without a password; see --auth")
+
+    def image(request: Request) -> Response:
+        app = request.app
+        tokens = [request.cookies.get(f"access-token{kind}-{app.cookie_id}") for kind in ("", "-unsecure")]
+        if app.auth is not None and not any(token in app.tokens for token in tokens if token):
+            return PlainTextResponse("log in first", status_code=401)
+        match = _IMAGE.fullmatch(request.path_params["name"])
+        run = request.path_params["run"]
+        path = index.runs[run] / "images" / match[0] if match and run < len(index.runs) else None
+        if path is None or not path.is_file():
+            return PlainTextResponse("no such image", status_code=404)
+        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=86400"}
+        return FileResponse(path, media_type="image/png", headers=headers)
+
+    blocks = build(index, follow=follow)
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        auth=auth,
+        prevent_thread_lock=not block,
+        css=asset("style.css"),
+        footer_links=[],
+        run_history=False,
+        quiet=not block,
+        app_kwargs={"routes": [Route("/run-image/{run:int}/{name}", image)]},
+    )
+    return blocks

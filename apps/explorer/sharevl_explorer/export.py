@@ -1,0 +1,89 @@
+"""Chosen problems in one HTML file, images inside, without scripts but a switch of the theme."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sharevl_explorer.index import Index
+from sharevl_explorer.markup import Html, el
+from sharevl_explorer.page import settle
+from sharevl_explorer.parts import Context
+from sharevl_explorer.problem_view import problem_view
+from sharevl_explorer.queries import responses
+from sharevl_explorer.response_view import response_view
+from sharevl_explorer.state import State
+from sharevl_lite.atomic import write_atomically
+from sharevl_lite.store_schema import StoreError
+
+MOST = 12
+_CHOICE = """
+SELECT problem FROM problems WHERE run = 0 AND split = $split AND step = $step
+ORDER BY spread_global DESC NULLS LAST, problem LIMIT $most
+"""
+
+
+def export(
+    index: Index, target: Path, chosen: Sequence[str] = (), *, split: str = "train", step: int | None = None
+) -> int:
+    """Write problems of a step to one file and return how many.
+
+    Args:
+        index: of the run.
+        target: the file, replaced at once when it is whole.
+        chosen: ids of problems; none: the 12 of the widest reward spread.
+        split: of the rollouts.
+        step: None: the newest.
+
+    Raises:
+        StoreError: the step or a chosen problem is not stored.
+    """
+    from sharevl_explorer.app import asset
+
+    state = settle(index, State(view="problem", split=split, step=-1 if step is None else step))
+    if state.step not in index.steps(0, split):
+        raise StoreError(f"{index.runs[0]}: no readable step {state.step} in split {split!r}; nothing to export")
+    given = {"split": split, "step": state.step, "most": MOST}
+    ids = list(chosen) or [row["problem"] for row in index.rows(_CHOICE, given)]
+    parts = [_problem(index, state, number, problem, ids) for number, problem in enumerate(ids)]
+    contents = el("ol", [el("li", el("a", problem, href=f"#p{n}")) for n, problem in enumerate(ids)])
+    title = f"{index.runs[0].name}, step {state.step}"
+    switch = Html(
+        "<script>if(matchMedia('(prefers-color-scheme: dark)').matches)document.body.className='dark'</script>"
+    )
+    body = el("body", switch, el("div", el("div.frame", el("h1", title), contents, parts), id="sharevl"))
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width"),
+        el("title", title),
+        Html(f"<style>body{{margin:0}}{asset('style.css')}</style>"),
+    )
+    write_atomically(target, ("<!doctype html>" + el("html", head, body, lang="en")).encode())
+    return len(ids)
+
+
+def _problem(index: Index, state: State, number: int, problem: str, ids: Sequence[str]) -> Html:
+    numbers = {name: place for place, name in enumerate(ids)}
+
+    def anchor(to: State) -> str | None:
+        if to.problem not in numbers or to.step != state.step:
+            return None
+        if to.view == "problem":
+            return f"#p{numbers[to.problem]}"
+        return f"#p{numbers[to.problem]}-{to.variant}-{to.response}" if to.view == "response" and not to.full else None
+
+    rows = responses(index, 0, state.split, state.step, problem)
+    if not rows:
+        raise StoreError(f"{index.runs[0]}: step {state.step} of {state.split!r} has no problem {problem!r}")
+    context = Context(index, state, anchor).at(problem=problem, variant=0, full=1)
+    answers = [
+        el(
+            "div",
+            response_view(context.at(view="response", variant=row["variant_index"], response=row["response_index"])),
+            id=f"p{number}-{row['variant_index']}-{row['response_index']}",
+        )
+        for row in rows
+    ]
+    overview = problem_view(context.at(full=0))
+    return el("div", overview, el("details", el("summary", "every response"), answers), id=f"p{number}")

@@ -1,0 +1,269 @@
+"""The index: light columns of every shard in DuckDB, read once each; texts and tokens stay in the Parquet files.
+
+A shard that is new, replaced (a resume writes steps again) or gone is noticed by its size, time and inode at
+:meth:`Index.refresh`. One that cannot be read is listed in `unreadable` and tried again at the next refresh.
+
+Spread is the population standard deviation of the total reward: over all m·n responses of a problem (global), over the
+n responses of a variant (local). A variant's group is
+
+    rescued   no spread inside the variant, spread across the problem: only sharing gives it a signal
+    mixed     right and wrong responses
+    wrong     all wrong;  right: all right;  unknown: no verdict is known
+
+and a problem is rescued if no variant of it has spread inside while the problem has.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sharevl_lite.store_schema import SCHEMA_VERSION, VERSION_KEY, StoreError
+
+_STEP_FILE = re.compile(r"step_(\d{6,})\.parquet")
+
+_TABLES = """
+CREATE TABLE responses (
+    run INT, split VARCHAR, step BIGINT, problem VARCHAR, variant INT, response INT, truncated BOOL,
+    total DOUBLE, accuracy DOUBLE, format DOUBLE, adv_global DOUBLE, adv_local DOUBLE, tokens INT, logprob DOUBLE,
+    gap DOUBLE, clip DOUBLE
+);
+CREATE TABLE variants (
+    run INT, split VARCHAR, step BIGINT, problem VARCHAR, variant INT, question VARCHAR, transform VARCHAR,
+    images VARCHAR[], answer VARCHAR, outcome VARCHAR
+);
+CREATE TABLE problems (
+    run INT, split VARCHAR, step BIGINT, problem VARCHAR, variants INT, responses INT, success DOUBLE, reward DOUBLE,
+    spread_global DOUBLE, spread_local DOUBLE, outcome VARCHAR, rescued INT, truncated INT, question VARCHAR,
+    transforms VARCHAR, images VARCHAR[]
+);
+"""
+
+_FRESH = """
+CREATE OR REPLACE TEMP TABLE fresh AS SELECT
+    $run AS run, $split AS split, step, problem_id AS problem, variant_index AS variant, response_index AS response,
+    truncated, rewards.total AS total, rewards.accuracy AS accuracy, rewards.format AS format, adv_global, adv_local,
+    len(sampling_logprobs)::INT AS tokens, list_avg(sampling_logprobs)::DOUBLE AS logprob,
+    list_avg([s.gap FOR s IN scorers IF s.variant_index <> variant_index]) AS gap,
+    list_avg([s.clip_fraction FOR s IN scorers]) AS clip,
+    variant_text AS question, transform, image_sha AS images, answer
+FROM read_parquet($paths)
+"""
+
+_GROUPS = """
+CREATE OR REPLACE TEMP TABLE grouped AS
+WITH whole AS (
+    SELECT step, problem, max(total) - min(total) > 1e-9 AS spreads FROM fresh GROUP BY step, problem
+)
+SELECT f.step, f.problem, f.variant, arg_min(f.question, f.response) AS question,
+    arg_min(f.transform, f.response) AS transform, arg_min(f.images, f.response) AS images,
+    arg_min(f.answer, f.response) AS answer, stddev_pop(f.total) AS spread,
+    CASE WHEN max(f.total) - min(f.total) <= 1e-9 AND any_value(w.spreads) THEN 'rescued'
+         WHEN count(f.accuracy) = 0 THEN 'unknown'
+         WHEN max(f.accuracy) <= 0 THEN 'wrong' WHEN min(f.accuracy) >= 1 THEN 'right' ELSE 'mixed' END AS outcome
+FROM fresh f JOIN whole w USING (step, problem) GROUP BY f.step, f.problem, f.variant
+"""
+
+_PROBLEMS = """
+WITH g AS (
+    SELECT step, problem, avg(spread) AS spread_local, count(*) AS variants, count(*) FILTER (outcome = 'rescued') AS
+    rescued, count(spread) AS judged, arg_min(question, variant) AS question, arg_min(images, variant) AS images,
+    string_agg(DISTINCT transform, ', ' ORDER BY transform) AS transforms FROM grouped GROUP BY step, problem
+), r AS (
+    SELECT any_value(run) AS run, any_value(split) AS split, step, problem, count(*) AS n, avg(accuracy) AS success,
+    avg(total) AS reward, stddev_pop(total) AS spread_global, count(accuracy) AS known, max(accuracy) AS best,
+    min(accuracy) AS worst, count(*) FILTER (truncated) AS truncated FROM fresh GROUP BY step, problem
+)
+INSERT INTO problems
+SELECT r.run, r.split, step, problem, g.variants, r.n, r.success, r.reward, r.spread_global, g.spread_local,
+    CASE WHEN g.rescued > 0 AND g.rescued = g.judged THEN 'rescued' WHEN r.known = 0 THEN 'unknown'
+         WHEN r.best <= 0 THEN 'wrong' WHEN r.worst >= 1 THEN 'right' ELSE 'mixed' END,
+    g.rescued, r.truncated, g.question, g.transforms, g.images
+FROM r JOIN g USING (step, problem)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One step's file, as it was when it was read."""
+
+    run: int
+    split: str
+    step: int
+    path: Path
+    stamp: tuple[int, int, int]
+
+
+class Index:
+    """Index of one run, and of a second one to compare it with.
+
+    Args:
+        runs: folders of the runs; the first is the one that is viewed.
+
+    Raises:
+        StoreError: a run is no folder.
+    """
+
+    def __init__(self, runs: Sequence[str | Path]) -> None:
+        self.runs = [Path(run) for run in runs]
+        for run in self.runs:
+            if not run.is_dir():
+                raise StoreError(f"{run}: no such run folder")
+        self.unreadable: dict[Path, str] = {}
+        self.revision = 0
+        self._shards: dict[Path, Shard] = {}
+        self._lock = threading.Lock()
+        self._base = duckdb.connect(
+            ":memory:",
+            config={"threads": 2, "memory_limit": "600MB", "autoinstall_known_extensions": False},
+        )
+        self._base.execute(_TABLES)
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Read what is new and forget what is gone; whether anything changed."""
+        with self._lock:
+            present = {shard.path: shard for shard in self._listed()}
+            gone = [shard for path, shard in self._shards.items() if present.get(path) != shard]
+            new = [shard for path, shard in present.items() if self._shards.get(path) != shard]
+            before = dict(self.unreadable)
+            self.unreadable = {path: why for path, why in before.items() if path in present}
+            self._forget(gone)
+            for shards in _batches(new):
+                self._take(shards)
+            changed = bool(gone) or self.unreadable != before or any(shard.path in self._shards for shard in new)
+            self.revision += changed
+            return changed
+
+    def rows(self, sql: str, parameters: Any = None) -> list[dict[str, Any]]:
+        """Rows of a query as dicts.
+
+        Raises:
+            StoreError: a file that the query reads is gone or damaged.
+        """
+        with self.cursor() as cursor:
+            try:
+                cursor.execute(sql, parameters)
+                names = [column[0] for column in cursor.description]
+                return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+            except (duckdb.IOException, duckdb.InvalidInputException) as error:
+                raise StoreError(f"a shard cannot be read any more: {error}") from error
+
+    @contextmanager
+    def cursor(self) -> Iterator[Any]:
+        """A connection of its own to the same tables, closed at the end."""
+        cursor = self._base.cursor()
+        try:
+            yield cursor
+        finally:
+            cursor.close()
+
+    def shard(self, run: int, split: str, step: int) -> Path | None:
+        """The file of a step, if it was read."""
+        for shard in self._shards.values():
+            if (shard.run, shard.split, shard.step) == (run, split, step):
+                return shard.path
+        return None
+
+    def splits(self, run: int = 0) -> list[str]:
+        """Splits of a run with readable steps; `train` first."""
+        names = {shard.split for shard in self._shards.values() if shard.run == run}
+        return sorted(names, key=lambda name: (name != "train", name))
+
+    def steps(self, run: int, split: str) -> list[int]:
+        """Readable steps, ascending."""
+        return sorted(shard.step for shard in self._shards.values() if (shard.run, shard.split) == (run, split))
+
+    def _listed(self) -> Iterator[Shard]:
+        for number, run in enumerate(self.runs):
+            for path in sorted((run / "rollouts").glob("*/step_*.parquet")):
+                match = _STEP_FILE.fullmatch(path.name)
+                try:
+                    stat = path.stat()
+                except OSError:
+                    continue  # deleted since it was listed
+                if match and path.is_file():
+                    stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+                    yield Shard(number, path.parent.name, int(match[1]), path, stamp)
+
+    def _forget(self, shards: Sequence[Shard]) -> None:
+        for shard in shards:
+            for table in ("responses", "variants", "problems"):
+                self._base.execute(
+                    f"DELETE FROM {table} WHERE run = ? AND split = ? AND step = ?",
+                    [shard.run, shard.split, shard.step],
+                )
+            del self._shards[shard.path]
+
+    def _take(self, shards: list[Shard]) -> None:
+        """Read shards of one run and split together; where that fails, each by itself."""
+        sound = [shard for shard in shards if self._is_ours(shard)]
+        try:
+            self._insert(sound)
+        except duckdb.Error as error:
+            if len(sound) > 1:
+                for shard in sound:
+                    self._take([shard])
+            else:
+                self.unreadable[sound[0].path] = str(error).splitlines()[0]
+
+    def _is_ours(self, shard: Shard) -> bool:
+        try:
+            version = (pq.read_schema(shard.path).metadata or {}).get(VERSION_KEY)
+        except (pa.ArrowException, OSError) as error:
+            self.unreadable[shard.path] = f"not a whole Parquet file (yet): {str(error).splitlines()[0]}"
+            return False
+        if version != str(SCHEMA_VERSION).encode():
+            written = "none" if version is None else version.decode(errors="replace")
+            self.unreadable[shard.path] = (
+                f"schema version {written}, and this program reads {SCHEMA_VERSION}; "
+                "view the run with the sharevl-lite that wrote it"
+            )
+            return False
+        return True
+
+    def _insert(self, shards: list[Shard]) -> None:
+        if not shards:
+            return
+        given = {"run": shards[0].run, "split": shards[0].split, "paths": [str(shard.path) for shard in shards]}
+        with self.cursor() as cursor:
+            cursor.execute(_FRESH, given)
+            strange = cursor.execute("SELECT DISTINCT step FROM fresh").fetchall()
+            if {step for (step,) in strange} - {shard.step for shard in shards}:
+                raise duckdb.InvalidInputException("rows of another step than the file's name says")
+            cursor.execute(_GROUPS)
+            cursor.execute("BEGIN")
+            cursor.execute(
+                "INSERT INTO responses SELECT run, split, step, problem, variant, response, truncated, total, "
+                "accuracy, format, adv_global, adv_local, tokens, logprob, gap, clip FROM fresh"
+            )
+            cursor.execute(
+                "INSERT INTO variants SELECT $run, $split, step, problem, variant, question, transform, images, "
+                "answer, outcome FROM grouped",
+                {"run": given["run"], "split": given["split"]},
+            )
+            cursor.execute(_PROBLEMS)
+            cursor.execute("COMMIT")
+            cursor.execute("DROP TABLE fresh")
+            cursor.execute("DROP TABLE grouped")
+        for shard in shards:
+            self._shards[shard.path] = shard
+            self.unreadable.pop(shard.path, None)
+
+
+def _batches(shards: Sequence[Shard], size: int = 50) -> Iterator[list[Shard]]:
+    """Shards by run and split, at most `size` together."""
+    kinds = sorted({(shard.run, shard.split) for shard in shards})
+    for kind in kinds:
+        same = [shard for shard in shards if (shard.run, shard.split) == kind]
+        for start in range(0, len(same), size):
+            yield same[start : start + size]

@@ -1,0 +1,116 @@
+"""A page: the frame around a view, and what to do when a view cannot be drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from urllib.parse import urlencode
+
+from sharevl_explorer.compare_view import compare_view
+from sharevl_explorer.index import Index
+from sharevl_explorer.markup import Html, el
+from sharevl_explorer.parts import Context, empty
+from sharevl_explorer.problem_view import problem_view
+from sharevl_explorer.response_view import response_view
+from sharevl_explorer.run_view import run_view
+from sharevl_explorer.state import State, parse
+from sharevl_explorer.step_view import step_view
+from sharevl_lite.store_schema import StoreError
+
+_VIEWS = {
+    "run": run_view,
+    "step": step_view,
+    "problem": problem_view,
+    "response": response_view,
+    "compare": compare_view,
+}
+_KEYS = (
+    ("j  k", "next and previous: problem or response"),
+    ("h  l", "previous and next variant; in a step, page"),
+    ("[  ]", "previous and next step"),
+    ("/", "search in the step"),
+    ("?", "this help"),
+    ("Esc", "leave a field, close the help"),
+)
+
+
+def render(index: Index, query: str) -> Html:
+    """The page of a URL's query."""
+    revision = index.revision  # before the queries: a change in between is asked for again
+    state = settle(index, parse(query))
+    context = Context(index, state)
+    try:
+        view = _VIEWS[state.view](context)
+    except StoreError as error:
+        view = empty("This cannot be read", str(error))
+    return el(
+        "div.frame",
+        _bar(context),
+        _unreadable(index),
+        el("main", view),
+        _help(),
+        data_revision=revision,
+    )
+
+
+def settle(index: Index, state: State) -> State:
+    """The state with its run, split and step resolved to what there is."""
+    state = replace(state, run=state.run if 0 <= state.run < len(index.runs) else 0)
+    splits = index.splits(state.run)
+    if state.split not in splits and splits and state.view in ("run", "compare"):
+        state = replace(state, split=splits[0])
+    steps = index.steps(state.run, state.split)
+    return replace(state, step=steps[-1]) if state.step == -1 and steps else state
+
+
+def _bar(context: Context) -> Html:
+    state, index = context.state, context.index
+    fresh = Context(index, State(run=state.run, split=state.split))
+    links = (
+        ("Run", fresh.link("run"), "run"),
+        ("Step", fresh.link("step", step=state.step), "step"),
+        ("Compare", fresh.link("compare"), "compare"),
+    )
+    runs = [("?" + urlencode({"run": n}), run.name) for n, run in enumerate(index.runs)] if len(index.runs) > 1 else []
+    return el(
+        "header.bar",
+        el("strong", "sharevl", el("span.quiet", " explorer")),
+        el(
+            "nav",
+            [
+                el("a", name, href=href, aria_current="page" if view == state.view else None)
+                for name, href, view in links
+            ],
+            [el("a", name, href=href) for href, name in runs],
+            aria_label="views",
+        ),
+        el("button", "◐", type="button", data_theme=True, aria_label="light or dark", title="light or dark"),
+        el("button", "?", type="button", data_help=True, aria_label="help"),
+    )
+
+
+def _unreadable(index: Index) -> Html | None:
+    if not index.unreadable:
+        return None
+    lines = [
+        el("li", el("code", f"{path.parent.name}/{path.name}"), f" {why}")
+        for path, why in sorted(index.unreadable.items())
+    ]
+    return el(
+        "details.note", el("summary", f"⚠ {len(lines)} shards cannot be read"), el("ul", lines[:50]), role="status"
+    )
+
+
+def _help() -> Html:
+    return el(
+        "dialog",
+        el("h2", "Keys"),
+        el("dl", [[el("dt", el("kbd", keys)), el("dd", meaning)] for keys, meaning in _KEYS]),
+        el("h2", "Rescued"),
+        el(
+            "p",
+            "A variant's group of responses is rescued if its rewards are all equal while those of the whole problem "
+            "are not: alone it would teach nothing. A problem is rescued if all its variants are.",
+        ),
+        el("form", el("button", "Close"), method="dialog"),
+        aria_label="help",
+    )

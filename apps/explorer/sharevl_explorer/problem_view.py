@@ -1,0 +1,179 @@
+"""Problem: the variants side by side, and every response scored under every variant."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from sharevl_explorer.charts import number, percent
+from sharevl_explorer.markup import Html, el
+from sharevl_explorer.parts import Context, empty, key, picture, step_keys, tabs, trail
+from sharevl_explorer.prose import question, shortened, word_diff
+from sharevl_explorer.queries import neighbours, responses
+
+_CELLS = {
+    "gap": ("log-prob gap", "nats per token, under the column's variant minus under the source"),
+    "advantage": ("advantage", "global, plus local in the source's column"),
+    "clip": ("clip fraction", "share of the tokens whose ratio was clipped in the update"),
+}
+
+_FLOOR = {"gap": 0.05, "advantage": 0.5, "clip": 0.05}
+
+
+def problem_view(context: Context) -> Html:
+    """One problem of one step; `variant` marks a column."""
+    state = context.state
+    rows = responses(context.index, state.run, state.split, state.step, state.problem)
+    if not rows:
+        return empty(
+            "Not here", f"Step {state.step} holds no problem {state.problem[:200]!r}, or its file cannot be read."
+        )
+    groups = [(j, list(group)) for j, group in groupby(rows, key=lambda row: row["variant_index"])]
+    return el(
+        "section.problem",
+        _keys(context, [j for j, _ in groups]),
+        step_keys(context),
+        trail(
+            (context.index.runs[state.run].name, context.link("run")),
+            (f"step {state.step}", context.link("step")),
+            (state.problem, None),
+        ),
+        el(
+            "header.view",
+            el("p", "right answer ", el("b.gold", rows[0]["answer"])),
+            el("a.button.plain", "compare across steps", href=context.link("compare"))
+            if context.link("compare")
+            else None,
+        ),
+        el("div.variants", [_card(context, j, group, groups[0][1][0]) for j, group in groups]),
+        _matrix(context, rows, [j for j, _ in groups]),
+    )
+
+
+def _keys(context: Context, variants: list[int]) -> list[Html | None]:
+    state = context.state
+    before, after = neighbours(context.index, state)
+    marked = variants.index(state.variant) if state.variant in variants else 0
+    return [
+        key(context, "k", before and context.link(problem=before)),
+        key(context, "j", after and context.link(problem=after)),
+        key(context, "h", context.link(variant=variants[max(marked - 1, 0)])),
+        key(context, "l", context.link(variant=variants[min(marked + 1, len(variants) - 1)])),
+    ]
+
+
+def _card(context: Context, j: int, group: list[dict[str, Any]], original: dict[str, Any]) -> Html:
+    first = group[0]
+    known = [row["accuracy"] for row in group if row["accuracy"] is not None]
+    rewards = [row["total"] for row in group if row["total"] is not None]
+    success = percent(sum(known) / len(known)) if known else "–"
+    spread = number(_deviation(rewards)) if rewards else "–"
+    same = first["variant_text"] == original["variant_text"]
+    changed = (
+        question(first["variant_text"])
+        if j == original["variant_index"] or same
+        else word_diff(original["variant_text"], first["variant_text"])
+    )
+    marked = ".marked" if j == context.state.variant else ""
+    return el(
+        f"article.card{marked}",
+        el("h3", f"Q{j}", el("span.quiet", " original" if j == 0 else f" {first['transform'] or 'no transform'}")),
+        el(
+            "div.pictures",
+            [
+                picture(context, sha, f"image {n + 1} of variant {j}, {first['transform'] or 'as it is'}")
+                for n, sha in enumerate(first["image_sha"])
+            ],
+        ),
+        el("p.asked", changed),
+        el("p.quiet", f"{len(group)} responses, {success} right, local spread {spread}"),
+    )
+
+
+def _deviation(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
+
+
+def _matrix(context: Context, rows: list[dict[str, Any]], variants: list[int]) -> Html:
+    state = context.state
+    values = {
+        (row["variant_index"], row["response_index"], scorer["variant_index"]): scorer[_field(state.cell)]
+        for row in rows
+        for scorer in row["scorers"]
+    }
+    # A floor: differences that mean nothing are not painted in full colour.
+    scale = max(_FLOOR[state.cell], *(abs(value) for value in values.values() if value is not None), 0.0)
+    label, meaning = _CELLS[state.cell]
+    switch = [(name, context.link(cell=cell), cell == state.cell) for cell, (name, _) in _CELLS.items()]
+    head = el(
+        "tr",
+        el("th", "response", scope="col"),
+        el("th", "reward", scope="col"),
+        [el("th", f"Q{k}", scope="col", class_="marked" if k == state.variant else None) for k in variants],
+    )
+    body = [_line(context, row, variants, values, scale) for row in rows]
+    return el(
+        "section.panel",
+        el(
+            "header.view",
+            el("h3", "Cross-scoring"),
+            tabs("what a cell shows", switch) if context.anchors is None else None,
+        ),
+        el(
+            "p.quiet",
+            "Rows are responses, columns the variants they were scored under; the source is outlined. "
+            f"Cells: {label}, {meaning}.",
+        ),
+        el("div.scroll", el("table.matrix", el("thead", head), el("tbody", body))),
+        _legend(scale, state.cell),
+        None
+        if values
+        else el("p.note", "No response was scored under variants: an evaluation, or nothing had a reward."),
+    )
+
+
+def _field(cell: str) -> str:
+    return {"gap": "gap", "advantage": "advantage", "clip": "clip_fraction"}[cell]
+
+
+def _line(context: Context, row: dict[str, Any], variants: list[int], values: dict[Any, Any], scale: float) -> Html:
+    j, i = row["variant_index"], row["response_index"]
+    mark = "?" if row["accuracy"] is None else "✓" if row["accuracy"] > 0 else "✕"
+    href = context.link("response", variant=j, response=i)
+    name = el(
+        "a.row",
+        f"Q{j}·{i} ",
+        el("span", mark, aria_label={"✓": "right", "✕": "wrong", "?": "unknown"}[mark]),
+        href=href,
+        title=shortened(row["text"]),
+        data_row=True,
+    )
+    cells = []
+    for k in variants:
+        value = values.get((j, i, k))
+        share = 0.0 if value is None else min(abs(value) / scale, 1.0)
+        sign = "neg" if (value or 0) < 0 else "pos"
+        source = ".source" if k == j else ""
+        cells.append(
+            el(
+                f"td.cell.{sign}{source}",
+                number(value, 3),
+                style=f"--v:{100 * share:.0f}%",
+                title=f"Q{j}, response {i}, under Q{k}: {number(value, 4)}",
+            )
+        )
+    border = "first" if i == 0 and j != variants[0] else None
+    return el("tr", el("th", name, scope="row"), el("td.number", number(row["total"])), cells, class_=border)
+
+
+def _legend(scale: float, cell: str) -> Html:
+    low = None if cell == "clip" else number(-scale)
+    return el(
+        "p.scale",
+        low,
+        el("span.ramp" + (".half" if cell == "clip" else ""), aria_hidden="true"),
+        number(scale),
+        el("span.outline", "source"),
+        "– not forwarded",
+    )

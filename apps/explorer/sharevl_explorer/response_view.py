@@ -1,0 +1,180 @@
+"""Response: the text, its verdict, its rewards and advantages, and how likely each token was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sharevl_explorer.charts import number
+from sharevl_explorer.markup import Html, el
+from sharevl_explorer.parts import Context, empty, key, picture, step_keys, trail
+from sharevl_explorer.prose import question
+from sharevl_explorer.prose import response as set_response
+from sharevl_explorer.queries import responses
+
+_TOKENS = 2000
+
+
+def response_view(context: Context) -> Html:
+    """One response of one problem in one step."""
+    state = context.state
+    rows = responses(context.index, state.run, state.split, state.step, state.problem)
+    places = [(row["variant_index"], row["response_index"]) for row in rows]
+    if (state.variant, state.response) not in places:
+        return empty("Not here", "This step holds no such response, or its file cannot be read.")
+    place = places.index((state.variant, state.response))
+    row = rows[place]
+    alts = f"image of variant {state.variant}"
+    asked = el(
+        "aside.panel.asked",
+        el("h3", f"Q{state.variant}"),
+        [picture(context, sha, alts) for sha in row["image_sha"]],
+        el("p", question(row["variant_text"])),
+    )
+    return el(
+        "section.response",
+        _keys(context, places, place),
+        step_keys(context),
+        trail(
+            (context.index.runs[state.run].name, context.link("run")),
+            (f"step {state.step}", context.link("step")),
+            (state.problem, context.link("problem")),
+            (f"Q{state.variant}·{state.response}", None),
+        ),
+        el(
+            "div.columns",
+            asked,
+            el("div", _text(context, row), _tokens(context, row)),
+            el("div", _verdict(row), _advantage(row)),
+        ),
+    )
+
+
+def _keys(context: Context, places: Sequence[tuple[int, int]], place: int) -> list[Html | None]:
+    def to(other: tuple[int, int]) -> str | None:
+        return context.link(variant=other[0], response=other[1])
+
+    j, i = places[place]
+    near = {sign: (j + by, i) for sign, by in (("h", -1), ("l", 1))}
+    return [
+        key(context, "k", to(places[place - 1])) if place else None,
+        key(context, "j", to(places[place + 1])) if place + 1 < len(places) else None,
+        *(key(context, sign, to(other)) for sign, other in near.items() if other in places),
+    ]
+
+
+def _text(context: Context, row: dict[str, Any]) -> Html:
+    whole = context.link(full=1)
+    cut = el("p.note", "cut at the length limit") if row["truncated"] else None
+    shown = set_response(row["text"], full=bool(context.state.full), all_of_it=whole)
+    return el("section.panel", el("h3", f"Response, {len(row['token_ids']):,} tokens"), shown, cut)
+
+
+def _verdict(row: dict[str, Any]) -> Html:
+    verdict = row["verification"] or {}
+    judged = {None: "no verdict", True: "✓ right", False: "✕ wrong"}[
+        None if row["accuracy"] is None else row["accuracy"] > 0
+    ]
+    facts = [
+        ("verdict", judged),
+        ("extracted", verdict.get("extracted") if verdict.get("extracted") is not None else "nothing found"),
+        ("right answer", row["answer"]),
+        ("rule", verdict.get("rule") or "–"),
+        ("failure", verdict.get("failure")),
+    ]
+    rewards = [("total", row["total"]), ("accuracy", row["accuracy"]), ("format", row["format"])]
+    rewards += sorted((row["rewards"]["functions"] or {}).items())
+    return el(
+        "section.panel",
+        el("h3", "Verdict and rewards"),
+        el(
+            "dl",
+            [[el("dt", name), el("dd", el("bdi", str(value)[:2000]))] for name, value in facts if value is not None],
+        ),
+        el("dl.figures", [[el("dt", name), el("dd", number(value, 3))] for name, value in rewards]),
+        el("p.quiet", "total is the weighted sum; the parts stand before their weights"),
+    )
+
+
+def _advantage(row: dict[str, Any]) -> Html:
+    parts = [("global", row["adv_global"]), ("local", row["adv_local"])]
+    if row["adv_global"] is None:
+        return el("section.panel", el("h3", "Advantage"), el("p.quiet", "none: an evaluation, or no known reward"))
+    own = (row["adv_global"] or 0) + (row["adv_local"] or 0)
+    gaps = [(f"under Q{s['variant_index']}", s["gap"]) for s in row["scorers"]]
+    return el(
+        "section.panel",
+        el("h3", "Advantage"),
+        _bars([*parts, ("global + local", own)]),
+        el("h3", "Log-prob gap"),
+        _bars(gaps),
+        el(
+            "p.quiet",
+            "mean over tokens, nats, against the source; the store keeps the mean of each pair, not each token",
+        ),
+    )
+
+
+def _bars(values: Sequence[tuple[str, float | None]]) -> Html:
+    scale = max((abs(value) for _, value in values if value is not None), default=0.0) or 1.0
+    lines = []
+    for name, value in values:
+        sign = "neg" if (value or 0) < 0 else "pos"
+        bar = el(f"span.bar-{sign}", style=f"width:{50 * abs(value or 0) / scale:.1f}%")
+        lines.append([el("dt", name), el("dd", el("span.axis", bar, aria_hidden="true"), el("b", number(value, 3)))])
+    return el("dl.bars", lines)
+
+
+def _tokens(context: Context, row: dict[str, Any]) -> Html:
+    """The heat-map: the less likely a token was when it was sampled, the stronger its ground."""
+    ids, logprobs = row["token_ids"], row["sampling_logprobs"]
+    limit = len(ids) if context.state.full else _TOKENS
+    pieces = _pieces(str(context.index.runs[context.state.run].absolute()), tuple(ids[:limit]))
+    spans = []
+    for piece, token, logprob in zip(pieces, ids, logprobs, strict=False):
+        share = 0.0 if logprob is None else min(-logprob / 5, 1.0)
+        spans.append(
+            el("span.token", piece, style=f"--v:{100 * share:.0f}%", title=f"token {token}: {number(logprob, 3)} nats")
+        )
+    cut = (
+        el("p.note", f"the first {limit:,} of {len(ids):,} tokens; ", el("a", "show all", href=context.link(full=1)))
+        if limit < len(ids)
+        else None
+    )
+    note = "log-prob of each token as it was sampled; white is certain, full orange is −5 nats or less"
+    return el(
+        "section.panel",
+        el("h3", "Tokens"),
+        el("p.scale", "0", el("span.ramp.half"), "−5"),
+        el("p.tokens", spans, dir="auto"),
+        cut,
+        el("p.quiet", note),
+    )
+
+
+def _pieces(run: str, ids: tuple[int, ...]) -> list[str]:
+    """The text of each token, or its number where the run's tokenizer is not at hand."""
+    tokenizer = _tokenizer(run)
+    if tokenizer is None:
+        return [f"{token} " for token in ids]
+    return [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(run: str) -> Any:
+    """The tokenizer of the run's model if it lies on this machine; None otherwise. No weights, no torch."""
+    from importlib.resources import files
+
+    import yaml
+
+    try:
+        from tokenizers import Tokenizer
+
+        path = str(yaml.safe_load((Path(run) / "recipe.yaml").read_text())["model"]["path"])
+        built_in = Path(str(files("sharevl_lite"))) / "assets" / path.removeprefix("builtin:")
+        folder = built_in if path.startswith("builtin:") else Path(path)
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # the library raises its own bare Exception; without a tokenizer, numbers are shown
+        return None

@@ -1,0 +1,123 @@
+"""The index: outcomes, replaced and unreadable shards, filters, and markup that cannot be left unescaped."""
+
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+from hostile_rows import rows
+from sharevl_explorer.command import main
+from sharevl_explorer.index import Index
+from sharevl_explorer.markup import el, text
+from sharevl_explorer.mathml import with_formulas
+from sharevl_explorer.queries import neighbours, problems
+from sharevl_explorer.state import State, parse
+
+from sharevl_lite.store import Rewards, RolloutStore
+
+
+def stored(run, step, totals):
+    """One problem per entry of `totals`: its rewards by variant and response; right from 0.5 on."""
+    store = RolloutStore(run)
+    written = rows(store, step, {name: name for name in totals})
+    for number, row in enumerate(written):
+        total = totals[row.problem_id[2:]][row.variant_index][row.response_index]
+        accuracy = None if total is None else float(total >= 0.5)
+        written[number] = replace(row, rewards=Rewards(total, accuracy, 1.0))
+    return store.write("train", step, written)
+
+
+def test_outcomes_of_problems_and_of_variants(tmp_path):
+    totals = {
+        "rescued": [[1, 1], [0, 0]],
+        "half": [[1, 1], [1, 0]],
+        "mixed": [[1, 0], [0, 1]],
+        "right": [[1, 1], [1, 1]],
+        "wrong": [[0, 0], [0, 0]],
+        "unknown": [[None, None], [None, None]],
+    }
+    stored(tmp_path, 1, totals)
+    index = Index([tmp_path])
+    found = {row["problem"][2:]: row for row in index.rows("SELECT * FROM problems")}
+    assert {name: row["outcome"] for name, row in found.items()} == {name: name for name in totals} | {"half": "mixed"}
+    assert {name: row["rescued"] for name, row in found.items() if row["rescued"]} == {"rescued": 2, "half": 1}
+    assert found["rescued"]["spread_global"] == pytest.approx(0.5)
+    assert found["rescued"]["spread_local"] == 0
+    assert found["half"]["spread_global"] == pytest.approx(0.1875**0.5)
+    assert found["half"]["spread_local"] == pytest.approx(0.25)
+
+
+def test_filters_and_neighbours(tmp_path):
+    stored(tmp_path, 1, {"a": [[1, 1], [0, 0]], "b": [[0, 0], [0, 0]], "c": [[1, 0], [1, 1]]})
+    index = Index([tmp_path])
+
+    def names(**given):
+        return [row["problem"] for row in problems(index, State(step=1, **given)).rows]
+
+    assert names() == ["p-a", "p-b", "p-c"]
+    assert names(sort="reward", down=1) == ["p-c", "p-a", "p-b"]
+    assert names(sort="reward; DROP TABLE problems") == names()
+    assert names(outcome="rescued") == ["p-a"]
+    assert names(low=0.5, high=0.5) == ["p-a"]
+    assert names(q="A' OR 1=1") == []
+    assert names(transform="rotate_90_cw", q="P-B") == ["p-b"]
+    assert neighbours(index, State(step=1, problem="p-a", sort="reward", down=1)) == ("p-c", "p-b")
+
+
+def test_a_step_that_a_resume_writes_again_replaces_the_old(tmp_path):
+    stored(tmp_path, 1, {"a": [[0, 0], [0, 0]]})
+    path = stored(tmp_path, 2, {"a": [[0, 0], [0, 0]]})
+    index = Index([tmp_path])
+    assert not index.refresh()
+    stored(tmp_path, 2, {"b": [[1, 1], [1, 1]]})
+    assert index.refresh()
+    assert index.rows("SELECT step, problem FROM problems ORDER BY step") == [
+        {"step": 1, "problem": "p-a"},
+        {"step": 2, "problem": "p-b"},
+    ]
+    path.unlink()
+    assert index.refresh()
+    assert index.steps(0, "train") == [1]
+
+
+def test_unreadable_shards_are_listed_and_tried_again(tmp_path, capsys):
+    path = stored(tmp_path, 1, {"a": [[0, 0], [0, 0]]})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    index = Index([tmp_path])
+    assert list(index.unreadable) == [path]
+    assert main([str(tmp_path)]) == 2
+    assert "not a whole Parquet file" in capsys.readouterr().err
+    path.write_bytes(whole)
+    assert index.refresh()
+    assert index.unreadable == {}
+    table = pq.read_table(path).replace_schema_metadata({b"sharevl_lite.schema_version": b"2"})
+    pq.write_table(table, path)
+    assert index.refresh()
+    assert "schema version 2, and this program reads 1" in index.unreadable[path]
+    assert index.steps(0, "train") == []
+
+
+def test_a_run_that_is_not_there(tmp_path, capsys):
+    assert main([str(tmp_path / "none")]) == 2
+    assert "no such run folder" in capsys.readouterr().err
+
+
+def test_markup_escapes_text_and_refuses_links_that_lead_out():
+    assert el("p", "<b>", title='"') == '<p title="&quot;">&lt;b&gt;</p>'
+    assert text("a\0b") == "a␀b"
+    for address in ("javascript:alert(1)", "https://example.org", "//example.org", "/gradio_api/file=/etc/passwd"):
+        with pytest.raises(ValueError, match="leads out of the page"):
+            el("a", "x", href=address)
+
+
+def test_formulas_become_mathml_and_prices_do_not():
+    assert "<mfrac>" in with_formulas(r"$\frac{1}{2}$")
+    assert with_formulas("$5 and $6") == "$5 and $6"
+    assert "<math" not in with_formulas(r"$\unknowncommand{x}$")
+    assert "<script" not in with_formulas("$\\text{<script>}$")
+
+
+def test_a_link_holds_the_whole_state_and_a_broken_one_opens():
+    state = State(view="step", step=3, q="a&b=<c>", low=0.5, down=1)
+    assert parse(state.to()) == state
+    assert parse("?view=nowhere&step=x&page=-4&low=nan&sort=%00") == State(sort="\0")
