@@ -161,7 +161,8 @@ def test_every_problem_of_a_file_is_reported_with_its_line(write):
         "recipe.yaml:4: share.num_varaints: unknown key; did you mean share.num_variants?",
         "recipe.yaml:5: share.num_responses: must be int >= 1, got 0",
         "recipe.yaml:6: share.transforms.kinds.0: must be 'rotate_90_cw', 'rotate_90_ccw', 'rotate_180', 'noise_10', "
-        "'noise_25', 'noise_50', 'mirror_horizontal' or 'mirror_vertical', got \"spin\"",
+        "'noise_25', 'noise_50', 'mirror_horizontal', 'mirror_vertical', 'tilt_5_cw', 'tilt_5_ccw', 'scale_50', "
+        "'brightness_70', 'brightness_130', 'contrast_70', 'contrast_130', 'jpeg_50' or 'jpeg_20', got \"spin\"",
         'recipe.yaml:8: train.learning_rate: must be float > 0, got "fast"',
         "recipe.yaml:10: model.lora.target_modules: must be text | list of text, got 3",
         "recipe.yaml:11: rollout: must be a mapping of keys, got 3",
