@@ -155,7 +155,7 @@ class Collector:
         watch = Stopwatch()
         levels: list[Difficulty] = ["usual" for _ in problems] if difficulties is None else list(difficulties)
         with watch.part("expand"):
-            progress = min(1.0, max(0, visit - 1) / self.recipe.train.rollouts) if label.startswith("train") else 0.0
+            progress = (visit - 1) / max(1, self.recipe.train.rollouts - 1) if label.startswith("train") else 0.0
             variants = [
                 expand_problem(p, share, seed=self.recipe.seed, visit=visit, difficulty=level, progress=progress)
                 for p, level in zip(problems, levels, strict=True)

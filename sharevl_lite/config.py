@@ -139,11 +139,11 @@ class TransformSection(Section):
     allow_mirrors: bool = False
     """A mirror swaps left and right and reverses writing, so it needs this or a row's own `allow_mirrors: true`."""
     guard: bool = True
-    """Decide per problem: no mirrors where the text speaks of left, right, clockwise or letters, or the image seems to
-    hold writing; nothing that blurs small writing. A row's own `transforms` (a list of kinds) overrides it."""
+    """Decide per problem: no mirrors where the text speaks of sides, letters or points, or the image seems to hold
+    lines of writing; nothing that blurs small writing. A row's own `transforms` (some of `kinds`) overrides it."""
     noise_decay: Literal["none", "linear", "sigmoid"] = "none"
-    """Noise fades over the run (NoisyRollout, arXiv 2504.13055): from its full strength to nothing, evenly or with the
-    steepest part in the middle."""
+    """Noise fades over the run (after NoisyRollout, arXiv 2504.13055): from its full strength in the first rollout to
+    nothing in the last, evenly or with the steepest part in the middle."""
 
     @model_validator(mode="after")
     def _kinds_exist(self) -> TransformSection:

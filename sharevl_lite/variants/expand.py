@@ -120,7 +120,7 @@ def _draw_transform(
 
 
 def noise_strength(decay: str, progress: float) -> float:
-    """Share of the noise's deviation that is left at this share of the run (0 to 1); NoisyRollout's schedules.
+    """Share of the noise's deviation that is left at this share of the run (0 to 1), after NoisyRollout's idea.
 
     `sigmoid` falls from 1 to 0 with its steepest part in the middle, scaled so that it begins at 1 and ends at 0.
     """

@@ -1,10 +1,12 @@
 """Which transforms a problem can bear: by what its text speaks of, and by whether its images seem to hold writing.
 
 Rotations are told in their sentence, which turns up and down along; a mirror's sentence cannot undo that writing is
-reversed, nor say what "left" meant. A row that names its `transforms` is taken at its word.
+reversed, nor say what "left" or "above" meant. A row that names its `transforms` is taken at its word, as far as the
+recipe lists them.
 
-The check for writing is a fast guess: blobs of the size of letters, several in a row. It errs towards "writing" (lines
-that cross look like it too), because a mirror that is left out costs nothing.
+The check for writing is a fast guess: blobs of the size of letters, several in a row. Lines that cross look like it
+too; a mirror that is left out costs nothing. It misses single letters and writing that is faint or has a few pixels: where
+that matters, and the question does not name the points, let the rows name their transforms.
 """
 
 from __future__ import annotations
@@ -25,12 +27,16 @@ if TYPE_CHECKING:
     from sharevl_lite.data.problem import Problem
 
 SIDED = re.compile(
-    r"\b(?:left|right(?!\s+(?:angle|triangle|prism|cone|cylinder|pyramid|circular))(?!-angled)|leftmost|rightmost|"
-    r"clockwise|counter-?clockwise|anti-?clockwise|east|west|eastern|western|mirror\w*|letters?|words?|text|written|"
-    r"writing|read|reads|says|spell\w*|clock|handed\w*)\b|左|右|顺时针|逆时针",
+    r"\b(?:left(?:most|wards?)?|right(?:most|wards?)|right(?!\s+(?:angle|triangle|prism|cone|cylinder|pyramid|circular))"
+    r"(?!-angled)|(?:counter-?|anti-?)?clockwise|(?:north|south)?-?(?:east|west)\w*|north\w*|south\w*|above|below|beneath"
+    r"|over|under|top(?:most)?|bottom|up|down|up(?:per|ward\w*|side)|down(?:ward\w*)|higher|lower|highest|lowest"
+    r"|mirror\w*|flip\w*|reflect\w*|letters?|words?|text|written|writing|read|reads|says|spell\w*|clock|time|handed\w*)\b"
+    r"|[左右上下东西南北]|顺时针|逆时针",
     re.IGNORECASE,
 )
-LABELLED = re.compile(r"\b[A-Z]{2,5}\b|\\angle|\\triangle|∠|△")
+LABELLED = re.compile(
+    r"\b[A-Z]{2,5}\b|\\angle|\\triangle|∠|△|\b(?:[Pp]oint|[Ll]ine|[Aa]ngle|[Vv]ertex|[Ss]ide)s? [A-Z]\b"
+)
 """Names of points or angles: the image shows them as letters."""
 MOST_LETTERS = 400
 """More blobs of a letter's size than this are a texture."""

@@ -84,7 +84,8 @@ class GaussianNoise:
     """Gaussian noise on every pixel and channel; `std` is on the 0..255 scale.
 
     A window of a fixed field of 4 million independent values, at a random place and with a random sign: drawing 3
-    million values anew takes ten times as long. In an image of up to 1.3 megapixels all values are independent.
+    million values anew takes ten times as long. In an image of up to 1.3 megapixels all values are independent; a
+    larger one repeats the field, and two images share parts of it at shifted places.
     """
 
     std: int

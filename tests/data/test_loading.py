@@ -289,6 +289,13 @@ def test_ids_and_mirrors(tmp_path):
     assert [problem.allow_mirrors for problem in problems] == [True, False, False, False]
 
 
+def test_a_row_names_what_may_be_done_to_its_images(tmp_path):
+    rows = [row(transforms=["noise_10", "rotate_180"]), row(transforms=[]), row(transforms=None), row()]
+    problems = load(write_jsonl(tmp_path / "p.jsonl", rows)).problems
+    assert [problem.transforms for problem in problems] == [{"noise_10", "rotate_180"}, set(), None, None]
+    assert "transforms" not in problems[0].metadata
+
+
 # ---------------------------------------------------------------- images
 
 
@@ -395,6 +402,9 @@ JSONL_FAULTS = {
     "id taken": (row(id="0"), "the id '0' is already that of row 0; ids must be unique"),
     "id float": (row(id=1.5), r"the id \(column 'id'\) is 1.5; give text or a whole number"),
     "id empty": (row(id=""), "the id .* is ''; give text"),
+    "unknown transform": (row(transforms=["spin"]), r"column 'transforms' is \['spin'\]; give a list of"),
+    "transforms nested": (row(transforms=[["noise_10"]]), r"column 'transforms' is \[\['noise_10'\]\]; give a list of"),
+    "transforms not a list": (row(transforms="noise_10"), "column 'transforms' is 'noise_10'; give a list of"),
     "mirrors not bool": (row(allow_mirrors="yes"), "column 'allow_mirrors' is 'yes'; give true or false"),
 }
 
