@@ -5,8 +5,8 @@ reversed, nor say what "left" or "above" meant. A row that names its `transforms
 recipe lists them.
 
 The check for writing is a fast guess: blobs of the size of letters, several in a row. Lines that cross look like it
-too; a mirror that is left out costs nothing. It misses single letters and writing that is faint or has a few pixels: where
-that matters, and the question does not name the points, let the rows name their transforms.
+too; a mirror that is left out costs nothing. It misses single letters, and writing that is faint or a few pixels high:
+where that matters, and the question does not name the points, let the rows name their transforms.
 """
 
 from __future__ import annotations
