@@ -76,16 +76,17 @@ def _newest(run: Path) -> int:
 
 
 CHOICES = {
-    "dynamic": {"rollout.dynamic_sampling": "true", "data.train_limit": 10},
-    "difficulty": {"share.difficulty.adaptive": "true", "data.train_limit": 4},
-    "both": {"rollout.dynamic_sampling": "true", "share.difficulty.adaptive": "true", "data.train_limit": 6},
+    "rollout.dynamic_sampling": "true",
+    "share.difficulty.adaptive": "true",
+    "share.difficulty.solved": 0.6,
+    "share.difficulty.unsolved": 0.4,
+    "data.train_limit": 6,
 }
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_a_killed_run_chooses_again_as_it_would_have(command, environment, finish, tmp_path, choice):
+def test_a_killed_run_chooses_again_as_it_would_have(command, environment, finish, tmp_path):
     """What is replaced and who is asked how do not depend on the kill: SIGKILL in the middle of step 3."""
-    changes = {**CHOICES[choice], "share.difficulty.solved": 0.6, "share.difficulty.unsolved": 0.4}
+    changes = dict(CHOICES)
     changes |= {"share.num_responses": 2, "reward.format_weight": 0.0}  # so that some problems are silent
     finish(command(name="whole", **changes))
     words = command("--resume", "auto", name="killed", **changes)
