@@ -163,7 +163,7 @@ def _packages(recipe: Recipe | None) -> Iterator[Check]:
         if version is None:
             if package in needed and package in OPTIONAL:
                 finding = "not installed, and the recipe needs it"
-                yield Check(package, "failure", finding, f"pip install {package} (or pip install 'sharevl-lite[gpu]')")
+                yield Check(package, "failure", finding, f"pip install {package} (the extra [gpu] names versions)")
             elif package in needed:
                 yield Check(package, "failure", "not installed", f"pip install {package}")
             else:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sharevl_lite.data.problem import Problem
 
-OWN = ("id", "problem", "images", "answer", "variants", "allow_mirrors")
+OWN = ("id", "problem", "images", "answer", "variants", "allow_mirrors", "transforms")
 BATCH = 256
 
 
@@ -36,7 +36,8 @@ class ProblemWriter:
         """Take one problem with its accepted rewrites."""
         extra = {(f"source_{name}" if name in OWN else name): value for name, value in problem.metadata.items()}
         images = [{"bytes": data, "path": None} for data in encoded_images(problem.images)]
-        own = (problem.id, problem.text, images, problem.answer, variants, problem.allow_mirrors)
+        transforms = None if problem.transforms is None else sorted(problem.transforms)
+        own = (problem.id, problem.text, images, problem.answer, variants, problem.allow_mirrors, transforms)
         self._rows.append({**dict(zip(OWN, own, strict=True)), **extra})
         if len(self._rows) >= BATCH:
             self._flush()
@@ -84,6 +85,7 @@ def _table(rows: list[dict[str, Any]], as_json: set[str]) -> pa.Table:
         "answer": pa.string(),
         "variants": pa.list_(pa.string()),
         "allow_mirrors": pa.bool_(),
+        "transforms": pa.list_(pa.string()),
     }
     for name in dict.fromkeys(name for row in rows for name in row if name not in own):
         try:

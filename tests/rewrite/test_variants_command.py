@@ -175,6 +175,21 @@ def test_output_loads_with_datasets(tmp_path):
     assert (tmp_path / "out" / "images" / "00-0.png").is_file()
 
 
+def test_what_a_row_allows_and_its_other_columns_survive(tmp_path):
+    rows = [
+        {"problem": "What is the sum?", "images": [], "answer": "1", "allow_mirrors": True, "note": "kept"},
+        {"problem": "What is the sum?", "images": [], "answer": "2", "transforms": ["rotate_180", "noise_10"]},
+        {"problem": "What is the sum?", "images": [], "answer": "3", "transforms": []},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(tmp_path / "p.jsonl", "--out", tmp_path / "out")
+    problems = load_problems(str(tmp_path / "out"), DataSection(), split="train").problems
+    assert [problem.allow_mirrors for problem in problems] == [True, False, False]
+    assert [problem.transforms for problem in problems] == [None, {"rotate_180", "noise_10"}, set()]
+    assert [problem.metadata["note"] for problem in problems] == ["kept", None, None]
+    assert all(problem.variants for problem in problems)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
