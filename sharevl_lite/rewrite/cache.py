@@ -43,7 +43,7 @@ class ReplyCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._base = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-            self._base.execute("PRAGMA journal_mode=WAL")
+            self._switch_to_wal()
             self._base.execute(
                 "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, text TEXT, tokens_in INT, tokens_out INT, "
                 "seconds REAL)"
@@ -53,6 +53,18 @@ class ReplyCache:
             raise VariantsError(
                 f"{path}: cannot be used as a cache ({error}); give another file with --cache"
             ) from error
+
+    def _switch_to_wal(self) -> None:
+        """Two processes that do this at once see "locked" without SQLite's own waiting: the later one tries again."""
+        until = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._base.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
 
     def get(self, key: str) -> Reply | None:
         """The stored reply, if any."""
