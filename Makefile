@@ -32,7 +32,7 @@ test-gpu: ## The tests that need a CUDA device, with what is installed
 	$(FROM_HERE) -m pytest -m gpu tests/kernels tests/policy tests/rollout
 
 test-vllm: $(VLLM)/.installed ## Rollouts with the real vLLM, its CPU build, in an environment of its own (4 GB)
-	$(VLLM)/bin/pytest -m vllm tests/rollout
+	$(VLLM)/bin/pytest -m vllm tests/rollout tests/rewrite
 
 $(VLLM)/.installed: pyproject.toml scripts/prepare_cpu_vllm.py
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)

@@ -75,7 +75,10 @@ class ModelRewriter:
             texts = parse_rewrites(reply.text)
             if texts is not None:
                 marked = [text.replace(MARK, PLACEHOLDER) for text in texts[:count]]
-                return Rewrites([text if PLACEHOLDER in text else problem.text[:start] + text for text in marked])
+                whole = problem.text.count(PLACEHOLDER)
+                return Rewrites(
+                    [text if text.count(PLACEHOLDER) == whole else problem.text[:start] + text for text in marked]
+                )
             self.unparsable_replies += 1
         self.unparsable_problems += 1
         return Rewrites([])
