@@ -89,7 +89,11 @@ class GaussianNoise:
     """
 
     std: int
-    changes = LEGIBILITY
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """Above the paper's middle strength letters of a few pixels cannot be read."""
+        return LEGIBILITY if self.std > 25 else frozenset()
 
     @property
     def name(self) -> str:
@@ -233,7 +237,11 @@ class Jpeg:
     """Saved as JPEG of a quality of 1 to 95, and read again."""
 
     quality: int
-    changes = LEGIBILITY
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """Below a quality of 50 letters of a few pixels cannot be read."""
+        return LEGIBILITY if self.quality < 50 else frozenset()
 
     @property
     def name(self) -> str:
