@@ -186,9 +186,13 @@ else:
 #
 # Merges the adapter into the base weights and writes a folder that transformers and vLLM load. It is reloaded and compared
 # with base and adapter before the command says that it is done. `--push-to-hub you/your-model` uploads it.
+#
+# After a few steps an adapter's changes are smaller than the steps of 16-bit numbers: a merge would round most of them away,
+# and the command would refuse it. So the large model is exported as an adapter here; train longer, then merge.
 
 # %%
-sharevl("export", run, "--to", work / "merged")
+kind = "merged-16bit" if SMOKE else "lora"
+sharevl("export", run, "--to", work / "exported", "--format", kind)
 
 # %% [markdown]
 # The exported model is an ordinary one:
@@ -196,11 +200,11 @@ sharevl("export", run, "--to", work / "merged")
 # %%
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained(work / "merged", dtype="auto")
-processor = AutoProcessor.from_pretrained(work / "merged")
+model = AutoModelForImageTextToText.from_pretrained(work / "exported", dtype="auto", device_map="auto")
+processor = AutoProcessor.from_pretrained(work / "exported")
+asked = sharevl_lite.load_recipe(run / "recipe.yaml").data.prompt_template
 question = variants[0]["variant_text"].replace("<image>", "")
-template = "{} Think, then box the answer." if SMOKE else "{}\nReason step by step, then put the answer in \\boxed{{}}."
-content = [{"type": "image"}, {"type": "text", "text": template.format(question)}]
+content = [{"type": "image"}, {"type": "text", "text": asked.format(problem=question)}]
 prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 picture = RolloutStore(run).image(variants[0]["image_sha"][0])
 inputs = processor(text=[prompt], images=[picture], return_tensors="pt").to(model.device)
