@@ -44,6 +44,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="a vLLM server, repeatable; means --engine server",
     )
+    suite = parser.add_argument_group("public benchmarks with lmms-eval")
+    suite.add_argument("--suite", metavar="LIST", help="mathvista,mathverse,mathvision,mmstar,mmmu,ai2d, or all")
+    suite.add_argument("--limit", type=int, metavar="N", help="the first N questions of each benchmark, to try it out")
+    suite.add_argument("--print-command", action="store_true", help="print lmms-eval's command instead of running it")
     saved = parser.add_argument_group("what is written")
     saved.add_argument(
         "--out", metavar="DIR", help="folder to save in (default: eval/ in the run; a model's: not saved)"
@@ -69,6 +73,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise EvaluationError("eval: give a run or a model, or --compare A.json B.json; see sharevl-lite eval --help")
     if options.force:
         raise EvaluationError("--force belongs to --compare")
+    if options.suite is not None:
+        _run_suite(options, overrides)
+        return
+    if options.limit is not None or options.print_command:
+        raise EvaluationError("--limit and --print-command belong to --suite; eval.problems limits other data")
     from sharevl_lite.evaluate import evaluate_target, report
 
     report(evaluate_target(options.target, _settings(options, overrides)), as_json=options.json)
@@ -94,6 +103,23 @@ def _settings(options: argparse.Namespace, overrides: Sequence[str]) -> Settings
         resamples=options.resamples or RESAMPLES,
         overrides=overrides,
     )
+
+
+def _run_suite(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from sharevl_lite import suite
+    from sharevl_lite.evaluation.harness import parse_suite
+
+    odd = [f"--{name}" for name in ("data", "samples", "by") if getattr(options, name)]
+    if odd:
+        raise EvaluationError(f"--suite has its own data and asks once; it takes no {' '.join(odd)}")
+    if options.limit is not None and options.limit < 1:
+        raise EvaluationError(f"--limit {options.limit}: must be at least 1")
+    benchmarks, settings = parse_suite(options.suite), _settings(options, overrides)
+    subject = suite.prepare(options.target, settings)
+    if options.print_command:
+        print(suite.command_line(subject, benchmarks, limit=options.limit))
+        return
+    suite.report(suite.run_suite(subject, settings, benchmarks, limit=options.limit), as_json=options.json)
 
 
 def _compare(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -111,6 +111,9 @@ def _measures(first: Evaluation, second: Evaluation) -> dict[str, Measure]:
     for kind in first.kinds:
         if kind != "plain" and kind in second.kinds:
             found[f"{mean} {kind}"] = _of_kind(kind)
+    for source in first.sources:
+        if source in second.sources:
+            found[f"{mean} [{source}]"] = _of_source(source, found[mean])
     for name in ("consistency", "all_right", "all_wrong"):
         if name in first.metrics and name in second.metrics:
             found[name] = _of_agreement(name)
@@ -127,6 +130,10 @@ def _of_kind(kind: str) -> Measure:
         return None if way is None else mean_right(way)
 
     return measure
+
+
+def _of_source(source: str, measure: Measure) -> Measure:
+    return lambda outcome: measure(outcome) if outcome.source == source else None
 
 
 def _of_agreement(name: str) -> Measure:

@@ -110,14 +110,12 @@ def read(path: str | Path) -> Evaluation:
             "again, or read it with the sharevl-lite that wrote it"
         )
     try:
-        groups = [
-            {key: _figures(figures) for key, figures in record[name].items()}
-            for name in ("kinds", "transforms", "sources")
-        ]
         return Evaluation(
-            dict(record["protocol"]),
-            _figures(record["metrics"]),
-            *groups,
+            protocol=dict(record["protocol"]),
+            metrics=_figures(record["metrics"]),
+            kinds=_group(record["kinds"]),
+            transforms=_group(record["transforms"]),
+            sources=_group(record["sources"]),
             counts=dict(record["counts"]),
             problems=tuple(Outcome.from_json(problem) for problem in record["problems"]),
         )
@@ -127,3 +125,7 @@ def read(path: str | Path) -> Evaluation:
 
 def _figures(record: Mapping[str, Any]) -> dict[str, Figure]:
     return {name: Figure(**values) for name, values in record.items()}
+
+
+def _group(record: Mapping[str, Any]) -> Group:
+    return {key: _figures(figures) for key, figures in record.items()}

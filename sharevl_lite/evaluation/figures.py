@@ -133,16 +133,22 @@ def by_kind(outcomes: Sequence[Outcome], samples: int, draws: Bootstrap) -> dict
     difference.
     """
     kinds = dict.fromkeys(way.kind for outcome in outcomes for way in outcome.asked)
-    return {kind: _kind(outcomes, samples, draws, lambda way, kind=kind: way.kind == kind) for kind in kinds}
+    return {kind: _kind(outcomes, samples, draws, partial(_is_of_kind, kind=kind)) for kind in kinds}
 
 
 def by_transform(outcomes: Sequence[Outcome], samples: int, draws: Bootstrap) -> dict[str, dict[str, Figure]]:
     """mean@n and `change` by the exact transform, such as `rotate_90_cw`."""
     names = sorted({way.transform for outcome in outcomes for way in outcome.asked if way.transform is not None})
-    return {
-        name: _kind(outcomes, samples, draws, lambda way, name=name: way.transform == name, (f"mean@{samples}",))
-        for name in names
-    }
+    mean = (f"mean@{samples}",)
+    return {name: _kind(outcomes, samples, draws, partial(_is_of_transform, name=name), mean) for name in names}
+
+
+def _is_of_kind(way: Asked, *, kind: str) -> bool:
+    return way.kind == kind
+
+
+def _is_of_transform(way: Asked, *, name: str) -> bool:
+    return way.transform == name
 
 
 def _kind(

@@ -46,7 +46,9 @@ def show(console: Console, tables: Sequence[Table]) -> None:
     import rich.table
 
     for table in tables:
-        shown = rich.table.Table(title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        shown = rich.table.Table(
+            title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
         for place, name in enumerate(table.header):
             shown.add_column(name, justify="right" if place else "left", overflow="fold", no_wrap=place == 0)
         for row in table.rows:
