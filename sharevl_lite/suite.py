@@ -106,7 +106,7 @@ def run_suite(
         _run(words, environment(prompt))
     found = read_results(output, benchmarks, max_tokens=subject.recipe.rollout.max_completion_length)
     facts = {**facts, "harness_version": harness_version(harness), "served_as": model, "limit": limit}
-    evaluation = _evaluation(subject, settings, benchmarks, found.outcomes, facts)
+    evaluation = _evaluation(subject, settings, benchmarks, found.outcomes, told)
     write_atomically(place.markdown, as_markdown(evaluation, benchmarks).encode())
     document = {**evaluation.as_json(), "published": _published(benchmarks)}
     write_atomically(place.json, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())

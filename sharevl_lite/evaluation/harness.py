@@ -110,8 +110,14 @@ def environment(prompt: Path) -> dict[str, str]:
 
 
 def shell_line(words: Sequence[str], variables: Mapping[str, str]) -> str:
-    """The command as it can be typed."""
-    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(words)])
+    """The command as it can be typed; the server's key is not written into it."""
+    return " ".join(
+        [
+            'OPENAI_API_KEY="${VLLM_API_KEY:-EMPTY}"',
+            *(f"{name}={shlex.quote(value)}" for name, value in variables.items()),
+            shlex.join(words),
+        ]
+    )
 
 
 def write_prompt(recipe: Recipe, file: Path) -> None:

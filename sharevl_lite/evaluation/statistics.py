@@ -169,7 +169,7 @@ def _mcnemar(change_P: Float[np.ndarray, "P"]) -> float:
 
 def _permutation(first_P: Float[np.ndarray, "P"], second_P: Float[np.ndarray, "P"], seed: int, resamples: int) -> float:
     moved = first_P != second_P  # swapping equal values changes nothing
-    if not moved.any():
+    if moved.sum() < 2:  # both ways of swapping one problem are as far from 0
         return 1.0
 
     def mean_change(second: np.ndarray[Any, Any], first: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
