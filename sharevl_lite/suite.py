@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -36,6 +35,7 @@ from sharevl_lite.evaluation.tables import NOTHING, Table, markdown, show, value
 from sharevl_lite.rollout.serving import name_of, served
 
 SCORING = "lmms-eval's rules (answer in tags or a box, math-verify), no model as judge"
+STANDARD_ERROR = 2  # the process's own: in a notebook sys.stderr is no file
 SERVER_HINT = (
     "Start the server with --generation-config vllm as well: lmms-eval asks the chat endpoint, which else fills in a "
     "checkpoint's repetition penalty."
@@ -105,7 +105,12 @@ def run_suite(
         words = command(harness, subject.recipe, benchmarks, model=model, output=output, limit=limit)
         _run(words, environment(prompt))
     found = read_results(output, benchmarks, max_tokens=subject.recipe.rollout.max_completion_length)
-    facts = {**facts, "harness_version": harness_version(harness), "served_as": model, "limit": limit}
+    told: dict[str, Scalar] = {
+        **found.facts,
+        "harness_version": harness_version(harness),
+        "served_as": model,
+        "limit": limit,
+    }
     evaluation = _evaluation(subject, settings, benchmarks, found.outcomes, told)
     write_atomically(place.markdown, as_markdown(evaluation, benchmarks).encode())
     document = {**evaluation.as_json(), "published": _published(benchmarks)}
@@ -124,7 +129,7 @@ def _run(words: Sequence[str], variables: dict[str, str]) -> None:
     key = os.environ.get("VLLM_API_KEY", "EMPTY")
     surroundings = {**os.environ, **variables, "OPENAI_API_KEY": key}
     try:
-        done = subprocess.run(words, env=surroundings, stdout=sys.stderr, check=False)
+        done = subprocess.run(words, env=surroundings, stdout=STANDARD_ERROR, check=False)
     except OSError as error:
         raise EvaluationError(f"{words[0]} did not start ({error}); is lmms-eval installed whole?") from error
     if done.returncode:

@@ -96,8 +96,8 @@ def command(
     words += ["--tasks", ",".join(TASKS[benchmark] for benchmark in benchmarks)]
     words += ["--include_path", str(files("sharevl_lite.evaluation").joinpath("lmms_tasks"))]
     words += ["--gen_kwargs", _pairs(sampling), "--seed", str(recipe.seed), "--batch_size", "1"]
-    words += ["--output_path", str(output), "--log_samples"]
-    return words if limit is None else [*words, "--limit", str(limit)]
+    words += [] if limit is None else ["--limit", str(limit)]
+    return [*words, "--output_path", str(output), "--log_samples"]
 
 
 def _pairs(settings: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Our tasks for lmms-eval: the recipe's words around its questions, and, where lmms-eval is installed, the real thing."""
+"""Our tasks for lmms-eval: the recipe's words around its questions, and the real harness where it is installed."""
 
 import json
 from importlib.resources import files
