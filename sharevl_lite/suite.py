@@ -196,14 +196,14 @@ def tables(evaluation: Evaluation, benchmarks: Sequence[str]) -> list[Table]:
         notes = f"{failed} requests failed; their questions are left out here (lmms-eval counts them as wrong). {notes}"
     if (limit := evaluation.protocol["limit"]) is not None:
         notes = f"Only the first {limit} questions of each benchmark: not comparable. {notes}"
-    return [Table(f"Benchmarks: {evaluation.protocol['target']}", header, rows, notes)]
+    return [Table(f"Benchmarks: {evaluation.protocol['target']}", header, rows, notes, words=("source of that",))]
 
 
 def as_markdown(evaluation: Evaluation, benchmarks: Sequence[str]) -> str:
     """The whole report."""
     settings = [(name, "" if value is None else str(value)) for name, value in evaluation.protocol.items()]
     return "# Public benchmarks\n\n" + markdown(
-        [*tables(evaluation, benchmarks), Table("Protocol", ("", "setting"), settings, SERVER_HINT)]
+        [*tables(evaluation, benchmarks), Table("Protocol", ("", "setting"), settings, SERVER_HINT, words=("setting",))]
     )
 
 

@@ -11,7 +11,7 @@ from .errors import EvaluationError
 from .figures import COUNTED, agreements, mean_right, measures
 from .outcomes import Asked, Outcome
 from .statistics import LEVEL, RESAMPLES, PairedTest, paired_test
-from .tables import Table, between, number, points
+from .tables import Table, between, chance, number, points
 
 SAME = (
     "data_digest",
@@ -159,7 +159,7 @@ def _movers(pairs: Sequence[tuple[Outcome, Outcome]]) -> tuple[list[Mover], list
 
 def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
     """Differences with intervals and p-values, settings that differ, and the problems that moved most."""
-    interval = f"{LEVEL:.0%} interval"
+    interval = f"{LEVEL:.0%}\u00a0interval"
     rows = [
         (
             name,
@@ -167,16 +167,15 @@ def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
             number(test.second, name),
             f"{test.difference:+.1f}" if name in COUNTED else points(test.difference),
             between(test.low, test.high, signed=True) if name not in COUNTED else between(test.low, test.high, name),
-            f"{test.p_value:.4f}",
-            test.test,
+            chance(test.p_value) + (" M" if test.test == "McNemar" else ""),
             str(test.problems),
         )
         for name, test in comparison.tests.items()
     ]
-    header = ("", "A", "B", "B - A (points)", interval, "p", "test", "problems")
+    header = ("", "A", "B", "B - A", interval, "p", "problems")
     notes = (
-        "p: two-sided, over the shared problems; the permutation test swaps the two values of a problem, McNemar's is "
-        "exact. Not corrected for the number of rows. Intervals: bootstrap over problems (BCa)."
+        "B - A: percentage points. p: two-sided; the permutation test that swaps the two values of a problem, or (M) "
+        "McNemar's exact test. Not corrected for the number of rows. Intervals: bootstrap over problems (BCa)."
     )
     parts = [Table(f"A = {names[0]}, B = {names[1]}", header, rows, notes)]
     if comparison.only_one:
@@ -188,10 +187,10 @@ def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
     for title, movers in (("Better in B", comparison.better), ("Worse in B", comparison.worse)):
         if movers:
             lines = [(m.id, number(m.first), number(m.second), m.gold, _short(m.question)) for m in movers]
-            parts.append(Table(title, ("problem", "A", "B", "answer", "question"), lines))
+            parts.append(Table(title, ("problem", "A", "B", "answer", "question"), lines, words=("answer", "question")))
     return parts
 
 
-def _short(text: str, longest: int = 80) -> str:
+def _short(text: str, longest: int = 60) -> str:
     line = " ".join(text.split())
     return line if len(line) <= longest else line[: longest - 1] + "…"

@@ -63,19 +63,19 @@ def _groups(title: str, groups: Mapping[str, Mapping[str, Figure]], samples: int
 
 
 def _sources(sources: Mapping[str, Mapping[str, Figure]], samples: int) -> Table:
-    names = [f"mean@{samples}", *([f"maj@{samples}"] if samples > 1 else []), "consistency"]
-    names = [name for name in names if any(name in figures for figures in sources.values())]
-    header = ["source", "problems", *(cell for name in names for cell in (name, INTERVAL))]
+    mean = f"mean@{samples}"
+    more = [name for name in (f"maj@{samples}", "consistency") if any(name in figures for figures in sources.values())]
     nothing = Figure(None, None, None, 0)
     rows = [
-        [
+        (
             source,
-            str(figures[names[0]].problems),
-            *(cell for name in names for cell in value_and_interval(figures.get(name, nothing))),
-        ]
+            str(figures[mean].problems),
+            *value_and_interval(figures[mean]),
+            *(value_and_interval(figures.get(name, nothing))[0] for name in more),
+        )
         for source, figures in sources.items()
     ]
-    return Table("Sources", header, rows)
+    return Table("Sources", ("source", "problems", mean, INTERVAL, *more), rows)
 
 
 def as_markdown(evaluation: Evaluation) -> str:
@@ -87,5 +87,5 @@ def as_markdown(evaluation: Evaluation) -> str:
         f"# Evaluation of {protocol['target']}\n\n"
         + markdown(tables(evaluation))
         + f"\n{meanings}\n\n"
-        + markdown([Table("Protocol", ("", "setting"), settings)])
+        + markdown([Table("Protocol", ("", "setting"), settings, words=("setting",))])
     )

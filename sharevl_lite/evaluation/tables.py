@@ -17,13 +17,19 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table; the first column is of names, the others of numbers."""
+    """A titled table; the first column is of names, the others of numbers, unless they are said to be words."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: str = ""
     """Said below it."""
+    words: Sequence[str] = ()
+    """Columns that are no numbers either, by their header."""
+
+    def is_words(self, place: int) -> bool:
+        """Whether a column is aligned as text."""
+        return place == 0 or self.header[place] in self.words
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -35,7 +41,7 @@ def _markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in cells) + " |"
 
-    rule = "|" + "|".join(["---", *["---:"] * (len(table.header) - 1)]) + "|"
+    rule = "|" + "|".join("---" if table.is_words(place) else "---:" for place in range(len(table.header))) + "|"
     lines = [f"## {table.title}", "", line(table.header), rule, *map(line, table.rows), ""]
     return "\n".join([*lines, *([table.notes, ""] if table.notes else [])])
 
@@ -50,7 +56,9 @@ def show(console: Console, tables: Sequence[Table]) -> None:
             title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
         )
         for place, name in enumerate(table.header):
-            shown.add_column(name, justify="right" if place else "left", overflow="fold", no_wrap=place == 0)
+            shown.add_column(
+                name, justify="left" if table.is_words(place) else "right", overflow="fold", no_wrap=place == 0
+            )
         for row in table.rows:
             shown.add_row(*(cell.replace("[", r"\[") for cell in row))
         console.print(shown)
@@ -76,6 +84,11 @@ def between(low: float | None, high: float | None, name: str = "", *, signed: bo
 def points(value: float | None) -> str:
     """A difference of shares, in percentage points with its sign."""
     return NOTHING if value is None else f"{100 * value:+.1f}"
+
+
+def chance(p_value: float) -> str:
+    """A p-value, never as 0."""
+    return "<0.0001" if p_value < 1e-4 else f"{p_value:.4f}"
 
 
 def value_and_interval(found: Figure, name: str = "", *, signed: bool = False) -> tuple[str, str]:
