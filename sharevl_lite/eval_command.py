@@ -31,7 +31,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     asked.add_argument(
         "--variants",
         choices=("each", "drawn", "none"),
-        default="each",
         help="each (default): the plain question, a rewrite, and an image transform of each family; drawn: the plain "
         "question and a variant drawn as in training; none: the plain question alone",
     )
@@ -96,7 +95,7 @@ def _settings(options: argparse.Namespace, overrides: Sequence[str]) -> Settings
         recipe_file=options.recipe,
         engine=engine,
         server_urls=options.server_url,
-        variants=options.variants,
+        variants=options.variants or "each",
         source_column=options.by,
         out=options.out,
         name=options.name,
@@ -109,7 +108,7 @@ def _run_suite(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from sharevl_lite import suite
     from sharevl_lite.evaluation.harness import parse_suite
 
-    odd = [f"--{name}" for name in ("data", "samples", "by") if getattr(options, name)]
+    odd = [f"--{name}" for name in ("data", "samples", "variants", "by") if getattr(options, name)]
     if odd:
         raise EvaluationError(f"--suite has its own data and asks once; it takes no {' '.join(odd)}")
     if options.limit is not None and options.limit < 1:
@@ -123,9 +122,8 @@ def _run_suite(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _compare(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    given = [
-        f"--{name}" for name in ("data", "samples", "recipe", "by", "engine", "out", "name") if getattr(options, name)
-    ]
+    others = ("data", "samples", "recipe", "variants", "by", "engine", "suite", "out", "name")
+    given = [f"--{name}" for name in others if getattr(options, name)]
     odd = [*([options.target] if options.target else []), *given, *overrides]
     if odd:
         raise EvaluationError(f"--compare reads two evaluations and takes no {' '.join(odd)}")

@@ -27,11 +27,12 @@ from sharevl_lite.evaluation.harness import (
     write_prompt,
 )
 from sharevl_lite.evaluation.outcomes import Outcome
-from sharevl_lite.evaluation.protocol import prompt_digest, weights_digest
+from sharevl_lite.evaluation.protocol import prompt_digest
 from sharevl_lite.evaluation.published import MODEL, PROTOCOL, R1_SHAREVL_7B
 from sharevl_lite.evaluation.saving import EVAL_DIR, Place, find_place
 from sharevl_lite.evaluation.statistics import LEVEL
 from sharevl_lite.evaluation.tables import NOTHING, Table, markdown, show, value_and_interval
+from sharevl_lite.policy.hf import adapter_digest
 from sharevl_lite.rollout.serving import name_of, served
 
 SCORING = "lmms-eval's rules (answer in tags or a box, math-verify), no model as judge"
@@ -149,7 +150,7 @@ def _evaluation(
         "model": recipe.model.path,
         "adapter": None if subject.adapter is None else str(subject.adapter),
         "checkpoint": None if subject.adapter is None else subject.adapter.name,
-        "adapter_sha256": None if subject.adapter is None else weights_digest(subject.adapter),
+        "adapter_sha256": None if subject.adapter is None else adapter_digest(subject.adapter),
         "data": ",".join(benchmarks),
         "samples": 1,
         "temperature": recipe.eval.temperature,

@@ -10,6 +10,7 @@ from pathlib import Path
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem
 from sharevl_lite.intake import fingerprint
+from sharevl_lite.policy.hf import adapter_digest
 from sharevl_lite.policy.packed import PackedPolicy
 
 from .document import Scalar
@@ -38,7 +39,7 @@ def protocol_of(
         "model": recipe.model.path,
         "adapter": None if adapter is None else str(adapter),
         "checkpoint": None if adapter is None else adapter.name,
-        "adapter_sha256": None if adapter is None else weights_digest(adapter),
+        "adapter_sha256": None if adapter is None else adapter_digest(adapter),
         "data": data.eval,
         "split": data.eval_split,
         "data_digest": fingerprint(problems),
@@ -69,15 +70,6 @@ def protocol_of(
 def prompt_digest(template: str, system_prompt: str | None) -> str:
     """A digest of the words around a question."""
     return hashlib.sha256(f"{template}\0{system_prompt}".encode()).hexdigest()
-
-
-def weights_digest(adapter: Path) -> str:
-    """A digest of the weights in an adapter's folder: the same path may hold others later."""
-    digest = hashlib.sha256()
-    for file in sorted(adapter.glob("*.safetensors")):
-        with file.open("rb") as weights:
-            digest.update(hashlib.file_digest(weights, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _version(package: str) -> str | None:

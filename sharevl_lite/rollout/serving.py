@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sharevl_lite.policy.hf import resolve_model_path
+from sharevl_lite.policy.hf import adapter_digest, resolve_model_path
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.server_client import new_http
 from sharevl_lite.rollout.server_pool import KEY_VARIABLE, ServerPool
@@ -26,10 +25,7 @@ def name_of(recipe: Recipe, adapter: Path | None) -> str:
     """The base model's name on the servers, or one of this adapter's weights: the same name always means the same."""
     if adapter is None:
         return recipe.rollout.server_model or resolve_model_path(recipe.model.path)
-    digest = hashlib.sha256()
-    for file in sorted(adapter.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return f"{recipe.name}-{digest.hexdigest()[:12]}"
+    return f"{recipe.name}-{adapter_digest(adapter)[:12]}"
 
 
 @contextmanager

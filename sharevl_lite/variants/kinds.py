@@ -2,7 +2,8 @@
 
 A kind is what was done to the problem: `plain` (nothing), `reworded` (an offline rewrite), or the family of an image
 transform by the first word of its name (`rotate`, `noise`, `mirror`, ...), with the problem's own words. Training draws
-variants instead (:func:`expand_problem`), words and images at once; such a variant is `reworded+rotate`.
+variants instead (:func:`expand_problem`), words and images at once; such a variant is `reworded+rotate`, and one in
+which nothing was changed is `unchanged`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .expand import announce, as_asked, draw_by
 from .guard import allowed_kinds
 from .transforms import TRANSFORMS
 
-PLAIN, REWORDED = "plain", "reworded"
+PLAIN, REWORDED, UNCHANGED = "plain", "reworded", "unchanged"
 
 
 def family_of(transform: str) -> str:
@@ -51,7 +52,8 @@ def ask_each_kind(problem: Problem, share: ShareSection, *, seed: int) -> list[V
 def kind_of(variant: Variant, problem: Problem) -> str:
     """What was done to the problem in this variant."""
     if variant.transform is None:
-        return PLAIN if variant.text == problem.text else REWORDED
+        unchanged = UNCHANGED if variant.index else PLAIN
+        return unchanged if variant.text == problem.text else REWORDED
     family = family_of(variant.transform)
     sentence = TRANSFORMS[variant.transform].sentence(len(problem.images))
     return family if variant.text == announce(sentence, problem.text) else f"{REWORDED}+{family}"

@@ -60,3 +60,6 @@ def test_a_variant_of_training_names_both_changes():
     subject = problem(rewrites=3)
     _, drawn = expand_problem(subject, share(m=2, p=1.0, kinds=["rotate_180"]), seed=0)
     assert kind_of(drawn, subject) == "reworded+rotate"
+    bare = problem(rewrites=0)
+    plain, same = expand_problem(bare, share(m=2, p=0.0), seed=0)
+    assert [kind_of(plain, bare), kind_of(same, bare)] == ["plain", "unchanged"], "two ways, not one asked twice"
