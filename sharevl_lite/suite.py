@@ -187,17 +187,19 @@ def tables(evaluation: Evaluation, benchmarks: Sequence[str]) -> list[Table]:
     """Our row and the published one, side by side, with the source of each published figure."""
     rows = []
     for name in benchmarks:
-        ours, published = evaluation.metrics[name], R1_SHAREVL_7B[name]
-        told = NOTHING if published.percent is None else f"{published.percent:.1f}%"
+        ours, percent = evaluation.metrics[name], R1_SHAREVL_7B[name].percent
+        cut, _ = value_and_interval(evaluation.sources[name]["truncated"])
         of = f"{ours.problems}" + (f" ({ours.left_out} left out)" if ours.left_out else "")
-        rows.append((name, *value_and_interval(ours), of, told, published.source))
-    header = ("benchmark", "ours", f"{LEVEL:.0%} interval", "questions", f"{MODEL} published", "source of that")
-    notes = PROTOCOL
+        rows.append((name, *value_and_interval(ours), of, cut, NOTHING if percent is None else f"{percent:.1f}%"))
+    header = ("benchmark", "ours", f"{LEVEL:.0%}\u00a0interval", "questions", "cut", MODEL)
+    sources = [f"- {MODEL} on {name}: {R1_SHAREVL_7B[name].source}." for name in benchmarks]
+    notes = [*sources, f"- {PROTOCOL}"]
     if failed := evaluation.protocol["requests_failed"]:
-        notes = f"{failed} requests failed; their questions are left out here (lmms-eval counts them as wrong). {notes}"
+        told = "requests failed; their questions are left out here (lmms-eval counts them as wrong)"
+        notes.insert(0, f"- {failed} {told}.")
     if (limit := evaluation.protocol["limit"]) is not None:
-        notes = f"Only the first {limit} questions of each benchmark: not comparable. {notes}"
-    return [Table(f"Benchmarks: {evaluation.protocol['target']}", header, rows, notes, words=("source of that",))]
+        notes.insert(0, f"- Only the first {limit} questions of each benchmark: not comparable.")
+    return [Table(f"Benchmarks: {evaluation.protocol['target']}", header, rows, "\n".join(notes))]
 
 
 def as_markdown(evaluation: Evaluation, benchmarks: Sequence[str]) -> str:

@@ -10,9 +10,10 @@ import pytest
 from sharevl_lite import store
 from sharevl_lite.collect import Collector
 from sharevl_lite.data import load_problems
-from sharevl_lite.evaluate import Settings, evaluate_target, report
+from sharevl_lite.evaluate import Settings, _own_adapter_folder, evaluate_target, report
 from sharevl_lite.evaluation import document
 from sharevl_lite.evaluation.errors import EvaluationError
+from sharevl_lite.evaluation.saving import Place
 from sharevl_lite.heldout import Evaluator
 from sharevl_lite.policy.hf import load_policy
 from sharevl_lite.policy.prompts import PromptEncoder
@@ -152,6 +153,21 @@ def test_mistakes_are_said_before_a_model_is_loaded(settings, told, monkeypatch,
 def test_without_data_there_is_nothing_to_evaluate_on():
     with pytest.raises(RunError, match="--data"):
         evaluate_target(MODEL)
+
+
+def test_servers_read_the_adapter_from_a_folder_of_this_evaluation(recipe_file, tmp_path):
+    """`served` in the run may be in use by its training, and an engine empties it at its start."""
+    server = {"rollout.engine": "server", "rollout.server_urls": ["http://127.0.0.1:9/v1"]}
+    recipe = load_recipe(recipe_file, server)
+    with _own_adapter_folder(recipe, Place(tmp_path, "one")) as own:
+        folder = own.rollout.server_adapter_dir
+        assert folder.parent == tmp_path
+        assert folder.is_dir()
+    assert not folder.exists()
+    shared = load_recipe(recipe_file, {**server, "rollout.server_adapter_dir": str(tmp_path)})
+    with _own_adapter_folder(shared, None) as own:
+        assert own.rollout.server_adapter_dir == tmp_path, "the user's own, for a server on another machine"
+    assert tmp_path.is_dir()
 
 
 def test_answers_that_cannot_be_verified_have_no_figures_and_are_shown_so(recipe_file, tmp_path, capsys):

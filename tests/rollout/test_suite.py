@@ -82,6 +82,7 @@ def test_both_rows_with_protocol_and_sources(app, url, run_dir, harness, capsys,
     told = place.with_suffix(".md").read_text()
     assert "| mathvista | 66.7% |" in told
     assert "75.4%" in told
+    assert "- R1-ShareVL-7B on mathvista: the authors' figure as quoted by" in told
     assert "1 requests failed" in told
     shown = capsys.readouterr().out
     assert "R1-ShareVL-7B" in shown
