@@ -34,7 +34,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="each (default): the plain question, a rewrite, and an image transform of each family; drawn: the plain "
         "question and a variant drawn as in training; none: the plain question alone",
     )
-    asked.add_argument("--by", metavar="COLUMN", help="column of the data to split figures by (default: source)")
+    asked.add_argument(
+        "--by",
+        metavar="COLUMN",
+        help="column of the data to split figures by (default: source, data_source or dataset)",
+    )
     asked.add_argument("--engine", choices=("hf", "vllm", "unsloth", "server"), help="rollout.engine")
     asked.add_argument(
         "--server-url",

@@ -22,9 +22,9 @@ from sharevl_lite.evaluation.harness import (
     environment,
     find_harness,
     harness_version,
+    prompt_json,
     read_results,
     shell_line,
-    write_prompt,
 )
 from sharevl_lite.evaluation.outcomes import Outcome
 from sharevl_lite.evaluation.protocol import prompt_digest
@@ -81,10 +81,12 @@ def _serve_line(recipe: Recipe) -> str:
 
 def command_line(subject: Subject, benchmarks: Sequence[str], *, limit: int | None) -> str:
     """The harness's command as it would be run, for reading: neither harness nor server are needed."""
-    output = Path("OUTPUT")
     model = name_of(subject.recipe, subject.adapter)
-    words = command(["lmms-eval"], subject.recipe, benchmarks, model=model, output=output, limit=limit)
-    return shell_line(words, environment(Path("PROMPT.json")))
+    words = command(["lmms-eval"], subject.recipe, benchmarks, model=model, output=Path("lmms-eval"), limit=limit)
+    lines = [f"# prompt.json holds {prompt_json(subject.recipe)}"]
+    if subject.adapter is not None:
+        lines.append(f"# the server offers {subject.adapter} as {model} while this runs")
+    return "\n".join([*lines, shell_line(words, environment(Path("prompt.json")))])
 
 
 def run_suite(
@@ -101,7 +103,7 @@ def run_suite(
     place = find_place(Path(folder), settings.name or _free_name(Path(folder), subject), subject.recipe, None)
     place.responses.mkdir()
     prompt, output = place.responses / "prompt.json", place.responses / "lmms-eval"
-    write_prompt(subject.recipe, prompt)
+    prompt.write_text(prompt_json(subject.recipe), "utf-8")
     with served(subject.recipe, subject.adapter) as model:
         words = command(harness, subject.recipe, benchmarks, model=model, output=output, limit=limit)
         _run(words, environment(prompt))

@@ -120,10 +120,9 @@ def shell_line(words: Sequence[str], variables: Mapping[str, str]) -> str:
     )
 
 
-def write_prompt(recipe: Recipe, file: Path) -> None:
-    """Writes what `lmms_tasks/prompt.py` reads."""
-    words = {"template": recipe.data.prompt_template, "system": recipe.data.system_prompt}
-    file.write_text(json.dumps(words), "utf-8")
+def prompt_json(recipe: Recipe) -> str:
+    """What `lmms_tasks/prompt.py` reads: the recipe's words around a question."""
+    return json.dumps({"template": recipe.data.prompt_template, "system": recipe.data.system_prompt})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from conftest import DEMO
+from test_vllm_engine import RECIPE as DEMO
 from test_vllm_engine import move
 from vllm_server import VLLMServer, free_port
 

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DEMO
 
 from sharevl_lite.cli import main
 from sharevl_lite.policy.hf import save_adapter
 from sharevl_lite.recipes import dump_recipe, load_recipe
 
+DEMO = Path(__file__).parents[2] / "configs" / "digits_cpu.yaml"
 RECORDED = Path(__file__).parents[1] / "evaluation" / "recorded"
 STAND_IN = """#!{python}
 import json, os, shutil, sys, urllib.request
@@ -133,5 +133,10 @@ def test_mistakes_are_one_message_and_code_2(words, told, run_dir, harness, caps
 def test_the_command_is_printed_without_harness_or_server(run_dir, capsys):
     words = ["--suite", "mmmu", "--server-url", "http://127.0.0.1:9/v1", "--print-command"]
     assert main(["eval", str(run_dir), *words]) == 0
-    assert "--tasks sharevl_mmmu" in capsys.readouterr().out
+    prompt, adapter, line = capsys.readouterr().out.splitlines()
+    assert json.loads(prompt.removeprefix("# prompt.json holds "))["template"].startswith("{problem} Think")
+    name = adapter.rpartition(" as ")[2].split()[0]
+    assert name.startswith("mine-")
+    assert f"--model_args model={name}," in line
+    assert "--tasks sharevl_mmmu" in line
     assert not (run_dir / "eval").exists()
