@@ -101,10 +101,10 @@ def run_suite(
     if folder is None:
         raise EvaluationError("--suite: give --out DIR, for scores and protocol of a model without a run")
     place = find_place(Path(folder), settings.name or _free_name(Path(folder), subject), subject.recipe, None)
-    place.responses.mkdir()
     prompt, output = place.responses / "prompt.json", place.responses / "lmms-eval"
-    prompt.write_text(prompt_json(subject.recipe), "utf-8")
     with served(subject.recipe, subject.adapter) as model:
+        place.responses.mkdir()
+        prompt.write_text(prompt_json(subject.recipe), "utf-8")
         words = command(harness, subject.recipe, benchmarks, model=model, output=output, limit=limit)
         _run(words, environment(prompt))
     found = read_results(output, benchmarks, max_tokens=subject.recipe.rollout.max_completion_length)
