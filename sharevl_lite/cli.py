@@ -49,6 +49,7 @@ def _is_users_mistake(error: ValueError) -> bool:
         "DataError",
         "BadRowError",
         "DifficultyError",
+        "EvaluationError",
         "PolicyError",
         "HubError",
         "LossScaleError",
@@ -88,22 +89,7 @@ def _parser() -> _Parser:
     train.add_argument("--dry-run", action="store_true", help="show the resolved recipe and what a step would take")
     train.add_argument("--resume", metavar="auto|PATH", help="continue the run from its newest or a given checkpoint")
     train.set_defaults(run=_train)
-    evaluate = commands.add_parser(
-        "eval",
-        help="held-out accuracy of a run or a model",
-        usage="sharevl-lite eval RUN_OR_MODEL [--data DATA] [--samples N] [--json] [--section.knob VALUE ...]",
-        description="Evaluates a run, a checkpoint of one, a local model, a Hub id, or builtin:digits-vl, on plain "
-        "questions and on variants of them.",
-        allow_abbrev=False,
-    )
-    evaluate.add_argument("target", metavar="RUN_OR_MODEL")
-    evaluate.add_argument("--data", help="problems, as in data.eval, all of them; default: the run's own")
-    evaluate.add_argument("--samples", type=int, help="responses to each problem (eval.samples)")
-    evaluate.add_argument(
-        "--recipe", metavar="RECIPE.yaml", help="prompt, rewards and variants for a model without run"
-    )
-    evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
-    evaluate.set_defaults(run=_evaluate)
+    _add_eval(commands)
     doctor = commands.add_parser(
         "doctor",
         help="whether this machine can run a recipe",
@@ -119,6 +105,20 @@ def _parser() -> _Parser:
     _add_variants(commands)
     _add_view(commands)
     return parser
+
+
+def _add_eval(commands: argparse._SubParsersAction[_Parser]) -> None:
+    from sharevl_lite.eval_command import DESCRIPTION, USAGE, add_options
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="how a run or a model answers held-out problems; two evaluations compared; public benchmarks",
+        usage=USAGE,
+        description=DESCRIPTION,
+        allow_abbrev=False,
+    )
+    add_options(evaluate)
+    evaluate.set_defaults(run=_evaluate)
 
 
 def _add_variants(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -202,12 +202,9 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
-    from sharevl_lite.evaluate import evaluate_target, report
+    from sharevl_lite.eval_command import run
 
-    evaluation = evaluate_target(
-        options.target, data=options.data, samples=options.samples, recipe_file=options.recipe, overrides=overrides
-    )
-    report(evaluation, as_json=options.json)
+    run(options, overrides)
     return EXIT_OK
 
 

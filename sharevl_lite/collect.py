@@ -66,6 +66,18 @@ class Rollout:
         return {key: image for row in self.prompts for prompt in row for key, image in prompt.images.items()}
 
 
+@dataclass(frozen=True)
+class Answered:
+    """Questions as they were sent, what came back, and what it is worth: [P][M] prompts, [P][M][N] of the others.
+
+    M may differ from problem to problem.
+    """
+
+    prompts: list[list[EncodedPrompt]]
+    responses: list[list[list[Response]]]
+    scores: list[list[list[Score]]]
+
+
 def join_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
     """One rollout of several of the same number and shape, in order."""
     advantages = [rollout.advantages for rollout in rollouts]
@@ -160,11 +172,8 @@ class Collector:
                 expand_problem(p, share, seed=self.recipe.seed, visit=visit, difficulty=level, progress=progress)
                 for p, level in zip(problems, levels, strict=True)
             ]
-            prompts = [[self.encoder.encode(v.text, v.images) for v in row] for row in variants]
-        with watch.part("rollout"):
-            responses = self._sample(label, problems, prompts, share.num_responses, sampling)
-        with watch.part("reward"):
-            scores = self._score(problems, prompts, responses)
+        answered = self.pose(label, problems, variants, share.num_responses, sampling, watch)
+        scores = answered.scores
         totals = [score.total for block in scores for row in block for score in row]
         shape = (len(problems), share.num_variants, share.num_responses)  # also of no problems: a process may have none
         rewards_PMN = torch.tensor(totals, dtype=torch.float64).reshape(shape)
@@ -174,8 +183,8 @@ class Collector:
             number,
             list(problems),
             variants,
-            prompts,
-            responses,
+            answered.prompts,
+            answered.responses,
             scores,
             rewards_PMN,
             mask_PMN,
@@ -184,18 +193,40 @@ class Collector:
             watch,
         )
 
+    def pose(
+        self,
+        label: str,
+        problems: Sequence[Problem],
+        variants: Sequence[Sequence[Variant]],
+        count: int,
+        sampling: Sampling,
+        watch: Stopwatch | None = None,
+    ) -> Answered:
+        """Asks each problem in its own `variants`, `count` times each, and verifies the answers.
+
+        A variant's responses are seeded by `label`, the problem's id and the variant's index.
+        """
+        watch = watch or Stopwatch()
+        with watch.part("expand"):
+            prompts = [[self.encoder.encode(v.text, v.images) for v in row] for row in variants]
+        with watch.part("rollout"):
+            responses = self._sample(label, problems, variants, prompts, count, sampling)
+        with watch.part("reward"):
+            return Answered(prompts, responses, self._score(problems, prompts, responses))
+
     def _sample(
         self,
         label: str,
         problems: Sequence[Problem],
+        variants: Sequence[Sequence[Variant]],
         prompts: list[list[EncodedPrompt]],
         count: int,
         sampling: Sampling,
     ) -> list[list[list[Response]]]:
         requests = [
-            SamplingRequest(f"{label}/{problem.id}/{j}", prompt, count)
-            for problem, row in zip(problems, prompts, strict=True)
-            for j, prompt in enumerate(row)
+            SamplingRequest(f"{label}/{problem.id}/{variant.index}", prompt, count)
+            for problem, ways, row in zip(problems, variants, prompts, strict=True)
+            for variant, prompt in zip(ways, row, strict=True)
         ]
         answered = iter(self.engine.sample(requests, sampling))
         return [[next(answered) for _ in row] for row in prompts]

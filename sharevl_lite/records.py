@@ -46,8 +46,8 @@ def rollout_rows(
                         token_ids=response.token_ids,
                         truncated=response.truncated,
                         sampling_logprobs=response.logprobs,
-                        rewards=_rewards(score),
-                        verification=_verification(score),
+                        rewards=rewards_of(score),
+                        verification=verification_of(score),
                         adv_global=float(rollout.advantages.global_PMN[p, j, i]) if counted else None,
                         adv_local=float(rollout.advantages.local_PMN[p, j, i]) if counted else None,
                         scorers=_scorers(learner, p, j, i, clip_fractions or {}) if learner and counted else (),
@@ -58,7 +58,8 @@ def rollout_rows(
     return rows
 
 
-def _rewards(score: Score) -> Rewards:
+def rewards_of(score: Score) -> Rewards:
+    """What the store says of a score; unknown is null."""
     functions = {name: None if math.isnan(value) else value for name, value in score.functions.items()}
     if score.failure is None:
         return Rewards(score.total, score.accuracy, score.format, functions)
@@ -66,7 +67,8 @@ def _rewards(score: Score) -> Rewards:
     return Rewards(total, None, score.format, functions)
 
 
-def _verification(score: Score) -> Verification:
+def verification_of(score: Score) -> Verification:
+    """How the store says an answer was judged."""
     if score.verdict is None:
         return Verification(failure=score.failure)
     return Verification(score.verdict.extracted, score.verdict.rule, score.failure)

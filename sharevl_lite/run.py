@@ -32,16 +32,13 @@ from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import Problem
 from sharevl_lite.display import StepDisplay, before_after_table
+from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine
 from sharevl_lite.intake import fingerprint, fit_prompts, read_sources
 from sharevl_lite.interrupt import InterruptCallback
-from sharevl_lite.policy.hf import load_adapter, load_policy, save_adapter
-from sharevl_lite.policy.packed import PackedPolicy
+from sharevl_lite.policy.hf import load_adapter, save_adapter
 from sharevl_lite.policy.prompts import PromptEncoder
-from sharevl_lite.policy.unsloth import import_unsloth
 from sharevl_lite.recipes import dump_recipe, load_recipe
 from sharevl_lite.rewards import RewardScorer
-from sharevl_lite.rollout.engine import RolloutEngine
-from sharevl_lite.rollout.hf import HFRolloutEngine
 from sharevl_lite.store import RolloutStore
 from sharevl_lite.trainer import ShareGRPOTrainer
 
@@ -94,10 +91,7 @@ def train(
         console.print(f"{run_dir} is finished.")
         _last_words(console, recipe, summary)
         return RunResult(run_dir, summary)
-    if recipe.rollout.engine == "server":
-        from sharevl_lite.rollout.server import check_servers
-
-        check_servers(recipe)
+    check_servers(recipe)
     with _scorer(recipe) as scorer:
         trainer, display = _assemble(recipe, scorer, console)
         for callback in callbacks:
@@ -114,7 +108,7 @@ def _scorer(recipe: Recipe) -> RewardScorer:
 
 def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[ShareGRPOTrainer, StepDisplay]:
     intake = read_sources(recipe)
-    policy = _policy(recipe)
+    policy = load_policy_of(recipe)
     encoder = PromptEncoder(
         policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
     )
@@ -122,7 +116,8 @@ def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[S
     held_out = None if intake.held_out is None else fit_prompts(recipe, intake.held_out, encoder, console)
     _check_same_data(recipe, problems)
     display = StepDisplay(console, recipe.train.rollouts)
-    engine = _engine(recipe, policy, [*problems, *(held_out or [])])
+    most_images = max([1, *(len(problem.images) for problem in [*problems, *(held_out or [])])])
+    engine = make_engine(recipe, policy, max_images=most_images)
     trainer = ShareGRPOTrainer(
         recipe,
         policy,
@@ -137,37 +132,9 @@ def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[S
     return trainer, display
 
 
-def _policy(recipe: Recipe) -> PackedPolicy:
-    if recipe.model.loader == "unsloth":
-        from sharevl_lite.policy.unsloth import load_policy as load_with_unsloth
-
-        return load_with_unsloth(recipe)
-    return load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
-
-
-def _engine(recipe: Recipe, policy: PackedPolicy, problems: Sequence[Problem]) -> RolloutEngine:
-    most_images = max([1, *(len(problem.images) for problem in problems)])
-    if recipe.rollout.engine == "vllm":
-        from sharevl_lite.rollout.vllm import VLLMRolloutEngine
-
-        return VLLMRolloutEngine(policy, recipe, max_images=most_images)
-    if recipe.rollout.engine == "unsloth":
-        from sharevl_lite.rollout.unsloth import UnslothRolloutEngine
-
-        return UnslothRolloutEngine(policy, recipe, max_images=most_images)
-    if recipe.rollout.engine == "server":
-        from sharevl_lite.rollout.server import ServerRolloutEngine
-
-        return ServerRolloutEngine(policy, recipe, max_images=most_images)
-    return HFRolloutEngine(policy, recipe.rollout.batch_size)
-
-
 def _check_services(recipe: Recipe) -> None:
     """Engine and trackers are there and the Hub would know us: better now than after the first step."""
-    if recipe.rollout.engine in ("vllm", "unsloth") and importlib.util.find_spec("vllm") is None:
-        raise RunError("rollout.engine: vLLM is not installed; pip install vllm, or choose rollout.engine: hf")
-    if recipe.model.loader == "unsloth":
-        import_unsloth()
+    check_engine(recipe)
     for tracker in recipe.train.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise RunError(f"train.report_to: {tracker} is not installed; pip install {tracker}, or leave it out")

@@ -91,13 +91,27 @@ def test_a_mistake_is_one_clear_message_and_code_2(words, told):
         assert piece in done.stderr
 
 
-def test_eval_of_a_model_prints_figures():
-    done = sharevl(
-        "eval", "builtin:digits-vl", "--recipe", DEMO, "--data", "builtin:digits", "--samples", "2", "--eval.problems",
-        "8", "--json",
-    )  # fmt: skip
+def test_eval_of_a_model_prints_and_saves_figures_that_can_be_compared(tmp_path):
+    words = [
+        "--recipe",
+        DEMO,
+        "--data",
+        "builtin:digits",
+        "--samples",
+        "2",
+        "--eval.problems",
+        "8",
+        "--resamples",
+        "200",
+    ]
+    done = sharevl("eval", "builtin:digits-vl", *words, "--json", "--out", str(tmp_path), "--name", "one")
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
-    assert figures["responses"] == 8 * 2 * 2
-    assert 0.0 < figures["accuracy"] < 1.0
-    assert figures["accuracy"] == pytest.approx((figures["accuracy_plain"] + figures["accuracy_variants"]) / 2)
+    assert figures["counts"]["responses"] == 8 * 4 * 2
+    assert 0.0 < figures["metrics"]["mean@2"]["value"] < 1.0
+    assert figures["protocol"]["samples"] == 2
+    saved = json.loads((tmp_path / "one.json").read_text())
+    assert {**figures, "problems": saved["problems"]} == saved
+    compared = sharevl("eval", "--compare", str(tmp_path / "one.json"), str(tmp_path / "one.json"))
+    assert compared.returncode == 0, compared.stderr
+    assert "1.0000" in compared.stdout

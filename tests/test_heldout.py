@@ -1,7 +1,6 @@
 """Held-out evaluation: the same questions and random numbers at any step, however many processes share it."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 from sharevl_lite import heldout, load_recipe
 from sharevl_lite.collect import Collector
 from sharevl_lite.data import load_problems
-from sharevl_lite.evaluate import report
 from sharevl_lite.heldout import Evaluator
 from sharevl_lite.metrics import Tally
 from sharevl_lite.policy.hf import load_policy
@@ -141,18 +139,3 @@ def test_failed_verifications_leave_figures_undefined_not_wrong(recipe, collecto
     assert record["verifier_failures"] == len(scores) == record["responses"]
     assert all(math.isnan(record[name]) for name in ("accuracy", "accuracy_plain", "accuracy_variants"))
     assert record["format"] == 1.0
-
-
-def test_undefined_figures_are_shown_as_such(capsys):
-    known = {"format": 1.0, "truncated": 0.25, "responses": 4.0, "verifier_failures": 4.0}
-    record = {**known, **dict.fromkeys(("accuracy", "accuracy_plain", "accuracy_variants"), math.nan)}
-    report(record, as_json=True)
-    # Python writes NaN into JSON, which is none and which other readers refuse.
-    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
-        name: None if math.isnan(value) else value for name, value in record.items()
-    }
-    report(record, as_json=False)
-    lines = [line.split("│")[1:3] for line in capsys.readouterr().out.splitlines() if "│" in line]
-    shown = {title.strip(): value.strip() for title, value in lines}
-    assert (shown["accuracy"], shown["variants"], shown["well-formed"]) == ("-", "-", "100.0%")
-    assert shown["not verified (left out)"] == "4"

@@ -8,6 +8,7 @@ like a run that does not learn.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from importlib.resources import files
@@ -151,6 +152,14 @@ def load_adapter(policy: PackedPolicy, folder: Path) -> None:
             "recipe it was trained with"
         )
     set_peft_model_state_dict(policy.model, saved)
+
+
+def adapter_digest(folder: Path) -> str:
+    """A digest of an adapter's weights, in hexadecimal: the same path may hold others later. Raises PolicyError."""
+    if not (folder / ADAPTER_FILE).is_file():
+        raise PolicyError(f"{folder} holds no {ADAPTER_FILE}")
+    with (folder / ADAPTER_FILE).open("rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()
 
 
 def dtype_of(section: ModelSection, device: torch.device) -> torch.dtype:

@@ -115,6 +115,14 @@ class RewardScorer:
             for row, (sample, outcome) in enumerate(zip(samples, outcomes, strict=True))
         ]
 
+    def same_answers(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        """Whether the two answers of each pair say the same: the verifier's word on the first with the second as gold.
+
+        None where it has none (a time-out, or a second answer that it cannot read). Empty answers are not taken.
+        """
+        outcomes = self._pool.verify_many([rf"\boxed{{{first}}}" for first, _ in pairs], [other for _, other in pairs])
+        return [None if isinstance(outcome, VerifierFailure) else outcome.correct for outcome in outcomes]
+
     def _score_one(self, sample: Sample, outcome: Verdict | VerifierFailure, functions: dict[str, float]) -> Score:
         verdict, failure = (None, outcome.reason) if isinstance(outcome, VerifierFailure) else (outcome, None)
         if failure is not None:

@@ -67,7 +67,7 @@ def expand_problem(
     """
     if difficulty == "plainer":
         return [Variant(index=k, text=problem.text, images=problem.images) for k in range(share.num_variants)]
-    rng = _generator(seed, problem.id, visit)
+    rng = draw_by(seed, problem.id, visit)
     keeps = share.original == "kept" and difficulty == "usual"
     originals = [problem.text] if keeps else []
     pool = _pool(problem, with_original=share.original == "sampled" and difficulty == "usual")
@@ -77,7 +77,7 @@ def expand_problem(
     transforms += [_draw_transform(problem, section, rng, progress) for _ in texts[len(originals) :]]
     # Noise is drawn last: which texts and transforms are drawn does not depend on the size of an image.
     return [
-        _variant(index, text, problem, transform, rng)
+        as_asked(index, text, problem, transform, rng)
         for index, (text, transform) in enumerate(zip(texts, transforms, strict=True))
     ]
 
@@ -90,7 +90,8 @@ def _harder(problem: Problem, share: ShareSection) -> TransformSection:
     return section.model_copy(update={"probability": probability, "kinds": strong or section.kinds})
 
 
-def _generator(seed: int, problem_id: str, visit: int) -> np.random.Generator:
+def draw_by(seed: int, problem_id: str, visit: int | str) -> np.random.Generator:
+    """Random numbers of one problem and occasion, the same in every process."""
     digest = hashlib.sha256(f"{seed}/{visit}/{problem_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
@@ -132,18 +133,19 @@ def noise_strength(decay: str, progress: float) -> float:
     return (now - last) / (first - last)
 
 
-def _variant(index: int, text: str, problem: Problem, transform: Transform | None, rng: np.random.Generator) -> Variant:
+def as_asked(index: int, text: str, problem: Problem, transform: Transform | None, rng: np.random.Generator) -> Variant:
+    """The problem asked with this text, its images changed by `transform`, which is announced before the question."""
     if transform is None:
         return Variant(index=index, text=text, images=problem.images)
     return Variant(
         index=index,
-        text=_announce(transform.sentence(len(problem.images)), text),
+        text=announce(transform.sentence(len(problem.images)), text),
         images=tuple(transform.apply(image, rng) for image in problem.images),
         transform=transform.name,
     )
 
 
-def _announce(sentence: str, text: str) -> str:
+def announce(sentence: str, text: str) -> str:
     """Put the sentence before the question: after the placeholders that the text starts with, if it does."""
     leading = LEADING_PLACEHOLDERS.match(text)
     start = leading.end() if leading else 0

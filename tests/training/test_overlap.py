@@ -56,11 +56,11 @@ def run(small_recipe, tmp_path, monkeypatch):
         recipe = small_recipe(name, **{**AHEAD, **changes})
         engines = []
 
-        def engine(recipe, policy, problems):
+        def engine(recipe, policy, *, max_images):
             engines.append(Elsewhere(policy, recipe, tmp_path / f"{name}-handed"))
             return engines[0]
 
-        monkeypatch.setattr("sharevl_lite.run._engine", engine)
+        monkeypatch.setattr("sharevl_lite.run.make_engine", engine)
         monkeypatch.setattr("sharevl_lite.rollout.server.check_servers", lambda recipe: None)
         folder = train(recipe, console=Console(quiet=True)).run_dir
         return [r for r in metrics_log.read(folder / "metrics.jsonl") if "loss" in r], folder, engines[0]

@@ -1,0 +1,63 @@
+"""Which loader and which sampler a recipe means: the same choice for training and for evaluation."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from sharevl_lite.policy.unsloth import import_unsloth
+from sharevl_lite.rollout.errors import RolloutError
+
+if TYPE_CHECKING:
+    from sharevl_lite.config import Recipe
+    from sharevl_lite.policy.packed import PackedPolicy
+    from sharevl_lite.rollout.engine import RolloutEngine
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Looks for what the recipe's loader and engine need, before weights are loaded.
+
+    Raises RolloutError where vLLM is not installed, PolicyError where Unsloth is not.
+    """
+    if recipe.rollout.engine in ("vllm", "unsloth") and importlib.util.find_spec("vllm") is None:
+        raise RolloutError("rollout.engine: vLLM is not installed; pip install vllm, or choose rollout.engine: hf")
+    if recipe.model.loader == "unsloth":
+        import_unsloth()
+
+
+def check_servers(recipe: Recipe) -> None:
+    """With `engine: server`, looks at every server. Raises RolloutError where one is not as the recipe needs it."""
+    if recipe.rollout.engine == "server":
+        from sharevl_lite.rollout.server import check_servers as look
+
+        look(recipe)
+
+
+def load_policy_of(recipe: Recipe) -> PackedPolicy:
+    """The recipe's base model with a fresh adapter, by the recipe's loader."""
+    if recipe.model.loader == "unsloth":
+        from sharevl_lite.policy.unsloth import load_policy as load_with_unsloth
+
+        return load_with_unsloth(recipe)
+    from sharevl_lite.policy.hf import load_policy
+
+    return load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
+
+
+def make_engine(recipe: Recipe, policy: PackedPolicy, *, max_images: int) -> RolloutEngine:
+    """The recipe's sampler of this policy; prompts have up to `max_images` images."""
+    if recipe.rollout.engine == "vllm":
+        from sharevl_lite.rollout.vllm import VLLMRolloutEngine
+
+        return VLLMRolloutEngine(policy, recipe, max_images=max_images)
+    if recipe.rollout.engine == "unsloth":
+        from sharevl_lite.rollout.unsloth import UnslothRolloutEngine
+
+        return UnslothRolloutEngine(policy, recipe, max_images=max_images)
+    if recipe.rollout.engine == "server":
+        from sharevl_lite.rollout.server import ServerRolloutEngine
+
+        return ServerRolloutEngine(policy, recipe, max_images=max_images)
+    from sharevl_lite.rollout.hf import HFRolloutEngine
+
+    return HFRolloutEngine(policy, recipe.rollout.batch_size)

@@ -1,0 +1,196 @@
+"""Two evaluations of the same problems, compared problem by problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .document import Evaluation
+from .errors import EvaluationError
+from .figures import COUNTED, agreements, mean_right, measures
+from .outcomes import Asked, Outcome
+from .statistics import LEVEL, RESAMPLES, PairedTest, paired_test
+from .tables import Table, between, chance, number, points
+
+SAME = (
+    "data_digest",
+    "problems",
+    "samples",
+    "temperature",
+    "top_p",
+    "max_completion_length",
+    "prompt_sha256",
+    "min_pixels",
+    "max_pixels",
+    "variants",
+)
+"""What two evaluations must share, or their difference is not one of the models."""
+TOLD = ("seed", "engine", "dtype", "variant_kinds")
+"""What may differ, and is said."""
+MOST_MOVERS = 10
+Measure = Callable[[Outcome], float | None]
+
+
+@dataclass(frozen=True)
+class Mover:
+    """A problem that changed: its share of right plain responses in both."""
+
+    id: str
+    question: str
+    gold: str
+    first: float
+    second: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`tests` by figure; `differences` are settings that are not alike, as (name, first, second)."""
+
+    tests: dict[str, PairedTest]
+    better: list[Mover]
+    worse: list[Mover]
+    shared: int
+    only_one: int
+    differences: list[tuple[str, Any, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def compare(first: Evaluation, second: Evaluation, *, force: bool = False, resamples: int = RESAMPLES) -> Comparison:
+    """Tests of second against first over the problems that both have.
+
+    Raises EvaluationError where data or protocol differ, naming what does; with `force` they are compared over the
+    shared problems and figures all the same. Raises it too where nothing is shared.
+    """
+    differences = [(name, *_both(first, second, name)) for name in SAME if len(set(_both(first, second, name))) > 1]
+    if differences and not force:
+        told = "; ".join(f"{name}: {one!r} and {other!r}" for name, one, other in differences)
+        raise EvaluationError(
+            f"the evaluations differ in more than the model ({told}); evaluate both alike, or compare the problems and "
+            "figures that they share with --force"
+        )
+    differences += [(name, *_both(first, second, name)) for name in TOLD if len(set(_both(first, second, name))) > 1]
+    known = {outcome.id: outcome for outcome in first.problems}
+    pairs = [(known[outcome.id], outcome) for outcome in second.problems if outcome.id in known]
+    if not pairs:
+        raise EvaluationError("the two evaluations share no problem (by id); evaluate both on the same data")
+    tests = {}
+    for name, measure in _measures(first, second).items():
+        values = [(one, other) for one, other in ((measure(a), measure(b)) for a, b in pairs) if _known(one, other)]
+        if values:
+            tests[name] = paired_test(
+                values,  # type: ignore[arg-type]
+                share=name not in COUNTED,
+                seed=int(first.protocol["seed"] or 0),
+                resamples=resamples,
+            )
+    everyone = {outcome.id for outcome in (*first.problems, *second.problems)}
+    better, worse = _movers(pairs)
+    return Comparison(tests, better, worse, len(pairs), len(everyone) - len(pairs), differences)
+
+
+def _both(first: Evaluation, second: Evaluation, name: str) -> tuple[Any, Any]:
+    return first.protocol.get(name), second.protocol.get(name)
+
+
+def _known(one: float | None, other: float | None) -> bool:
+    return one is not None and other is not None
+
+
+def _measures(first: Evaluation, second: Evaluation) -> dict[str, Measure]:
+    """The figures that both have: of the plain questions, mean@n of every other kind, and agreement."""
+    samples = sorted({first.samples, second.samples})
+    plain = measures(samples[0])
+    if len(samples) > 1:  # with --force: what does not depend on the number of responses
+        plain = {"mean": mean_right, **{name: each for name, each in plain.items() if "@" not in name}}
+    found: dict[str, Measure] = {name: _of_plain(measure) for name, measure in plain.items()}
+    mean = next(iter(plain))
+    for kind in first.kinds:
+        if kind != "plain" and kind in second.kinds:
+            found[f"{mean} {kind}"] = _of_kind(kind)
+    for source in first.sources:
+        if source in second.sources:
+            found[f"{mean} [{source}]"] = _of_source(source, found[mean])
+    for name in ("consistency", "all_right", "all_wrong"):
+        if name in first.metrics and name in second.metrics:
+            found[name] = _of_agreement(name)
+    return found
+
+
+def _of_plain(measure: Callable[[Asked], float | None]) -> Measure:
+    return lambda outcome: measure(outcome.asked[0])
+
+
+def _of_kind(kind: str) -> Measure:
+    def measure(outcome: Outcome) -> float | None:
+        way = next((way for way in outcome.asked if way.kind == kind), None)
+        return None if way is None else mean_right(way)
+
+    return measure
+
+
+def _of_source(source: str, measure: Measure) -> Measure:
+    return lambda outcome: measure(outcome) if outcome.source == source else None
+
+
+def _of_agreement(name: str) -> Measure:
+    def measure(outcome: Outcome) -> float | None:
+        alike = agreements(outcome)
+        return None if alike is None else alike[name]
+
+    return measure
+
+
+def _movers(pairs: Sequence[tuple[Outcome, Outcome]]) -> tuple[list[Mover], list[Mover]]:
+    """Problems that gained most, and that lost most, largest change first."""
+    moved = []
+    for one, other in pairs:
+        before, after = mean_right(one.asked[0]), mean_right(other.asked[0])
+        if before is not None and after is not None and before != after:
+            moved.append(Mover(one.id, one.question, one.gold, before, after))
+    # Sorting is stable: equal changes stay in the order of the data.
+    better = sorted((mover for mover in moved if mover.second > mover.first), key=lambda m: m.first - m.second)
+    worse = sorted((mover for mover in moved if mover.second < mover.first), key=lambda m: m.second - m.first)
+    return better[:MOST_MOVERS], worse[:MOST_MOVERS]
+
+
+def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
+    """Differences with intervals and p-values, settings that differ, and the problems that moved most."""
+    interval = f"{LEVEL:.0%}\u00a0interval"
+    rows = [
+        (
+            name,
+            number(test.first, name),
+            number(test.second, name),
+            f"{test.difference:+.1f}" if name in COUNTED else points(test.difference),
+            between(test.low, test.high, signed=True) if name not in COUNTED else between(test.low, test.high, name),
+            chance(test.p_value) + (" M" if test.test == "McNemar" else ""),
+            str(test.problems),
+        )
+        for name, test in comparison.tests.items()
+    ]
+    header = ("", "A", "B", "B - A", interval, "p", "problems")
+    notes = (
+        "B - A: percentage points. p: two-sided; the permutation test that swaps the two values of a problem, or (M) "
+        "McNemar's exact test. Not corrected for the number of rows. Intervals: bootstrap over problems (BCa)."
+    )
+    parts = [Table(f"A = {names[0]}, B = {names[1]}", header, rows, notes)]
+    if comparison.only_one:
+        told = f"{comparison.shared} problems are in both, {comparison.only_one} in one only (left out)."
+        parts[0] = Table(parts[0].title, header, rows, f"{notes} {told}")
+    if comparison.differences:
+        settings = [(name, str(one), str(other)) for name, one, other in comparison.differences]
+        parts.append(Table("Settings that differ", ("", "A", "B"), settings))
+    for title, movers in (("Better in B", comparison.better), ("Worse in B", comparison.worse)):
+        if movers:
+            lines = [(m.id, number(m.first), number(m.second), m.gold, _short(m.question)) for m in movers]
+            parts.append(Table(title, ("problem", "A", "B", "answer", "question"), lines, words=("answer", "question")))
+    return parts
+
+
+def _short(text: str, longest: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"

@@ -1,0 +1,91 @@
+"""What an evaluation says to people: the same tables in `<name>.md` and in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .document import Evaluation
+from .statistics import LEVEL, Figure
+from .tables import Table, markdown, value_and_interval
+
+INTERVAL = f"{LEVEL:.0%}\u00a0interval"
+MEANINGS = """\
+mean@n: share of right responses. pass@k: chance that one of k responses is right (unbiased, arXiv 2107.03374). maj@n:
+the answer with the most votes is right; a tie counts by the share of right ones among its leaders. consistency: share
+of the problems whose majority answers under all ways of asking say the same. Two answers say the same when the verifier
+accepts one as the other. Responses that could not be verified are left out of all of these, and counted above.
+Intervals: bootstrap over problems (BCa), {resamples} draws, seed {seed}; where all problems agree, the exact binomial
+one."""
+TITLES = {"not_verified": "not verified (left out)", "without_answer": "without a boxed answer", "tied_votes": "ties"}
+
+
+def tables(evaluation: Evaluation) -> list[Table]:
+    """Headline figures, kinds of asking, sources, and what went wrong."""
+    samples = evaluation.samples
+    asked = evaluation.counts["problems"]
+    parts = [
+        Table(
+            f"Plain questions: {asked} problems, {samples} responses each",
+            ("", "value", INTERVAL, "problems"),
+            [_row(name, found) for name, found in evaluation.metrics.items()],
+        )
+    ]
+    if len(evaluation.kinds) > 1:
+        parts.append(_groups("Ways of asking", evaluation.kinds, samples, "kind"))
+    if len(evaluation.transforms) > 1:
+        parts.append(_groups("Image transforms", evaluation.transforms, samples, "transform"))
+    if evaluation.sources:
+        parts.append(_sources(evaluation.sources, samples))
+    told = [(TITLES.get(name, name.replace("_", " ")), str(count)) for name, count in evaluation.counts.items()]
+    parts.append(Table("Counts", ("", "number"), told))
+    return parts
+
+
+def _row(name: str, found: Figure) -> tuple[str, ...]:
+    of = str(found.problems) + (f" ({found.left_out} left out)" if found.left_out else "")
+    return (name, *value_and_interval(found, name), of)
+
+
+def _groups(title: str, groups: Mapping[str, Mapping[str, Figure]], samples: int, head: str) -> Table:
+    name = f"mean@{samples}"
+    nothing = Figure(None, None, None, 0)
+    rows = [
+        (
+            group,
+            str(figures[name].problems),
+            *value_and_interval(figures[name]),
+            *value_and_interval(figures.get("change", nothing), signed=True),
+        )
+        for group, figures in groups.items()
+    ]
+    header = (head, "problems", name, INTERVAL, "vs plain", INTERVAL)
+    return Table(title, header, rows, "vs plain: percentage points, over the problems asked in both ways.")
+
+
+def _sources(sources: Mapping[str, Mapping[str, Figure]], samples: int) -> Table:
+    mean = f"mean@{samples}"
+    more = [name for name in (f"maj@{samples}", "consistency") if any(name in figures for figures in sources.values())]
+    nothing = Figure(None, None, None, 0)
+    rows = [
+        (
+            source,
+            str(figures[mean].problems),
+            *value_and_interval(figures[mean]),
+            *(value_and_interval(figures.get(name, nothing))[0] for name in more),
+        )
+        for source, figures in sources.items()
+    ]
+    return Table("Sources", ("source", "problems", mean, INTERVAL, *more), rows)
+
+
+def as_markdown(evaluation: Evaluation) -> str:
+    """The whole report."""
+    protocol = evaluation.protocol
+    meanings = MEANINGS.format(resamples=protocol["bootstrap_resamples"], seed=protocol["seed"])
+    settings = [(name, "" if value is None else str(value)) for name, value in protocol.items()]
+    return (
+        f"# Evaluation of {protocol['target']}\n\n"
+        + markdown(tables(evaluation))
+        + f"\n{meanings}\n\n"
+        + markdown([Table("Protocol", ("", "setting"), settings, words=("setting",))])
+    )

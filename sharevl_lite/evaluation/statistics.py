@@ -1,0 +1,187 @@
+"""The estimators: pass@k, majority votes, and bootstrap intervals over problems.
+
+    pass@k = 1 - C(n - c, k) / C(n, k)      c of n responses right (Chen et al., arXiv 2107.03374, equation 1)
+    maj@n  = share of right ones among the answers with the most votes
+
+Every figure of an evaluation is the mean over problems of one number per problem, so an interval comes from drawing
+problems, each with all its responses: responses to one problem are not independent of each other.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from .outcomes import RIGHT
+
+RESAMPLES = 9999
+LEVEL = 0.95
+_DRAWS_AT_ONCE = 4_000_000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over `problems` problems with its interval; None where there is none to give.
+
+    `left_out` problems have no value: none of their responses could be verified, or too few for a pass@k.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    problems: int
+    left_out: int = 0
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """The fields by name."""
+        return {"value": self.value, "low": self.low, "high": self.high} | {
+            "problems": self.problems,
+            "left_out": self.left_out,
+        }
+
+
+def pass_at_k(right: int, sampled: int, k: int) -> float:
+    """Chance that one of k responses, drawn without replacement from `sampled` of which `right` are right, is right.
+
+    Raises ValueError where k is not within 1..sampled or `right` not within 0..sampled.
+    """
+    if not 1 <= k <= sampled or not 0 <= right <= sampled:
+        raise ValueError(f"pass@{k} of {right} right among {sampled} responses")
+    return 1.0 - comb(sampled - right, k) / comb(sampled, k)
+
+
+def leading(groups: Sequence[int | None]) -> list[int]:
+    """The classes of answers with the most votes, the first to appear first. None (no answer) has no vote."""
+    votes = Counter(group for group in groups if group is not None)
+    most = max(votes.values(), default=0)
+    return [group for group, count in votes.items() if count == most]
+
+
+def majority(groups: Sequence[int | None]) -> float:
+    """Chance that a majority vote is right, ties broken at random: the share of RIGHT among the leading classes.
+
+    Without any answer it is 0: the vote elects nothing.
+    """
+    ahead = leading(groups)
+    return 1.0 / len(ahead) if RIGHT in ahead else 0.0
+
+
+def figure(values: Sequence[float | None], *, share: bool = True, seed: int = 0, resamples: int = RESAMPLES) -> Figure:
+    """The mean over problems (None: a problem that is left out) and its interval at `LEVEL`.
+
+    The interval is the bias-corrected and accelerated bootstrap (Efron 1987, as in scipy). Where all problems have the
+    same value a bootstrap sees no spread: for a `share` of 0 or 1 the exact (Clopper-Pearson) interval of that many
+    problems is given instead, otherwise none. One problem alone has none.
+    """
+    known_P = np.asarray([value for value in values if value is not None], dtype=np.float64)
+    left_out = len(values) - len(known_P)
+    if not len(known_P):
+        return Figure(None, None, None, 0, left_out)
+    low, high = interval(known_P, share=share, seed=seed, resamples=resamples)
+    return Figure(float(known_P.mean()), low, high, len(known_P), left_out)
+
+
+def interval(
+    values_P: Float[np.ndarray, "P"], *, share: bool, seed: int, resamples: int = RESAMPLES
+) -> tuple[float | None, float | None]:
+    """(low, high) of the mean; see :func:`figure`."""
+    size = len(values_P)
+    if size < 2:
+        return None, None
+    if np.ptp(values_P) == 0.0:
+        if not share or values_P[0] not in (0.0, 1.0):
+            return None, None
+        exact = stats.binomtest(round(values_P[0]) * size, size).proportion_ci(LEVEL, method="exact")
+        return float(exact.low), float(exact.high)
+    drawn: Any = None
+    for method in ("BCa", "percentile"):  # BCa has no answer where nearly all resamples are alike
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            drawn = stats.bootstrap(
+                (values_P,),
+                np.mean,
+                n_resamples=resamples,
+                batch=max(1, _DRAWS_AT_ONCE // size),
+                confidence_level=LEVEL,
+                method=method,
+                rng=np.random.default_rng(seed),
+            ).confidence_interval
+        if np.isfinite(drawn).all():
+            break
+    return float(drawn.low), float(drawn.high)
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """`difference` is the mean over problems of second minus first; `p_value` is two-sided, None without any pair."""
+
+    first: float
+    second: float
+    difference: float
+    low: float | None
+    high: float | None
+    p_value: float
+    problems: int
+    test: str
+    """"permutation", or "McNemar" where every value is 0 or 1."""
+
+
+def paired_test(
+    pairs: Sequence[tuple[float, float]], *, share: bool = True, seed: int = 0, resamples: int = RESAMPLES
+) -> PairedTest:
+    """Tests whether two evaluations of the same problems differ in the mean, problem by problem.
+
+    Where every value is 0 or 1 (one response each, a vote without ties): McNemar's exact test, the binomial one on the
+    problems that changed sides. Otherwise the permutation test that swaps the two values of problems (all 2^P ways
+    where those are no more than `resamples`). The interval of the difference is the bootstrap over problems.
+    Raises ValueError without a pair.
+    """
+    if not pairs:
+        raise ValueError("no problem is in both")
+    first_P, second_P = np.asarray(pairs, dtype=np.float64).T
+    change_P = second_P - first_P
+    binary = share and bool(np.isin(pairs, (0.0, 1.0)).all())
+    low, high = interval(change_P, share=False, seed=seed, resamples=resamples)
+    return PairedTest(
+        float(first_P.mean()),
+        float(second_P.mean()),
+        float(change_P.mean()),
+        low,
+        high,
+        _mcnemar(change_P) if binary else _permutation(first_P, second_P, seed, resamples),
+        len(pairs),
+        "McNemar" if binary else "permutation",
+    )
+
+
+def _mcnemar(change_P: Float[np.ndarray, "P"]) -> float:
+    better, worse = int((change_P > 0).sum()), int((change_P < 0).sum())
+    return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def _permutation(first_P: Float[np.ndarray, "P"], second_P: Float[np.ndarray, "P"], seed: int, resamples: int) -> float:
+    moved = first_P != second_P  # swapping equal values changes nothing
+    if moved.sum() < 2:  # both ways of swapping one problem are as far from 0
+        return 1.0
+
+    def mean_change(second: np.ndarray[Any, Any], first: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
+        return np.asarray(np.mean(second - first, axis=axis))
+
+    found = stats.permutation_test(
+        (second_P[moved], first_P[moved]),
+        mean_change,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, _DRAWS_AT_ONCE // int(moved.sum())),
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)

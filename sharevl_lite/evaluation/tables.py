@@ -1,0 +1,97 @@
+"""Tables of figures, once for Markdown and once for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .figures import COUNTED
+from .statistics import Figure
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; the first column is of names, the others of numbers, unless they are said to be words."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: str = ""
+    """Said below it."""
+    words: Sequence[str] = ()
+    """Columns that are no numbers either, by their header."""
+
+    def is_words(self, place: int) -> bool:
+        """Whether a column is aligned as text."""
+        return place == 0 or self.header[place] in self.words
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """The tables as sections."""
+    return "\n".join(_markdown(table) for table in tables)
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in cells) + " |"
+
+    rule = "|" + "|".join("---" if table.is_words(place) else "---:" for place in range(len(table.header))) + "|"
+    lines = [f"## {table.title}", "", line(table.header), rule, *map(line, table.rows), ""]
+    return "\n".join([*lines, *([table.notes, ""] if table.notes else [])])
+
+
+def show(console: Console, tables: Sequence[Table]) -> None:
+    """Prints the tables."""
+    import rich.box
+    import rich.table
+
+    for table in tables:
+        shown = rich.table.Table(
+            title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        for place, name in enumerate(table.header):
+            shown.add_column(
+                name, justify="left" if table.is_words(place) else "right", overflow="fold", no_wrap=place == 0
+            )
+        for row in table.rows:
+            shown.add_row(*(cell.replace("[", r"\[") for cell in row))
+        console.print(shown)
+        if table.notes:
+            console.print(table.notes, highlight=False, markup=False, soft_wrap=True)
+
+
+def number(value: float | None, name: str = "") -> str:
+    """A figure's value: percent of a share, a plain number of what is counted."""
+    if value is None:
+        return NOTHING
+    return f"{value:.1f}" if name in COUNTED else f"{100 * value:.1f}%"
+
+
+def between(low: float | None, high: float | None, name: str = "", *, signed: bool = False) -> str:
+    """An interval, in the same units."""
+    if low is None or high is None:
+        return NOTHING
+    ends = (points(low), points(high)) if signed else (number(low, name), number(high, name))
+    return f"{ends[0]} … {ends[1]}".replace("% …", " …")
+
+
+def points(value: float | None) -> str:
+    """A difference of shares, in percentage points with its sign."""
+    return NOTHING if value is None else f"{100 * value:+.1f}"
+
+
+def chance(p_value: float) -> str:
+    """A p-value, never as 0."""
+    return "<0.0001" if p_value < 1e-4 else f"{p_value:.4f}"
+
+
+def value_and_interval(found: Figure, name: str = "", *, signed: bool = False) -> tuple[str, str]:
+    """Both cells of a figure."""
+    value = points(found.value) if signed else number(found.value, name)
+    return value, between(found.low, found.high, name, signed=signed)

@@ -1,0 +1,35 @@
+"""Options of `eval` that do not fit together: one message, code 2, before anything is loaded."""
+
+import pytest
+
+from sharevl_lite.cli import main
+
+MODEL = "builtin:digits-vl"
+DIGITS = ["--data", "builtin:digits"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "a run or a model, or --compare"),
+        ([MODEL, *DIGITS, "--engine", "vllm"], "vLLM is not installed"),
+        ([MODEL, *DIGITS, "--engine", "server"], "server_urls"),
+        (
+            [MODEL, *DIGITS, "--server-url", "http://127.0.0.1:9/v1", "--rollout.server-retries", "0"],
+            "cannot be reached",
+        ),
+        ([MODEL, "--engine", "hf", "--server-url", "http://a/v1"], "--server-url and --engine hf"),
+        ([MODEL, "--resamples", "9"], "--resamples 9"),
+        ([MODEL, "--force"], "--force belongs to --compare"),
+        (["--compare", "no/a.json", "no/b.json"], "no/a.json: cannot be read"),
+        ([MODEL, "--compare", "a.json", "b.json"], "takes no builtin:digits-vl"),
+        (["--compare", "a.json", "b.json", "--samples", "2"], "takes no --samples"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_clear_message_and_code_2(words, told, capsys, monkeypatch):
+    monkeypatch.setattr("sharevl_lite.evaluate.load_policy_of", lambda recipe: pytest.fail("loaded a model"))
+    if "vllm" in words:
+        monkeypatch.setattr("sharevl_lite.engines.importlib.util.find_spec", lambda name: None)
+    assert main(["eval", *words]) == 2
+    assert told in capsys.readouterr().err

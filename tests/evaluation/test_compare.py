@@ -1,0 +1,120 @@
+"""Two evaluations compared: what must be alike, what is tested, and what is said."""
+
+import dataclasses
+import json
+
+import pytest
+from test_figures import answers, outcome
+
+from sharevl_lite.evaluation import document
+from sharevl_lite.evaluation.compare import compare, tables
+from sharevl_lite.evaluation.document import Evaluation
+from sharevl_lite.evaluation.errors import EvaluationError
+from sharevl_lite.evaluation.outcomes import Asked, Outcome
+
+PROTOCOL = {
+    "target": "a run", "data_digest": "d", "problems": 8, "samples": 2, "temperature": 1.0, "top_p": 1.0, "seed": 0,
+    "max_completion_length": 32, "prompt_sha256": "p", "variants": "each", "bootstrap_resamples": 200, "engine": "hf",
+}  # fmt: skip
+
+
+def evaluation(plains, protocol=(), **others):
+    outcomes = [
+        outcome(f"p{number}", groups, "x" if number < 4 else "y", **{k: v[number] for k, v in others.items()})
+        for number, groups in enumerate(plains)
+    ]
+    return Evaluation.of({**PROTOCOL, **dict(protocol)}, outcomes)
+
+
+FIRST = evaluation([(1, 1), (0, 1), (0, 0), (1, 1)] * 2, rotate=[(1, 1)] * 8)
+SECOND = evaluation([(0, 0), (0, 1), (0, 0), (0, 1)] * 2, rotate=[(0, 1)] * 8)
+
+
+def test_the_difference_is_over_problems_with_its_test_and_movers():
+    found = compare(FIRST, SECOND)
+    mean = found.tests["mean@2"]
+    assert (mean.first, mean.second, mean.problems) == (0.375, 0.75, 8)
+    # Four problems moved, all upwards: of the 16 ways to swap them two are as far from zero.
+    assert mean.p_value == pytest.approx(2 / 16)
+    assert found.tests["mean@2 rotate"].difference == pytest.approx(0.5)
+    assert found.tests["mean@2 [x]"].problems == 4
+    assert [(mover.id, mover.first, mover.second) for mover in found.better] == [
+        ("p0", 0.0, 1.0), ("p4", 0.0, 1.0), ("p3", 0.0, 0.5), ("p7", 0.0, 0.5),
+    ]  # fmt: skip
+    assert found.worse == []
+    assert [mover.id for mover in compare(SECOND, FIRST).worse] == ["p0", "p4", "p3", "p7"]
+    json.dumps(found.as_json())
+
+
+def test_one_response_each_is_tested_by_mcnemar():
+    one = {"samples": 1}
+    first = evaluation([(1,)] * 6 + [(0,)] * 2, one)
+    second = evaluation([(0,)] * 5 + [(1,)] + [(0,)] * 2, one)
+    test = compare(first, second).tests["mean@1"]
+    assert test.test == "McNemar"
+    assert test.p_value == pytest.approx(2 / 2**5)
+
+
+def test_an_evaluation_against_itself_shows_nothing():
+    found = compare(FIRST, FIRST)
+    assert {test.p_value for test in found.tests.values()} == {1.0}
+    assert found.better == found.worse == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"data_digest": "e"}, "data_digest: 'd' and 'e'"),
+        ({"temperature": 0.0, "prompt_sha256": "q"}, "temperature: 1.0 and 0.0; prompt_sha256: 'p' and 'q'"),
+        ({"variants": "none"}, "variants: 'each' and 'none'"),
+    ],
+)
+def test_unlike_evaluations_are_refused_by_what_differs(changed, told):
+    other = dataclasses.replace(SECOND, protocol={**SECOND.protocol, **changed})
+    with pytest.raises(EvaluationError, match=told):
+        compare(FIRST, other)
+    forced = compare(FIRST, other, force=True)
+    assert forced.tests == compare(FIRST, SECOND).tests
+    assert {name for name, _, _ in forced.differences} == set(changed)
+
+
+def test_seed_and_engine_may_differ_and_are_said():
+    other = dataclasses.replace(SECOND, protocol={**SECOND.protocol, "seed": 1, "engine": "vllm"})
+    shown = tables(compare(FIRST, other), ("A", "B"))
+    assert [table.rows for table in shown if table.title == "Settings that differ"] == [
+        [("seed", "0", "1"), ("engine", "hf", "vllm")]
+    ]
+
+
+def test_forced_over_the_shared_problems_and_figures():
+    fewer = evaluation([(0, 0, 1, 1), (0, 0, 0, 0)], {"samples": 4, "problems": 2, "data_digest": "e"})
+    found = compare(FIRST, fewer, force=True)
+    assert found.tests["mean"].problems == 2
+    assert found.only_one == 6
+    assert "mean@2" not in found.tests
+    strangers = [Outcome("q", None, "q?", "1", (Asked("plain", None, answers(0, 1)),))]
+    with pytest.raises(EvaluationError, match="share no problem"):
+        compare(FIRST, Evaluation.of(PROTOCOL, strangers), force=True)
+
+
+def test_problems_without_a_verified_response_are_in_no_pair():
+    unknown = evaluation([("?", "?"), *[(0, 1)] * 7], rotate=[(0, 1)] * 8)
+    assert compare(FIRST, unknown).tests["mean@2"].problems == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "cannot be read"),
+        ("{", "not JSON"),
+        ("[1]", "not an evaluation"),
+        ('{"schema_version": 9, "problems": []}', "schema version 9"),
+        ('{"schema_version": 1, "problems": [{}], "protocol": {}, "metrics": {}}', "damaged"),
+    ],
+)
+def test_files_that_are_no_evaluations_are_named(tmp_path, text, told):
+    file = tmp_path / "a.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(EvaluationError, match=told):
+        document.read(file)
