@@ -163,7 +163,7 @@ sharevl("train", recipe)
 # alike however it is asked.
 
 # %%
-sharevl("eval", work / "runs" / "own-data", "--data", work / "test.jsonl", "--samples", 4)
+sharevl("eval", work / "runs" / "own-data", "--data", work / "test.jsonl", "--samples", 4, "--by", "topic")
 
 # %% [markdown]
 # What next: `sharevl-lite view own-data-run/runs/own-data` shows every answer, and `quickstart.ipynb` exports a model.
