@@ -5,18 +5,10 @@ import urllib.request
 
 import pytest
 from hostile_rows import HOSTILE, rows
+from pages import first_problem, opened
 from sharevl_explorer.command import main
 
 from sharevl_lite.store import RolloutStore, read
-
-
-def opened(page, address, query="", ready="main section"):
-    page.goto(address + query)
-    page.wait_for_selector(f"#sharevl {ready}")
-
-
-def first_problem(run, step=1):
-    return read(run, steps=[step])["problem_id"][0].as_py()
 
 
 @pytest.mark.slow

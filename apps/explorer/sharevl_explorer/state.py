@@ -39,6 +39,8 @@ class State:
     sort: str = "problem"
     down: int = 0
     page: int = 1
+    under: int = -1
+    """Variant whose log-probs the tokens show, against the source; -1: as they were sampled."""
     full: int = 0
     """1: long texts in full."""
     first: int = -1
