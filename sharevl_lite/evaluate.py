@@ -39,7 +39,7 @@ def evaluate_target(
     asked, unless `overrides` set `eval.problems`; a run's own held-out problems are asked as its recipe says.
     `overrides` are as on the command line. Raises RunError when there is nothing to evaluate, or on.
     """
-    adapter, found_recipe = _locate(Path(target))
+    adapter, found_recipe = locate(Path(target))
     words = list(overrides)
     if data is not None:
         words += ["--data.eval", data]
@@ -48,7 +48,7 @@ def evaluate_target(
     described = found_recipe if recipe_file is None else Path(recipe_file)
     if found_recipe is None:
         words += ["--model.path", target]
-    recipe = load_recipe(described, words) if described is not None else _default_recipe(words)
+    recipe = load_recipe(described, words) if described is not None else default_recipe(words)
     if recipe.data.eval is None:
         raise RunError("nothing to evaluate on: give --data, such as --data test.parquet or --data builtin:digits")
     whole = data is not None and not any(word.startswith("--eval.problems") for word in words)
@@ -87,7 +87,8 @@ def report(record: dict[str, float], *, as_json: bool) -> None:
     Console().print(table)
 
 
-def _default_recipe(words: Sequence[str]) -> Recipe:
+def default_recipe(words: Sequence[str]) -> Recipe:
+    """The defaults, with overrides as on the command line."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -96,8 +97,12 @@ def _default_recipe(words: Sequence[str]) -> Recipe:
         return load_recipe(empty, words)
 
 
-def _locate(target: Path) -> tuple[Path | None, Path | None]:
-    """(adapter folder, recipe file) of a run or checkpoint; (None, None) of anything else."""
+def locate(target: Path) -> tuple[Path | None, Path | None]:
+    """(adapter folder, recipe file) of a run or checkpoint; (None, None) of anything else.
+
+    Raises:
+        RunError: a run without adapter and checkpoint.
+    """
     if (target / RECIPE_FILE).is_file():
         if (target / ADAPTER_DIR).is_dir():
             return target / ADAPTER_DIR, target / RECIPE_FILE

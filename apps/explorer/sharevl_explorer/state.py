@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-VIEWS = ("run", "step", "problem", "response", "compare")
+VIEWS = ("run", "step", "problem", "response", "compare", "try")
 CELLS = ("gap", "advantage", "clip")
 OUTCOMES = ("", "wrong", "right", "mixed", "rescued", "unknown")
 PAGE_ROWS = 25
