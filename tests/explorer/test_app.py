@@ -6,7 +6,6 @@ import urllib.request
 import pytest
 from hostile_rows import HOSTILE, rows
 from pages import first_problem, opened
-from sharevl_explorer.command import main
 
 from sharevl_lite.store import RolloutStore, read
 
@@ -159,22 +158,6 @@ def test_only_images_of_the_run_are_served(served, trained):
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(address + path)
         assert caught.value.code in (403, 404)
-
-
-@pytest.mark.slow
-def test_an_exported_file_opens_without_a_server(page, hostile, trained, tmp_path):
-    target = tmp_path / "out.html"
-    chosen = first_problem(trained, 2)
-    assert main([str(trained), "--export", str(target), "--problem", chosen]) == 0
-    page.goto(target.as_uri())
-    assert page.locator(".matrix tbody tr").count() == 6
-    assert page.locator("img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
-    page.locator(".matrix .row").first.click()
-    assert page.locator(".tokens").first.is_visible()
-    assert main([str(hostile), "--export", str(target), "--step", "1"]) == 0
-    page.goto(target.as_uri())
-    assert page.evaluate("window.hacked") is None
-    assert page.locator(".matrix").count() == len(HOSTILE)
 
 
 @pytest.mark.slow
