@@ -95,8 +95,8 @@ def _gaps(row: Mapping[str, Any], pieces: Sequence[str], source: Values, other: 
         )
         for piece, token, gap, a, b in zip(pieces, row["token_ids"], gaps, source, other, strict=False)
     ]
-    known = [(abs(gap), place) for place, gap in enumerate(gaps[: len(pieces)]) if gap is not None]
-    widest = [place for _, place in sorted(known, key=lambda entry: (-entry[0], entry[1]))[:5]]
+    known = [(-abs(gap), place) for place, gap in enumerate(gaps[: len(pieces)]) if gap is not None]
+    widest = [place for size, place in sorted(known)[:5] if -size >= _FAINT]
     return [
         el("p.scale", "−2", el("span.ramp", aria_hidden="true"), "2"),
         el("p.tokens", spans, dir="auto"),
@@ -108,7 +108,8 @@ def _gaps(row: Mapping[str, Any], pieces: Sequence[str], source: Values, other: 
         el(
             "p.widest",
             "widest: ",
-            [el("span", el("code", pieces[place]), " ", el("b", number(gaps[place], 2))) for place in widest],
+            [el("span", el("code", pieces[place]), " ", el("b", number(gaps[place], 2))) for place in widest]
+            or f"no token differs by {_FAINT} nats",
         ),
     ]
 
