@@ -7,7 +7,7 @@ from typing import Any
 
 from sharevl_explorer.markup import Html, el
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 320, 132, 38, 18, 10
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 320, 104, 38, 18, 10
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -95,12 +95,12 @@ def _attempt(attempt: Attempt) -> Html:
         ("advantage global", attempt.adv_global),
         ("local", attempt.adv_local),
     ]
-    judged = [("extracted", attempt.extracted), ("rule", attempt.rule), ("not verified", attempt.failure)]
+    told: list[tuple[str, str | None]] = [(name, number(value)) for name, value in figures if value is not None]
+    told += [("extracted", attempt.extracted), ("rule", attempt.rule), ("not verified", attempt.failure)]
     cut = " · cut at the limit" if attempt.truncated else ""
     return el(
         "section.attempt",
         el("p.verdict", mark and el("b", mark, " · "), f"{attempt.tokens} tokens{cut}"),
         response(attempt.text, full=True, all_of_it=None),
-        el("dl.figures", [[el("dt", name), el("dd", number(value))] for name, value in figures if value is not None]),
-        el("dl", [[el("dt", name), el("dd", el("bdi", text[:500]))] for name, text in judged if text is not None]),
+        el("dl.inline", [el("div", el("dt", n), el("dd", el("bdi", t[:500]))) for n, t in told if t is not None]),
     )
