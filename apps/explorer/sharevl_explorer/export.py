@@ -59,7 +59,9 @@ def export(
         el("meta", http_equiv="Content-Security-Policy", content=POLICY),
         el("meta", name="viewport", content="width=device-width"),
         el("title", title),
-        Html(f"<style>{asset('style.css')}body{{margin:0;color-scheme:light dark}}</style>"),
+        Html(
+            f"<style>{asset('style.css')}body{{margin:0;background:var(--sx-ground);color-scheme:light dark}}</style>"
+        ),
     )
     write_atomically(target, ("<!doctype html>" + el("html", head, body, lang="en")).encode())
     return len(ids)

@@ -104,15 +104,16 @@ def _advantage(row: dict[str, Any]) -> Html:
     return el(
         "section.panel",
         el("h3", "Advantage"),
-        _bars([*parts, ("global + local", own)]),
+        _bars([*parts, ("global + local", own)], floor=0.5),
         el("h3", "Log-prob gap"),
-        _bars(gaps),
+        _bars(gaps, floor=0.05),
         el("p.quiet", "mean over tokens, nats, against the source"),
     )
 
 
-def _bars(values: Sequence[tuple[str, float | None]]) -> Html:
-    scale = max((abs(value) for _, value in values if value is not None), default=0.0) or 1.0
+def _bars(values: Sequence[tuple[str, float | None]], *, floor: float) -> Html:
+    """Bars to both sides of 0. `floor`: the least value that fills a side, so that nothing is not drawn large."""
+    scale = max([floor, *(abs(value) for _, value in values if value is not None)])
     lines = []
     for name, value in values:
         sign = "neg" if (value or 0) < 0 else "pos"
