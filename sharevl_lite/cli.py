@@ -160,7 +160,8 @@ def _add_view(commands: Any) -> None:
     view.add_argument(
         "--model",
         metavar="MODEL",
-        help="adds Try it: `run` (the run's own policy), a run, a checkpoint, an adapter, a local model or a Hub id",
+        help="adds Try it, with transformers: `run` (the run's own policy), a run, a checkpoint, an adapter, a local "
+        "model or a Hub id",
     )
     view.set_defaults(run=_view)
 

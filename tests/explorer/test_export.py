@@ -40,6 +40,7 @@ def test_an_exported_file_opens_without_a_server(page, hostile, trained, tmp_pat
     assert page.evaluate("window.hacked") is None
     assert page.locator(".matrix").count() == len(HOSTILE)
     assert "<script" not in target.read_text().lower()
+    assert "No gap" not in target.read_text(), "a file shows tokens as they were sampled, and says nothing else"
 
 
 def test_an_image_stands_once_in_a_file_however_often_it_is_shown(tmp_path):

@@ -25,9 +25,10 @@ Values = Sequence[float | None]
 
 
 def token_view(context: Context, row: Mapping[str, Any]) -> Html:
-    """The panel of one response's tokens; `under` of the state chooses what is shown."""
-    state = context.state
-    kept = token_logprobs(context.index, state) if row["schema_version"] >= 2 and row["scorers"] else {}
+    """The panel of one response's tokens; `under` of the state chooses what is shown. A file shows them as sampled."""
+    state, in_file = context.state, context.anchors is not None
+    asked = row["schema_version"] >= 2 and row["scorers"] and not in_file
+    kept = token_logprobs(context.index, state) if asked else {}
     source = kept.get(state.variant)
     others = [k for k in kept if k != state.variant] if source is not None else []
     chosen = state.under if state.under in others else -1
@@ -38,8 +39,8 @@ def token_view(context: Context, row: Mapping[str, Any]) -> Html:
     shown = _sampled(row, pieces) if source is None or chosen < 0 else _gaps(row, pieces, source, kept[chosen], state)
     return el(
         "section.panel",
-        el("header.view", el("h3", "Tokens"), tabs("what the colours show", links) if others and links[0][1] else None),
-        _missing(row, state.variant, state.under, others),
+        el("header.view", el("h3", "Tokens"), tabs("what the colours show", links) if others else None),
+        None if in_file else _missing(row, state.variant, state.under, others),
         shown,
         el("p.note", f"the first {limit:,} of {len(row['token_ids']):,} tokens; ", _all(context))
         if limit < len(row["token_ids"])

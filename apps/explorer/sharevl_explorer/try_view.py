@@ -44,7 +44,7 @@ def try_view(tryout: Tryout | None) -> Html:
                 "div.numbers",
                 _number("Responses per variant", "samples", 4, MOST_SAMPLES),
                 _number("Longest response, tokens", "tokens", min(512, tryout.most_tokens), tryout.most_tokens),
-                el("button.strong", f"Ask in {tryout.variants} ways", type="submit"),
+                el("button.strong", "Ask" if tryout.variants == 1 else f"Ask in {tryout.variants} ways", type="submit"),
             ),
         ),
         el("div.answers", aria_live="polite"),
