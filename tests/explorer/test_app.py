@@ -169,7 +169,7 @@ def test_narrow_pages_do_not_scroll_sideways(browser, served, trained, scheme):
         "",
         "?view=step&step=1",
         f"?view=problem&step=1&problem={problem}",
-        f"?view=response&step=1&problem={problem}",
+        f"?view=response&step=1&problem={problem}&under=1",
         "?view=compare&split=eval",
     ):
         opened(page, served(trained), query)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 import threading
 
 import pytest
@@ -93,7 +94,7 @@ def test_hostile_input_and_files_that_are_no_images(page, served, trained, digit
     assert page.evaluate("window.hacked") is None
 
 
-def test_the_runs_own_policy_and_the_plain_model(trained, digits):
+def test_the_runs_own_policy_a_copied_adapter_and_the_plain_model(trained, digits, tmp_path):
     from sharevl_lite.try_it import open_tryout
 
     def trained_parts(tryout):
@@ -105,6 +106,10 @@ def test_the_runs_own_policy_and_the_plain_model(trained, digits):
     assert trained_parts(own)
     assert str(trained / "adapter") in own.model
     assert not trained_parts(digits)
+    shutil.copytree(trained / "adapter", tmp_path / "copied")
+    moved = open_tryout(str(trained), str(tmp_path / "copied"))
+    moved.close()
+    assert len(trained_parts(moved)) == len(trained_parts(own))
 
 
 def test_what_the_model_side_refuses(digits):
