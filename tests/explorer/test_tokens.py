@@ -1,9 +1,14 @@
 """The heat-map of tokens: as they were sampled, and by what another variant makes of them."""
 
-import pytest
-from pages import first_problem, opened
+from dataclasses import replace
 
-from sharevl_lite.store import read
+import pytest
+from hostile_rows import rows
+from pages import first_problem, opened
+from sharevl_explorer.index import Index
+from sharevl_explorer.page import render
+
+from sharevl_lite.store import RolloutStore, read
 
 
 @pytest.mark.slow
@@ -50,3 +55,16 @@ def test_where_there_is_no_gap_it_says_so(page, served, trained):
     opened(page, served(trained), f"?view=response&split=eval&step=0&problem={asked}&under=1", ".tokens")
     assert "the response was not scored under variants" in page.locator("#sharevl main").inner_text()
     assert page.locator(".tabs").count() == 0
+
+
+def test_a_response_scored_under_its_own_variant_alone(tmp_path):
+    """As with `share.trajectories: own`."""
+    store = RolloutStore(tmp_path)
+    written = rows(store, 1, {"a": "one"})
+    own = [
+        [values if k == row.variant_index else None for k, values in enumerate(row.scorer_logprobs)] for row in written
+    ]
+    store.write("train", 1, [replace(row, scorer_logprobs=kept) for row, kept in zip(written, own, strict=True)])
+    shown = str(render(Index([tmp_path]), "?view=response&step=1&problem=p-a&under=1"))
+    assert "No gap of single tokens: the response was scored under its own variant alone." in shown
+    assert "token 1: −0.500 nats" in shown
