@@ -26,7 +26,7 @@ from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rewards import RewardScorer, Sample, Score
 from sharevl_lite.rewrite.filters import sift
-from sharevl_lite.rewrite.rules import RulesRewriter
+from sharevl_lite.rewrite.rules import rewrite_by_rules
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest
 from sharevl_lite.rollout.hf import HFRolloutEngine
 from sharevl_lite.run import RECIPE_FILE, RunError
@@ -119,7 +119,7 @@ class Tester:
                 "the placeholder out, it is put before the question."
             )
         wanted = self.recipe.share.num_variants
-        offered = RulesRewriter(self.recipe.seed).rewrite(text, wanted + SPARE_REWRITES)
+        offered = rewrite_by_rules(text, wanted + SPARE_REWRITES, seed=self.recipe.seed)
         accepted, _ = sift(text, offered, trial.answer or "")
         problem = Problem("try", text, images, trial.answer or "", tuple(accepted[:wanted]))
         longest = max(self.encoder.count_tokens(t, problem.image_sizes) for t in (text, *problem.variants))
