@@ -64,8 +64,8 @@ bench-transforms: install ## Measure what an image transform costs
 bench-explorer: install ## Measure the explorer over a generated store of 100,000 responses
 	$(FROM_HERE) apps/explorer/benchmarks/bench_explorer.py
 
-screenshots: install ## Every view of a run, light and dark, wide and narrow (RUN=folder; needs chromium)
-	$(FROM_HERE) scripts/take_screenshots.py $(RUN) docs/screenshots
+screenshots: install ## Every view of a run, light and dark, wide and narrow (RUN=folder [MODEL=run]; needs chromium)
+	$(FROM_HERE) scripts/take_screenshots.py $(RUN) docs/screenshots $(MODEL)
 
 notebooks: install ## Run the notebooks and write them with their outputs (the .py files are the source)
 	cd notebooks && SHAREVL_SMOKE=1 ../$(BIN)/jupytext --to ipynb --execute *.py

@@ -164,6 +164,12 @@ def _add_view(commands: Any) -> None:
         allow_abbrev=False,
     )
     add_options(view)
+    view.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="adds Try it, with transformers: `run` (the run's own policy), a run, a checkpoint, an adapter, a local "
+        "model or a Hub id",
+    )
     view.set_defaults(run=_view)
 
 
@@ -233,4 +239,17 @@ def _view(options: argparse.Namespace, overrides: list[str]) -> int:
         return EXIT_USAGE
     from sharevl_explorer.command import run
 
-    return run(options)
+    if options.model is None:
+        return run(options)
+    if options.export:
+        print(
+            "sharevl-lite: view --export writes a file; --model needs a server. Leave one of them out.", file=sys.stderr
+        )
+        return EXIT_USAGE
+
+    def open_model() -> Any:
+        from sharevl_lite.try_it import open_tryout
+
+        return open_tryout(options.run_dir, options.model)
+
+    return run(options, open_model)

@@ -121,11 +121,11 @@ def evaluate_target(target: str, settings: Settings | None = None) -> Evaluated:
 
 def find_subject(target: str, settings: Settings) -> Subject:
     """Recipe (with what replaces its values), adapter and run of a target; see :func:`evaluate_target`."""
-    adapter, run_dir = _locate(Path(target))
+    adapter, run_dir = locate(Path(target))
     found = None if run_dir is None else run_dir / RECIPE_FILE
     described = found if settings.recipe_file is None else Path(settings.recipe_file)
     words = [*settings.words(), *([] if run_dir else ["--model.path", target])]
-    recipe = load_recipe(described, words) if described is not None else _default_recipe(words)
+    recipe = load_recipe(described, words) if described is not None else default_recipe(words)
     return Subject(target, recipe, adapter, run_dir)
 
 
@@ -242,15 +242,19 @@ def report(evaluated: Evaluated, *, as_json: bool) -> None:
     console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 
-def _default_recipe(words: Sequence[str]) -> Recipe:
+def default_recipe(words: Sequence[str]) -> Recipe:
+    """The defaults, with overrides as on the command line."""
     with tempfile.TemporaryDirectory() as folder:
         empty = Path(folder) / "defaults.yaml"
         empty.write_text("name: eval\n")
         return load_recipe(empty, words)
 
 
-def _locate(target: Path) -> tuple[Path | None, Path | None]:
-    """(adapter folder, run folder) of a run or checkpoint; (None, None) of anything else."""
+def locate(target: Path) -> tuple[Path | None, Path | None]:
+    """(adapter folder, run folder) of a run or checkpoint; (None, None) of anything else.
+
+    Raises RunError for a run without adapter and checkpoint.
+    """
     if (target / RECIPE_FILE).is_file():
         if (target / ADAPTER_DIR).is_dir():
             return target / ADAPTER_DIR, target

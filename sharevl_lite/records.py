@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from PIL.Image import Image
 
@@ -51,6 +51,7 @@ def rollout_rows(
                         adv_global=float(rollout.advantages.global_PMN[p, j, i]) if counted else None,
                         adv_local=float(rollout.advantages.local_PMN[p, j, i]) if counted else None,
                         scorers=_scorers(learner, p, j, i, clip_fractions or {}) if learner and counted else (),
+                        scorer_logprobs=_scorer_logprobs(learner, p, j, i) if learner and counted else None,
                     )
                 )
     for gone in rollout.replaced or ():
@@ -89,3 +90,9 @@ def _scorers(learner: Learner, p: int, j: int, i: int, clip_fractions: Mapping[i
             )
         )
     return scorers
+
+
+def _scorer_logprobs(learner: Learner, p: int, j: int, i: int) -> list[Sequence[float] | None]:
+    """Per scoring variant, the log-probs behind `mean_logprob` and `gap`; None where the pair was not forwarded."""
+    old = (learner.scores.old.get(learner.number_of(Pair(p, k, j, i))) for k in range(learner.shape[0]))
+    return [None if old_R is None else old_R.tolist() for old_R in old]

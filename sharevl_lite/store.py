@@ -26,13 +26,13 @@ from sharevl_lite.atomic import TEMPORARY, remove_stale_temporaries, sync_direct
 from sharevl_lite.store_schema import (
     SCHEMA,
     SCHEMA_VERSION,
-    VERSION_KEY,
     Rewards,
     RolloutRow,
     Scorer,
     StoreError,
     Verification,
     to_table,
+    version_fault,
 )
 
 __all__ = ["Rewards", "RolloutRow", "RolloutStore", "Scorer", "StoreError", "Verification", "read", "scan"]
@@ -40,6 +40,12 @@ __all__ = ["Rewards", "RolloutRow", "RolloutStore", "Scorer", "StoreError", "Ver
 _STEP_FILE = re.compile(r"step_(\d{6,})\.parquet")
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA = re.compile(r"[0-9a-f]{64}")
+# Log-probs of tokens hardly repeat, which makes a dictionary larger than they are; byte by byte they compress well.
+_SPLIT_BYTES = ["sampling_logprobs.list.element", "scorer_logprobs.list.element.list.element"]
+_REPEATING = [
+    *("run_id", "problem_id", "variant_text", "transform", "image_sha.list.element", "answer", "text"),
+    *("token_ids.list.element", "verification.extracted", "verification.rule", "verification.failure"),
+]
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -69,7 +75,8 @@ class RolloutStore:
         except StoreError as error:
             raise StoreError(f"{path}: {error}") from error
         self._make_ready(path.parent)
-        return write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
+        layout = {"compression": "zstd", "use_dictionary": _REPEATING, "use_byte_stream_split": _SPLIT_BYTES}
+        return write_atomically(path, lambda file: pq.write_table(table, file, **layout))
 
     def put_image(self, image: Image.Image) -> str:
         """Store an image, once, and return its name.
@@ -145,6 +152,13 @@ class RolloutStore:
                     f"{path}: row {number} has {len(row.token_ids)} token_ids and "
                     f"{len(row.sampling_logprobs)} sampling_logprobs; they are one per token"
                 )
+            lengths = [len(values) for values in row.scorer_logprobs or () if values is not None]
+            scored = row.scorer_logprobs is None or len(row.scorer_logprobs) == len(row.scorers)
+            if not scored or set(lengths) - {len(row.token_ids)}:
+                raise StoreError(
+                    f"{path}: row {number} has scorer_logprobs of lengths {lengths} for {len(row.scorers)} scorers and "
+                    f"{len(row.token_ids)} token_ids; they are one list per scorer, one value per token"
+                )
         for sha in {sha for row in rows for sha in row.image_sha}:
             if not self._image_path(sha).exists():
                 raise StoreError(f"{path}: image {sha} is not in the store; put_image comes before write")
@@ -163,7 +177,7 @@ def read(
         run: the run's folder.
         split: `train`, `eval` or what else was written.
         steps: read these only. None: all.
-        columns: read these only. None: all of `RolloutRow`.
+        columns: read these only. None: all of `RolloutRow`; what an older file lacks is null.
 
     Raises:
         StoreError: no such run, split, step or column, or a file of another schema version.
@@ -214,16 +228,11 @@ def _nothing_there(run: Path, split: str) -> str:
 
 def _check_version(path: Path) -> None:
     try:
-        version = (pq.read_schema(path).metadata or {}).get(VERSION_KEY)
+        fault = version_fault(pq.read_schema(path).metadata)
     except (pa.ArrowInvalid, OSError) as error:
         raise StoreError(f"{path}: not a readable Parquet file ({error}); restore it from a copy") from error
-    if version is None:
-        raise StoreError(f"{path}: has no schema version, so this store did not write it; move it out of the run")
-    if int(version) != SCHEMA_VERSION:
-        raise StoreError(
-            f"{path}: schema version {int(version)}, and this program reads {SCHEMA_VERSION}; "
-            "read the run with the sharevl-lite that wrote it"
-        )
+    if fault is not None:
+        raise StoreError(f"{path}: {fault}")
 
 
 def _pixel_sha(rgb: Image.Image) -> str:

@@ -1,6 +1,8 @@
 """Rows of the rollout store: what a row holds, in which Parquet columns, and the step from one to the other.
 
-A change of the columns raises `SCHEMA_VERSION`; a reader refuses versions that it does not know.
+A change of the columns raises `SCHEMA_VERSION`; a reader refuses versions that it does not know, and gives null for
+what an older version lacks. Version 2 added `scorer_logprobs`, a column of its own beside `scorers`: who reads figures
+reads no tokens along with them.
 
 In the split `train` a row without an advantage took no part in an update: its reward is not known, or (where
 `rewards.total` is there) dynamic sampling replaced the problem.
@@ -14,7 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 VERSION_KEY = b"sharevl_lite.schema_version"
 """Key of the version in the metadata of a file's schema."""
 
@@ -87,6 +90,8 @@ class RolloutRow:
     adv_global: float | None = None
     adv_local: float | None = None
     scorers: Sequence[Scorer] = ()
+    scorer_logprobs: Sequence[Sequence[float] | None] | None = None
+    """log pi_old(o_t | Qk) of each token, nats, per entry of `scorers`; None in it: pair not forwarded."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -143,9 +148,28 @@ SCHEMA = pa.schema(
         _maybe("adv_global", pa.float64(), "G: normalised over all m*n responses of the problem"),
         _maybe("adv_local", pa.float64(), "L: normalised over the n responses of the variant"),
         _described("scorers", pa.list_(_SCORER), "one entry per scoring variant k"),
+        _maybe(
+            "scorer_logprobs",
+            pa.list_(pa.list_(pa.float32())),
+            "log pi_old(o_t | Qk) of each token, nats, per entry of scorers; null: not scored, or written by version 1",
+        ),
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION)},
 )
+
+
+def version_fault(metadata: Mapping[bytes, bytes] | None) -> str | None:
+    """Why a file with this metadata of its schema cannot be read; None where it can."""
+    written = (metadata or {}).get(VERSION_KEY)
+    if written is None:
+        return "has no schema version, so this store did not write it; move it out of the run"
+    if written in [str(version).encode() for version in READABLE_VERSIONS]:
+        return None
+    known = " and ".join(map(str, READABLE_VERSIONS))
+    return (
+        f"schema version {written.decode(errors='replace')}, and this program reads {known}; "
+        "read the run with the sharevl-lite that wrote it"
+    )
 
 
 def to_table(rows: Sequence[RolloutRow]) -> pa.Table:

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from old_stores import as_version, as_version_1
 from PIL import Image
 
 from sharevl_lite import store as store_module
 from sharevl_lite.atomic import temporary_beside
 from sharevl_lite.store import Rewards, RolloutRow, RolloutStore, Scorer, StoreError, Verification, read, scan
-from sharevl_lite.store_schema import SCHEMA, SCHEMA_VERSION, VERSION_KEY
+from sharevl_lite.store_schema import SCHEMA, SCHEMA_VERSION
 
 
 def picture(seed, size=(5, 3)):
@@ -51,6 +52,7 @@ def row(step=0, **changes):
             Scorer(variant_index=0, advantage=0.3, mean_logprob=-1.25, gap=-0.4, clip_fraction=0.125),
             Scorer(variant_index=1, advantage=-1.2, mean_logprob=-0.85, gap=0.0),
         ],
+        scorer_logprobs=[[-0.25, -2.5, -1.0], None],
     )
     return replace(given, **changes)
 
@@ -96,6 +98,7 @@ def test_every_column_comes_back(tmp_path):
                 {"variant_index": 0, "advantage": 0.3, "mean_logprob": -1.25, "gap": -0.4, "clip_fraction": 0.125},
                 {"variant_index": 1, "advantage": -1.2, "mean_logprob": -0.85, "gap": 0.0, "clip_fraction": None},
             ],
+            "scorer_logprobs": [[-0.25, -2.5, -1.0], None],
         }
     ]
 
@@ -117,6 +120,7 @@ def test_nan_is_null_at_every_depth(tmp_path):
                 sampling_logprobs=[nan, -1.0, -2.0],
                 rewards=Rewards(total=nan, accuracy=None, format=nan, functions={"f": nan}),
                 scorers=[Scorer(variant_index=0, advantage=nan, mean_logprob=nan, gap=nan, clip_fraction=nan)],
+                scorer_logprobs=[[nan, -1.0, -2.0]],
             )
         ],
     )
@@ -124,12 +128,21 @@ def test_nan_is_null_at_every_depth(tmp_path):
     assert (got["adv_global"], got["adv_local"], got["sampling_logprobs"]) == (None, None, [None, -1.0, -2.0])
     assert got["rewards"] == {"total": None, "accuracy": None, "format": None, "functions": [("f", None)]}
     assert set(got["scorers"][0].values()) == {0, None}
+    assert got["scorer_logprobs"] == [[None, -1.0, -2.0]]
 
 
 def test_numpy_tokens_and_empty_responses(tmp_path):
     rows = [
         row(token_ids=np.arange(3, dtype=np.int64), sampling_logprobs=np.zeros(3, dtype=np.float32)),
-        row(token_ids=[], sampling_logprobs=[], text="", scorers=[], transform=None, verification=Verification()),
+        row(
+            token_ids=[],
+            sampling_logprobs=[],
+            text="",
+            scorers=[],
+            scorer_logprobs=None,
+            transform=None,
+            verification=Verification(),
+        ),
     ]
     RolloutStore(tmp_path).write("train", 0, rows)
     table = read(tmp_path)
@@ -154,7 +167,12 @@ def test_a_step_without_rows_is_stored(tmp_path):
         ({"token_ids": [1]}, "row 1 has 1 token_ids and 3 sampling_logprobs"),
         ({"image_sha": ["0" * 64]}, "image 0{64} is not in the store; put_image comes before write"),
         ({"image_sha": ["../../etc"]}, "is no image name"),
-        ({"schema_version": 99}, "row 1 has schema_version 99, not 1"),
+        ({"schema_version": 99}, "row 1 has schema_version 99, not 2"),
+        (
+            {"scorer_logprobs": [[-0.5] * 3]},
+            r"scorer_logprobs of lengths \[3\] for 2 scorers and 3 token_ids",
+        ),
+        ({"scorer_logprobs": [None, [-0.5]]}, r"scorer_logprobs of lengths \[1\] for 2 scorers and 3 token_ids"),
     ],
 )
 def test_rows_that_do_not_fit_write_nothing(tmp_path, changes, message):
@@ -250,9 +268,13 @@ def test_what_is_not_there_is_named(run, tmp_path):
 
 def test_another_schema_version_is_refused(run):
     path = run / "rollouts" / "train" / "step_000001.parquet"
-    pq.write_table(pq.read_table(path).replace_schema_metadata({VERSION_KEY: b"2"}), path)
-    with pytest.raises(StoreError, match=r"step_000001.parquet: schema version 2, and this program reads 1"):
-        read(run)
+    for version in (b"99", b"two"):
+        as_version(path, version)
+        message = (
+            f"step_000001.parquet: schema version {version.decode()}, and this program reads 1 and 2; read the run"
+        )
+        with pytest.raises(StoreError, match=message):
+            read(run)
     assert read(run, steps=[0]).num_rows == 3
     pq.write_table(pa.table({"a": [1]}), path)
     with pytest.raises(StoreError, match="has no schema version"):
@@ -260,6 +282,18 @@ def test_another_schema_version_is_refused(run):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(StoreError, match="not a readable Parquet file"):
         read(run)
+
+
+def test_what_version_1_lacks_is_null(run):
+    """A run of an older program, and one that a newer program went on with."""
+    path = run / "rollouts" / "train" / "step_000000.parquet"
+    as_version_1(path)
+    table = read(run)
+    assert table.schema.equals(SCHEMA, check_metadata=True)
+    assert table["schema_version"].to_pylist() == [1] * 3 + [SCHEMA_VERSION] * 9
+    assert table["scorer_logprobs"].null_count == 3
+    others = [name for name in SCHEMA.names if name not in ("schema_version", "step", "scorer_logprobs")]
+    assert read(run, steps=[0], columns=others) == read(run, steps=[1], columns=others)
 
 
 # ---------------------------------------------------------------- images
@@ -357,7 +391,7 @@ from sharevl_lite.store import RolloutStore
 store, step = RolloutStore(sys.argv[1]), int(sys.argv[2])
 while True:
     sha = store.put_image(picture(step, (60, 40)))
-    long = row(step, image_sha=[sha], token_ids=[step] * 5000, sampling_logprobs=[-0.5] * 5000)
+    long = row(step, image_sha=[sha], token_ids=[step] * 5000, sampling_logprobs=[-0.5] * 5000, scorer_logprobs=None)
     store.write("train", step, [long] * 20)
     os.write(1, f"{step}\\n".encode())
     step += 1

@@ -57,17 +57,18 @@ def page(browser):
 
 @pytest.fixture(scope="session")
 def served():
-    """Serve a run, once each; gives the address."""
+    """Serve a run, once with the same options; gives the address."""
     from sharevl_explorer.app import serve
 
     addresses = {}
     with contextlib.ExitStack() as stack:
 
         def address(run, **options):
-            if run not in addresses:
+            asked = (run, *options.items())
+            if asked not in addresses:
                 blocks = serve(Index([run]), block=False, **options)
                 stack.callback(blocks.close)
-                addresses[run] = blocks.local_url
-            return addresses[run]
+                addresses[asked] = blocks.local_url
+            return addresses[asked]
 
         yield address

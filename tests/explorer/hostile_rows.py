@@ -30,6 +30,7 @@ def rows(store, step, texts, *, n=2, variants=2):
             rewards=Rewards(1.0 - j, 1.0 - j, 1.0), verification=Verification(text[:100], "exact"),
             adv_global=1.0 - 2 * j, adv_local=0.0,
             scorers=[Scorer(k, 0.5, -1.0, 0.0 if k == j else -0.25 * (k + 1), 0.125) for k in range(variants)],
+            scorer_logprobs=[[-0.5 - k, -2.0 + k] for k in range(variants)],
         )
         for name, text in texts.items() for j in range(variants) for i in range(n)
     ]  # fmt: skip

@@ -5,18 +5,9 @@ import urllib.request
 
 import pytest
 from hostile_rows import HOSTILE, rows
-from sharevl_explorer.command import main
+from pages import first_problem, opened
 
 from sharevl_lite.store import RolloutStore, read
-
-
-def opened(page, address, query="", ready="main section"):
-    page.goto(address + query)
-    page.wait_for_selector(f"#sharevl {ready}")
-
-
-def first_problem(run, step=1):
-    return read(run, steps=[step])["problem_id"][0].as_py()
 
 
 @pytest.mark.slow
@@ -170,22 +161,6 @@ def test_only_images_of_the_run_are_served(served, trained):
 
 
 @pytest.mark.slow
-def test_an_exported_file_opens_without_a_server(page, hostile, trained, tmp_path):
-    target = tmp_path / "out.html"
-    chosen = first_problem(trained, 2)
-    assert main([str(trained), "--export", str(target), "--problem", chosen]) == 0
-    page.goto(target.as_uri())
-    assert page.locator(".matrix tbody tr").count() == 6
-    assert page.locator("img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
-    page.locator(".matrix .row").first.click()
-    assert page.locator(".tokens").first.is_visible()
-    assert main([str(hostile), "--export", str(target), "--step", "1"]) == 0
-    page.goto(target.as_uri())
-    assert page.evaluate("window.hacked") is None
-    assert page.locator(".matrix").count() == len(HOSTILE)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_narrow_pages_do_not_scroll_sideways(browser, served, trained, scheme):
     page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
@@ -194,7 +169,7 @@ def test_narrow_pages_do_not_scroll_sideways(browser, served, trained, scheme):
         "",
         "?view=step&step=1",
         f"?view=problem&step=1&problem={problem}",
-        f"?view=response&step=1&problem={problem}",
+        f"?view=response&step=1&problem={problem}&under=1",
         "?view=compare&split=eval",
     ):
         opened(page, served(trained), query)

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
-import pyarrow.parquet as pq
 import pytest
 from hostile_rows import rows
+from old_stores import as_version
 from sharevl_explorer.command import main
 from sharevl_explorer.index import Index
 from sharevl_explorer.markup import el, text
 from sharevl_explorer.mathml import with_formulas
+from sharevl_explorer.prose import word_diff
 from sharevl_explorer.queries import neighbours, problems
 from sharevl_explorer.state import State, parse
 
@@ -90,10 +91,9 @@ def test_unreadable_shards_are_listed_and_tried_again(tmp_path, capsys):
     path.write_bytes(whole)
     assert index.refresh()
     assert index.unreadable == {}
-    table = pq.read_table(path).replace_schema_metadata({b"sharevl_lite.schema_version": b"2"})
-    pq.write_table(table, path)
+    as_version(path, b"99")
     assert index.refresh()
-    assert "schema version 2, and this program reads 1" in index.unreadable[path]
+    assert "schema version 99, and this program reads 1 and 2" in index.unreadable[path]
     assert index.steps(0, "train") == []
 
 
@@ -108,6 +108,14 @@ def test_markup_escapes_text_and_refuses_links_that_lead_out():
     for address in ("javascript:alert(1)", "https://example.org", "//example.org", "/gradio_api/file=/etc/passwd"):
         with pytest.raises(ValueError, match="leads out of the page"):
             el("a", "x", href=address)
+
+
+def test_changed_words_that_stand_together_are_one_change():
+    assert word_diff("<image>How many are even?", "<image>What is the number of even?") == (
+        '<bdi class="words" dir="auto"><del>How many are</del><ins>What is the number of</ins> even?</bdi>'
+    )
+    assert "<del>" not in word_diff("a  b", "a b")
+    assert word_diff("<b>", "<i>").count("&lt;") == 1
 
 
 def test_formulas_become_mathml_and_prices_do_not():

@@ -246,6 +246,9 @@ def test_grpo_scores_responses_under_their_own_variant_only(trained):
         assert own["advantage"] == row["adv_local"]
         assert own["mean_logprob"] < 0.0
         assert {value for name, value in other.items() if name != "variant_index"} == {None}
+        under = row["scorer_logprobs"]
+        assert under[other["variant_index"]] is None
+        assert len(under[own["variant_index"]]) == len(row["token_ids"])
 
 
 @pytest.mark.parametrize("levels", ["global", "local"])

@@ -96,6 +96,10 @@ def test_what_a_run_leaves_behind(one_run):
         mean = sum(row["sampling_logprobs"]) / len(row["sampling_logprobs"])
         # Another padding and another attention kernel in float32; the sampler also bans vision tokens.
         assert own["mean_logprob"] == pytest.approx(mean, abs=1e-4)
+        under = row["scorer_logprobs"]
+        assert [len(values) for values in under] == [len(row["token_ids"])] * 2
+        for scorer, values in zip(row["scorers"], under, strict=True):
+            assert scorer["mean_logprob"] == pytest.approx(sum(values) / len(values), abs=1e-6)
     assert store.read(run, "eval").num_rows == 2 * 4 * 2
     assert len(list_checkpoints(run / "checkpoints")) == recipe.train.save_total_limit == 3
     saved = load_file(str(run / "adapter" / "adapter_model.safetensors"))

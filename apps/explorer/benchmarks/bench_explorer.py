@@ -26,6 +26,7 @@ from PIL import Image
 from sharevl_lite.store import Rewards, RolloutRow, RolloutStore, Scorer, Verification
 
 PROBLEMS, VARIANTS, RESPONSES, IMAGES, PORT = 32, 4, 4, 2000, 17861
+VIEWS = ("problem", "response", "response&under=1", "compare")
 TEXT = "the angle of triangle is half so we add both sides then divide by two which gives area length result"
 WORDS = TEXT.split()
 
@@ -73,6 +74,7 @@ def response(
         truncated=chance.random() < 0.03, sampling_logprobs=(-numbers.exponential(0.3, tokens)).tolist(),
         rewards=Rewards(0.9 * right + 0.1, right, 1.0), verification=Verification(str(problem), "exact"),
         adv_global=chance.gauss(0, 1), adv_local=chance.gauss(0, 1), scorers=scorers,
+        scorer_logprobs=(-numbers.exponential(0.3, (VARIANTS, tokens))).tolist(),
     )  # fmt: skip
 
 
@@ -100,7 +102,7 @@ def measure(run: Path, steps: int) -> None:
         asked = queries(steps)
         sample = ask(component, "?view=step&step=7")
         problem = sample.split("problem=problem-", 1)[1][:4]
-        asked += [f"?view={view}&step=7&problem=problem-{problem}" for view in ("problem", "response", "compare")] * 10
+        asked += [f"?view={view}&step=7&problem=problem-{problem}" for view in VIEWS] * 10
         seconds = sorted((timed(component, query), query) for query in asked)
         print(f"responses {steps * PROBLEMS * VARIANTS * RESPONSES:,}, images {IMAGES:,}, pages asked {len(seconds)}")
         print(f"start      {started:6.2f} s    (target 5)")

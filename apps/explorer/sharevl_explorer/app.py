@@ -13,6 +13,8 @@ from starlette.routing import Route
 
 from sharevl_explorer.index import Index
 from sharevl_explorer.page import render
+from sharevl_explorer.trial import Desk, TrialError, Tryout
+from sharevl_explorer.try_view import answers, refused
 
 _IMAGE = re.compile(r"([0-9a-f]{64})\.png")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -23,11 +25,20 @@ def asset(name: str) -> str:
     return (files("sharevl_explorer") / "assets" / name).read_text(encoding="utf-8")
 
 
-def build(index: Index, *, follow: bool) -> gr.Blocks:
-    """The app over an index; with `follow`, pages ask for changes every two seconds."""
+def build(index: Index, *, follow: bool, tryout: Tryout | None = None) -> gr.Blocks:
+    """The app over an index; with `follow`, pages ask for changes every two seconds; a `tryout` answers questions."""
+    desk = None if tryout is None else Desk(tryout)
 
     def view(query: str) -> str:
-        return str(render(index, query))
+        return str(render(index, query, tryout))
+
+    def attempt(given: Any) -> str:
+        try:
+            if desk is None:
+                raise TrialError("No model to ask: the explorer was started without --model.")
+            return str(answers(desk.ask(given)))
+        except TrialError as error:
+            return str(refused(str(error)))
 
     def revision(_: Any) -> int:  # Gradio passes one argument, whatever the page sends
         if follow:
@@ -38,7 +49,7 @@ def build(index: Index, *, follow: bool) -> gr.Blocks:
         gr.HTML(
             html_template='<div id="sharevl" data-follow="${follow}">loading …</div>',
             js_on_load=asset("explorer.js"),
-            server_functions=[view, revision],
+            server_functions=[view, revision, attempt],
             apply_default_css=False,
             follow=int(follow),
         )
@@ -53,6 +64,7 @@ def serve(
     follow: bool = False,
     share: bool = False,
     auth: tuple[str, str] | None = None,
+    tryout: Tryout | None = None,
     block: bool = True,
 ) -> Any:
     """Serve the app; returns Gradio's Blocks, whose `local_url` is the address. Images need the login as pages do."""
@@ -72,7 +84,7 @@ def serve(
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=86400"}
         return FileResponse(path, media_type="image/png", headers=headers)
 
-    blocks = build(index, follow=follow)
+    blocks = build(index, follow=follow, tryout=tryout)
     blocks.launch(
         server_name=host,
         server_port=port,

@@ -7,12 +7,12 @@ from typing import Any
 
 from sharevl_explorer.markup import Html, el
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 320, 132, 38, 18, 10
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 320, 104, 38, 18, 10
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A figure with a real minus sign; an en dash where nothing is known."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+    """A figure with a real minus sign, none before zero; an en dash where nothing is known."""
+    return "–" if value is None else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def percent(value: float | None) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sharevl_lite.store_schema import StoreError
+
+if TYPE_CHECKING:
+    from sharevl_explorer.trial import Tryout
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="with --export: of which split (default: %(default)s)")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Serve or export; returns the exit code.
+def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = None) -> int:
+    """Serve or export; returns the exit code. `open_tryout` loads the model of the Try it view, once the run is read.
 
     Raises:
         StoreError: the run, the login or what is to be exported is not as it must be.
@@ -45,7 +49,13 @@ def run(options: argparse.Namespace) -> int:
         raise StoreError(f"{options.run_dir}: no readable rollouts{': ' + reasons if reasons else ''} (--follow waits)")
     from sharevl_explorer.app import serve
 
-    serve(index, host=options.host, port=options.port, follow=options.follow, share=options.share, auth=auth)
+    tryout = None if open_tryout is None else open_tryout()
+    shown = {"follow": options.follow, "share": options.share, "auth": auth, "tryout": tryout}
+    try:
+        serve(index, host=options.host, port=options.port, **shown)
+    finally:
+        if tryout is not None:
+            tryout.close()
     return 0
 
 

@@ -1,10 +1,11 @@
-"""Chosen problems in one HTML file, images inside, without scripts but a switch of the theme."""
+"""Chosen problems in one HTML file: images once each, no script, light or dark as the reader's system is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from sharevl_explorer.album import Album
 from sharevl_explorer.index import Index
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.page import settle
@@ -17,6 +18,8 @@ from sharevl_lite.atomic import write_atomically
 from sharevl_lite.store_schema import StoreError
 
 MOST = 12
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What the browser may load and run for the file: its own images and style, nothing else."""
 _CHOICE = """
 SELECT problem FROM problems WHERE run = 0 AND split = $split AND step = $step
 ORDER BY spread_global DESC NULLS LAST, problem LIMIT $most
@@ -45,25 +48,26 @@ def export(
         raise StoreError(f"{index.runs[0]}: no readable step {state.step} in split {split!r}; nothing to export")
     given = {"split": split, "step": state.step, "most": MOST}
     ids = list(chosen) or [row["problem"] for row in index.rows(_CHOICE, given)]
-    parts = [_problem(index, state, number, problem, ids) for number, problem in enumerate(ids)]
+    album = Album()
+    parts = [_problem(index, state, album, number, problem, ids) for number, problem in enumerate(ids)]
     contents = el("ol", [el("li", el("a", problem, href=f"#p{n}")) for n, problem in enumerate(ids)])
     title = f"{index.runs[0].name}, step {state.step}"
-    switch = Html(
-        "<script>if(matchMedia('(prefers-color-scheme: dark)').matches)document.body.className='dark'</script>"
-    )
-    body = el("body", switch, el("div", el("div.frame", el("h1", title), contents, parts), id="sharevl"))
+    body = el("body", el("div", album.symbols(), el("div.frame", el("h1", title), contents, parts), id="sharevl"))
     head = el(
         "head",
         el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
         el("meta", name="viewport", content="width=device-width"),
         el("title", title),
-        Html(f"<style>body{{margin:0}}{asset('style.css')}</style>"),
+        Html(
+            f"<style>{asset('style.css')}body{{margin:0;background:var(--sx-ground);color-scheme:light dark}}</style>"
+        ),
     )
     write_atomically(target, ("<!doctype html>" + el("html", head, body, lang="en")).encode())
     return len(ids)
 
 
-def _problem(index: Index, state: State, number: int, problem: str, ids: Sequence[str]) -> Html:
+def _problem(index: Index, state: State, album: Album, number: int, problem: str, ids: Sequence[str]) -> Html:
     numbers = {name: place for place, name in enumerate(ids)}
 
     def anchor(to: State) -> str | None:
@@ -76,7 +80,7 @@ def _problem(index: Index, state: State, number: int, problem: str, ids: Sequenc
     rows = responses(index, 0, state.split, state.step, problem)
     if not rows:
         raise StoreError(f"{index.runs[0]}: step {state.step} of {state.split!r} has no problem {problem!r}")
-    context = Context(index, state, anchor).at(problem=problem, variant=0, full=1)
+    context = Context(index, state, anchor, album).at(problem=problem, variant=0, full=1)
     answers = [
         el(
             "div",

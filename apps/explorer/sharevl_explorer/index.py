@@ -27,7 +27,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sharevl_lite.store_schema import SCHEMA_VERSION, VERSION_KEY, StoreError
+from sharevl_lite.store_schema import StoreError, version_fault
 
 _STEP_FILE = re.compile(r"step_(\d{6,})\.parquet")
 
@@ -218,18 +218,13 @@ class Index:
 
     def _is_ours(self, shard: Shard) -> bool:
         try:
-            version = (pq.read_schema(shard.path).metadata or {}).get(VERSION_KEY)
+            fault = version_fault(pq.read_schema(shard.path).metadata)
         except (pa.ArrowException, OSError) as error:
             self.unreadable[shard.path] = f"not a whole Parquet file (yet): {str(error).splitlines()[0]}"
             return False
-        if version != str(SCHEMA_VERSION).encode():
-            written = "none" if version is None else version.decode(errors="replace")
-            self.unreadable[shard.path] = (
-                f"schema version {written}, and this program reads {SCHEMA_VERSION}; "
-                "view the run with the sharevl-lite that wrote it"
-            )
-            return False
-        return True
+        if fault is not None:
+            self.unreadable[shard.path] = fault
+        return fault is None
 
     def _insert(self, shards: list[Shard]) -> None:
         if not shards:

@@ -14,6 +14,8 @@ from sharevl_explorer.response_view import response_view
 from sharevl_explorer.run_view import run_view
 from sharevl_explorer.state import State, parse
 from sharevl_explorer.step_view import step_view
+from sharevl_explorer.trial import Tryout
+from sharevl_explorer.try_view import try_view
 from sharevl_lite.store_schema import StoreError
 
 _VIEWS = {
@@ -33,18 +35,18 @@ _KEYS = (
 )
 
 
-def render(index: Index, query: str) -> Html:
-    """The page of a URL's query."""
+def render(index: Index, query: str, tryout: Tryout | None = None) -> Html:
+    """The page of a URL's query; with a `tryout`, questions of one's own can be asked."""
     revision = index.revision  # before the queries: a change in between is asked for again
     state = settle(index, parse(query))
     context = Context(index, state)
     try:
-        view = _VIEWS[state.view](context)
+        view = try_view(tryout) if state.view == "try" else _VIEWS[state.view](context)
     except StoreError as error:
         view = empty("This cannot be read", str(error))
     return el(
         "div.frame",
-        _bar(context),
+        _bar(context, offers_trial=tryout is not None),
         _unreadable(index),
         el("main", view),
         _help(),
@@ -62,13 +64,14 @@ def settle(index: Index, state: State) -> State:
     return replace(state, step=steps[-1]) if state.step == -1 and steps else state
 
 
-def _bar(context: Context) -> Html:
+def _bar(context: Context, *, offers_trial: bool) -> Html:
     state, index = context.state, context.index
     fresh = Context(index, State(run=state.run, split=state.split))
     links = (
         ("Run", fresh.link("run"), "run"),
         ("Step", fresh.link("step", step=state.step), "step"),
         ("Compare", fresh.link("compare"), "compare"),
+        *([("Try it", fresh.link("try"), "try")] if offers_trial else []),
     )
     runs = [("?" + urlencode({"run": n}), run.name) for n, run in enumerate(index.runs)] if len(index.runs) > 1 else []
     return el(

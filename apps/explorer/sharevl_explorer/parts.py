@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sharevl_explorer.album import Album
 from sharevl_explorer.index import Index
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.state import State
@@ -28,11 +29,13 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class Context:
-    """Where a view is drawn: on a server, or into one file (`anchors` then says where its links lead)."""
+    """Where a view is drawn: on a server, or into one file (`anchors` then says where its links lead, and `album` takes
+    its images)."""
 
     index: Index
     state: State
     anchors: Callable[[State], str | None] | None = None
+    album: Album | None = None
 
     def link(self, view: str | None = None, **changes: Any) -> str | None:
         """The link to this state with changes; None where a file does not hold that view."""
@@ -49,13 +52,12 @@ def picture(context: Context, sha: str, alt: str, kind: str = "") -> Html:
     """An image of the run; a missing one leaves a labelled frame."""
     run = context.state.run
     path = context.index.runs[run] / "images" / f"{sha}.png" if _SHA.fullmatch(sha) else None
-    if path is None or not path.is_file():
-        return el("span.picture.missing", "image missing", role="img", aria_label=f"{alt} (missing)", title=sha[:80])
-    if context.anchors is None:
-        source = f"/run-image/{run}/{sha}.png"
-    else:
-        source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    return el(f"img.picture{kind}", src=source, alt=alt, loading="lazy")
+    if path is not None and path.is_file():
+        if context.album is None:
+            return el(f"img.picture{kind}", src=f"/run-image/{run}/{sha}.png", alt=alt, loading="lazy")
+        with suppress(OSError):  # a damaged file is as good as none
+            return context.album.picture(path, alt)
+    return el("span.picture.missing", "image missing", role="img", aria_label=f"{alt} (missing)", title=sha[:80])
 
 
 def badge(outcome: str) -> Html:

@@ -74,19 +74,24 @@ def _boxes(written: str) -> list[tuple[int, int, str]]:
     return found
 
 
+def _changed(dropped: str, added: str) -> list[Html]:
+    gone = [el("del", dropped)] if dropped.strip() else []
+    return [*gone, el("ins", added) if added.strip() else text(added)]
+
+
 def word_diff(original: str, variant: str) -> Html:
     """The variant's words; those that the original lacks are inserted, those it dropped struck out."""
     before, after = (_WORDS.findall(side.replace("<image>", " ").strip()[:6000]) for side in (original, variant))
     parts: list[Html] = []
+    dropped = added = ""
     for kind, a, b, c, d in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        dropped, added = "".join(before[a:b]), "".join(after[c:d])
-        if kind == "equal":
-            parts.append(text(added))
-            continue
-        if dropped.strip():
-            parts.append(el("del", dropped))
-        if added:
-            parts.append(el("ins", added) if added.strip() else text(added))
+        same = "".join(before[a:b]) if kind == "equal" else ""
+        if same.strip():
+            parts += [*_changed(dropped, added), text(same)]
+            dropped = added = ""
+        else:  # a space between two changes is part of one
+            dropped, added = dropped + "".join(before[a:b]), added + "".join(after[c:d])
+    parts += _changed(dropped, added)
     if max(len(original), len(variant)) > 6000:
         parts.append(el("span.note", " (compared up to 6,000 characters)"))
     return el("bdi.words", join(parts), dir="auto")

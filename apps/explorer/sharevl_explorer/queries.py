@@ -35,8 +35,14 @@ SELECT step, count(*) FILTER (outcome = 'wrong') AS wrong, count(*) FILTER (outc
 FROM variants WHERE run = $run AND split = $split GROUP BY step ORDER BY step
 """
 _RESPONSES = """
-SELECT *, rewards.total AS total, rewards.accuracy AS accuracy, rewards.format AS format
+SELECT schema_version, variant_index, variant_text, transform, image_sha, answer, response_index, text, token_ids,
+    truncated, sampling_logprobs, rewards, verification, adv_global, adv_local, scorers, rewards.total AS total,
+    rewards.accuracy AS accuracy, rewards.format AS format
 FROM read_parquet($path) WHERE problem_id = $problem ORDER BY variant_index, response_index
+"""
+_TOKEN_LOGPROBS = """
+SELECT scorers, scorer_logprobs FROM read_parquet($path)
+WHERE problem_id = $problem AND variant_index = $variant AND response_index = $response
 """
 _MOVERS = """
 WITH a AS (SELECT problem, success, question, images FROM problems WHERE run = $run_a AND split = $split AND
@@ -102,6 +108,22 @@ def responses(index: Index, run: int, split: str, step: int, problem: str) -> li
     """Whole rows of a problem in a step, by variant and response; empty if there are none."""
     path = index.shard(run, split, step)
     return [] if path is None else index.rows(_RESPONSES, {"path": str(path), "problem": problem})
+
+
+def token_logprobs(index: Index, state: State) -> dict[int, list[float | None]]:
+    """Log-prob of each token of the state's response (nats), by scoring variant; those that were not kept are missing.
+
+    Asked for one response only: over a step, these are most of the file. The step's file must be of version 2 or later.
+    """
+    path = index.shard(state.run, state.split, state.step)
+    given = {"path": str(path), "problem": state.problem, "variant": state.variant, "response": state.response}
+    rows = [] if path is None else index.rows(_TOKEN_LOGPROBS, given)
+    return {
+        scorer["variant_index"]: values
+        for row in rows
+        for scorer, values in zip(row["scorers"], row["scorer_logprobs"] or (), strict=False)
+        if values is not None
+    }
 
 
 def appearances(index: Index, split: str, problem: str) -> list[dict[str, Any]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from sharevl_explorer.charts import number
@@ -13,8 +11,7 @@ from sharevl_explorer.parts import Context, empty, key, picture, step_keys, trai
 from sharevl_explorer.prose import question
 from sharevl_explorer.prose import response as set_response
 from sharevl_explorer.queries import responses
-
-_TOKENS = 2000
+from sharevl_explorer.token_view import token_view
 
 
 def response_view(context: Context) -> Html:
@@ -46,7 +43,7 @@ def response_view(context: Context) -> Html:
         el(
             "div.columns",
             asked,
-            el("div", _text(context, row), _tokens(context, row)),
+            el("div", _text(context, row), token_view(context, row)),
             el("div", _verdict(row), _advantage(row)),
         ),
     )
@@ -107,74 +104,19 @@ def _advantage(row: dict[str, Any]) -> Html:
     return el(
         "section.panel",
         el("h3", "Advantage"),
-        _bars([*parts, ("global + local", own)]),
+        _bars([*parts, ("global + local", own)], floor=0.5),
         el("h3", "Log-prob gap"),
-        _bars(gaps),
-        el(
-            "p.quiet",
-            "mean over tokens, nats, against the source; the store keeps the mean of each pair, not each token",
-        ),
+        _bars(gaps, floor=0.05),
+        el("p.quiet", "mean over tokens, nats, against the source"),
     )
 
 
-def _bars(values: Sequence[tuple[str, float | None]]) -> Html:
-    scale = max((abs(value) for _, value in values if value is not None), default=0.0) or 1.0
+def _bars(values: Sequence[tuple[str, float | None]], *, floor: float) -> Html:
+    """Bars to both sides of 0. `floor`: the least value that fills a side, so that nothing is not drawn large."""
+    scale = max([floor, *(abs(value) for _, value in values if value is not None)])
     lines = []
     for name, value in values:
         sign = "neg" if (value or 0) < 0 else "pos"
         bar = el(f"span.bar-{sign}", style=f"width:{50 * abs(value or 0) / scale:.1f}%")
         lines.append([el("dt", name), el("dd", el("span.axis", bar, aria_hidden="true"), el("b", number(value, 3)))])
     return el("dl.bars", lines)
-
-
-def _tokens(context: Context, row: dict[str, Any]) -> Html:
-    """The heat-map: the less likely a token was when it was sampled, the stronger its ground."""
-    ids, logprobs = row["token_ids"], row["sampling_logprobs"]
-    limit = len(ids) if context.state.full else _TOKENS
-    pieces = _pieces(str(context.index.runs[context.state.run].absolute()), tuple(ids[:limit]))
-    spans = []
-    for piece, token, logprob in zip(pieces, ids, logprobs, strict=False):
-        share = 0.0 if logprob is None else min(-logprob / 5, 1.0)
-        spans.append(
-            el("span.token", piece, style=f"--v:{100 * share:.0f}%", title=f"token {token}: {number(logprob, 3)} nats")
-        )
-    cut = (
-        el("p.note", f"the first {limit:,} of {len(ids):,} tokens; ", el("a", "show all", href=context.link(full=1)))
-        if limit < len(ids)
-        else None
-    )
-    note = "log-prob of each token as it was sampled; white is certain, full orange is −5 nats or less"
-    return el(
-        "section.panel",
-        el("h3", "Tokens"),
-        el("p.scale", "0", el("span.ramp.half"), "−5"),
-        el("p.tokens", spans, dir="auto"),
-        cut,
-        el("p.quiet", note),
-    )
-
-
-def _pieces(run: str, ids: tuple[int, ...]) -> list[str]:
-    """The text of each token, or its number where the run's tokenizer is not at hand."""
-    tokenizer = _tokenizer(run)
-    if tokenizer is None:
-        return [f"{token} " for token in ids]
-    return [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(run: str) -> Any:
-    """The tokenizer of the run's model if it lies on this machine; None otherwise. No weights, no torch."""
-    from importlib.resources import files
-
-    import yaml
-
-    try:
-        from tokenizers import Tokenizer
-
-        path = str(yaml.safe_load((Path(run) / "recipe.yaml").read_text())["model"]["path"])
-        built_in = Path(str(files("sharevl_lite"))) / "assets" / path.removeprefix("builtin:")
-        folder = built_in if path.startswith("builtin:") else Path(path)
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # the library raises its own bare Exception; without a tokenizer, numbers are shown
-        return None

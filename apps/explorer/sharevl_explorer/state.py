@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-VIEWS = ("run", "step", "problem", "response", "compare")
+VIEWS = ("run", "step", "problem", "response", "compare", "try")
 CELLS = ("gap", "advantage", "clip")
 OUTCOMES = ("", "wrong", "right", "mixed", "rescued", "unknown")
 PAGE_ROWS = 25
@@ -39,6 +39,8 @@ class State:
     sort: str = "problem"
     down: int = 0
     page: int = 1
+    under: int = -1
+    """Variant whose log-probs the tokens show, against the source; -1: as they were sampled."""
     full: int = 0
     """1: long texts in full."""
     first: int = -1

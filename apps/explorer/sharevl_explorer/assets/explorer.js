@@ -35,6 +35,52 @@ function submit(form) {
   return go("?" + query);
 }
 
+// Reads a file as base64; null where none is chosen.
+async function encoded(file) {
+  if (!file) return null;
+  const url = await new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
+  return url.slice(url.indexOf(",") + 1);
+}
+
+function say(place, message) {
+  const note = document.createElement("p");
+  note.className = "note";
+  note.setAttribute("role", "alert");
+  note.textContent = message;
+  place.replaceChildren(note);
+}
+
+async function ask(form) {
+  const place = root.querySelector(".answers"), button = form.querySelector("button");
+  const file = form.image.files[0], most = Number(form.image.dataset.most);
+  if (file && file.size > most) return say(place, `The image file is larger than ${most / 2 ** 20} MiB.`);
+  button.disabled = true;
+  place.textContent = "asking …";
+  try {
+    const given = { question: form.question.value, answer: form.answer.value, image: await encoded(file) };
+    place.innerHTML = await server.attempt({ ...given, samples: form.samples.value, tokens: form.tokens.value });
+  } catch (error) {
+    say(place, `The server does not answer (${error}).`);
+  }
+  button.disabled = false;
+}
+
+function preview(field) {
+  const place = field.form.querySelector(".preview"), file = field.files[0];
+  const old = place.querySelector("img");
+  if (old) URL.revokeObjectURL(old.src);
+  if (!file) return void (place.textContent = "none chosen");
+  const image = new Image();
+  image.onerror = () => (place.textContent = "no image that can be shown");
+  image.src = URL.createObjectURL(file);
+  place.replaceChildren(image);
+}
+
 function moveFocus(by) {
   const rows = [...root.querySelectorAll("[data-row]")];
   const at = rows.indexOf(document.activeElement);
@@ -68,9 +114,10 @@ root.addEventListener("click", (event) => {
 root.addEventListener("submit", (event) => {
   if (event.target.method === "dialog") return;
   event.preventDefault();
-  submit(event.target);
+  event.target.matches(".try") ? ask(event.target) : submit(event.target);
 });
 root.addEventListener("change", (event) => {
+  if (event.target.matches("form.try [type=file]")) preview(event.target);
   if (event.target.matches("form.filters select, form.filters [type=checkbox]")) submit(event.target.form);
 });
 document.addEventListener("keydown", pressed);
@@ -84,7 +131,7 @@ if (root.dataset.follow === "1") {
   setInterval(async () => {
     const shown = root.querySelector(".frame")?.dataset.revision;
     const now = await server.revision(null).catch(() => shown);
-    const typing = /INPUT|SELECT/.test(document.activeElement.tagName);
+    const typing = /INPUT|SELECT/.test(document.activeElement.tagName) || root.querySelector("form.try");
     if (String(now) !== shown && !typing) await show();
   }, 2000);
 }

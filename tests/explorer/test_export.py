@@ -1,0 +1,70 @@
+"""One file without a server: it opens, shows its images, holds each once, and no script."""
+
+import io
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hostile_rows import HOSTILE, rows
+from pages import first_problem
+from PIL import Image
+from sharevl_explorer.command import main
+
+from sharevl_lite.store import RolloutStore
+
+
+def colours(locator):
+    """How many colours an element shows."""
+    return len(Image.open(io.BytesIO(locator.screenshot())).convert("RGB").getcolors(2**24))
+
+
+@pytest.mark.slow
+def test_an_exported_file_opens_without_a_server(page, hostile, trained, tmp_path):
+    target = tmp_path / "out.html"
+    chosen = first_problem(trained, 2)
+    assert main([str(trained), "--export", str(target), "--problem", chosen]) == 0
+    page.goto(target.as_uri())
+    assert page.locator(".matrix tbody tr").count() == 6
+    for place in range(2):
+        assert colours(page.locator(".card svg.picture").nth(place)) > 30, "a scan of two digits has many greys"
+    page.locator(".matrix .row").first.click()
+    assert page.locator(".tokens").first.is_visible()
+    assert colours(page.locator(".asked svg.picture").first) > 30
+    ground = "getComputedStyle(document.querySelector('#sharevl')).backgroundColor"
+    light = page.evaluate(ground)
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(ground) != light
+    assert main([str(hostile), "--export", str(target), "--step", "1"]) == 0
+    page.goto(target.as_uri())
+    assert page.evaluate("window.hacked") is None
+    assert page.locator(".matrix").count() == len(HOSTILE)
+    assert "<script" not in target.read_text().lower()
+    assert "No gap" not in target.read_text(), "a file shows tokens as they were sampled, and says nothing else"
+
+
+def test_an_image_stands_once_in_a_file_however_often_it_is_shown(tmp_path):
+    """Two problems of twelve responses over one image: 28 places, one copy."""
+    store = RolloutStore(tmp_path / "run")
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    sha = store.put_image(Image.fromarray(noise))
+    written = rows(store, 1, {"a": "one", "b": "two"}, n=6)
+    store.write("train", 1, [replace(row, image_sha=[sha]) for row in written])
+    target = tmp_path / "out.html"
+    assert main([str(tmp_path / "run"), "--export", str(target)]) == 0
+    text = target.read_text()
+    encoded = 4 * (tmp_path / "run" / "images" / f"{sha}.png").stat().st_size // 3
+    assert text.count("data:image/png;base64") == 1
+    assert len(re.findall(f'href="#image-{sha}"', text)) == 2 * (2 + 12)
+    assert encoded > 150_000
+    assert len(text) < 1.7 * encoded
+
+
+def test_an_image_that_is_missing_or_damaged_leaves_a_frame(tmp_path):
+    store = RolloutStore(tmp_path / "run")
+    store.write("train", 1, rows(store, 1, {"a": "one"}))
+    target, (image,) = tmp_path / "out.html", (tmp_path / "run" / "images").glob("*.png")
+    for harm in (lambda: image.write_bytes(b"no image"), image.unlink):
+        harm()
+        assert main([str(tmp_path / "run"), "--export", str(target)]) == 0
+        assert target.read_text().count("image missing") == 2 + 4

@@ -1,0 +1,70 @@
+"""The heat-map of tokens: as they were sampled, and by what another variant makes of them."""
+
+from dataclasses import replace
+
+import pytest
+from hostile_rows import rows
+from pages import first_problem, opened
+from sharevl_explorer.index import Index
+from sharevl_explorer.page import render
+
+from sharevl_lite.store import RolloutStore, read
+
+
+@pytest.mark.slow
+def test_gaps_of_single_tokens_under_another_variant(page, served, trained):
+    problem = first_problem(trained)
+    address = f"?view=response&step=1&problem={problem}&variant=0&response=1"
+    opened(page, served(trained), address, ".tokens")
+    assert page.locator(".tabs [aria-current]").inner_text() == "log-prob"
+    sampled = page.locator(".token").first.get_attribute("title")
+    page.get_by_role("link", name="gap under Q1").click()
+    page.wait_for_selector(".tabs [aria-current]:has-text('gap under Q1')")
+    assert "under=1" in page.url
+    row = next(
+        row
+        for row in read(trained, steps=[1]).to_pylist()
+        if (row["problem_id"], row["variant_index"], row["response_index"]) == (problem, 0, 1)
+    )
+    source, other = row["scorer_logprobs"]
+    gaps = [b - a for a, b in zip(source, other, strict=True)]
+    shown = page.locator(".token").evaluate_all("tokens => tokens.map(token => [token.title, token.className])")
+    assert len(shown) == len(gaps) > 5
+    for (title, kind), gap, a, b in zip(shown, gaps, source, other, strict=True):
+        figures = [f"{value:z.3f}".replace("-", "−") for value in (gap, b, a)]
+        assert "gap {} nats; {} under Q1, {} under Q0".format(*figures) in title
+        assert kind == ("token" if abs(gap) < 0.01 else "token neg" if gap < 0 else "token pos")
+    assert shown[0][0] != sampled
+    widest = max(gaps, key=abs)
+    assert page.locator(".widest b").first.inner_text() == f"{widest:z.2f}".replace("-", "−")
+    assert "".join(page.locator(".token").all_text_contents()).startswith(row["text"])
+    text = page.locator("#sharevl main").inner_text()
+    page.reload()
+    page.wait_for_selector(".tokens")
+    assert page.locator("#sharevl main").inner_text() == text
+
+
+@pytest.mark.slow
+def test_where_there_is_no_gap_it_says_so(page, served, trained):
+    opened(
+        page, served(trained), f"?view=response&step=1&problem={first_problem(trained)}&variant=1&under=1", ".tokens"
+    )
+    assert "Q1 is the variant it was sampled under" in page.locator(".note").inner_text()
+    assert page.locator(".tabs [aria-current]").inner_text() == "log-prob"
+    asked = read(trained, "eval", steps=[0])["problem_id"][0].as_py()
+    opened(page, served(trained), f"?view=response&split=eval&step=0&problem={asked}&under=1", ".tokens")
+    assert "the response was not scored under variants" in page.locator("#sharevl main").inner_text()
+    assert page.locator(".tabs").count() == 0
+
+
+def test_a_response_scored_under_its_own_variant_alone(tmp_path):
+    """As with `share.trajectories: own`."""
+    store = RolloutStore(tmp_path)
+    written = rows(store, 1, {"a": "one"})
+    own = [
+        [values if k == row.variant_index else None for k, values in enumerate(row.scorer_logprobs)] for row in written
+    ]
+    store.write("train", 1, [replace(row, scorer_logprobs=kept) for row, kept in zip(written, own, strict=True)])
+    shown = str(render(Index([tmp_path]), "?view=response&step=1&problem=p-a&under=1"))
+    assert "No gap of single tokens: the response was scored under its own variant alone." in shown
+    assert "token 1: −0.500 nats" in shown
