@@ -21,8 +21,18 @@ from .base import BaseModel
 from .errors import ExportError
 
 PEFT_PREFIX = "base_model.model."
-UNSUPPORTED = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "modules_to_save")
-UNSUPPORTED += ("trainable_token_indices", "target_parameters", "layer_replication", "alora_invocation_tokens")
+UNSUPPORTED = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+)
 """Settings of PEFT under which a merge is more, or something else, than W + s·B·A. No recipe sets one."""
 
 

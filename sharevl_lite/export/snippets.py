@@ -85,10 +85,10 @@ def vllm_command(source: Source, base: BaseModel, kind: str, where: str) -> str:
 
 def llama_command(folder: Path) -> str:
     """The command that serves the export with llama.cpp."""
-    files = sorted(file.name for file in folder.glob("*.gguf"))
-    (vision,) = [name for name in files if name.startswith("mmproj-")] or [None]
-    (text,) = [name for name in files if name != vision]
-    return f"llama-server -m {shlex.quote(text)}" + (f" --mmproj {shlex.quote(vision)}" if vision else "")
+    vision, text = sorted(
+        (file.name for file in folder.glob("*.gguf")), key=lambda name: not name.startswith("mmproj-")
+    )
+    return f"llama-server -m {shlex.quote(text)} --mmproj {shlex.quote(vision)}"
 
 
 def _asking(source: Source) -> str:

@@ -208,8 +208,8 @@ def compare(expected: Expected, found: Sequence[Logits], probes: Sequence[Probe]
         raise ExportError(
             f"the export's logits are not those of base and adapter: off by {error:.3g} (root mean square), "
             f"{error / effect:.1%} of the {effect:.3g} by which the adapter moves them, where {tolerance:.0%} is "
-            f"allowed; the weights hold {expected.kept:.1%} of the adapter's change. Where they are rightly rounded, the "
-            "adapter is too weak for the type they are stored in: export with --format lora, which loses nothing, or "
+            f"allowed; the weights hold {expected.kept:.1%} of the adapter's change. Where they are rightly "
+            "rounded, the adapter is too weak for the type they are stored in: export with --format lora, which loses nothing, or "
             "allow more with --tolerance"
         )
     return Verification(
