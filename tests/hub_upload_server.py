@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
+import yaml
+
 TOKEN = "hf_a_token_of_this_test"
 
 
@@ -75,6 +77,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._lfs(json.loads(body))
         elif parts == ["api", "repos", "create"]:
             self._create(json.loads(body))
+        elif parts == ["api", "validate-yaml"]:
+            front = json.loads(body)["content"].split("---\n")[1]
+            faults = [] if isinstance(yaml.safe_load(front), dict) else [{"message": "no mapping"}]
+            self._json({"errors": faults, "warnings": []})
         elif parts[:2] == ["api", "models"] and parts[4:] == ["preupload", "main"]:
             self._preupload("/".join(parts[2:4]), json.loads(body))
         elif parts[:2] == ["api", "models"] and parts[4:] == ["commit", "main"]:

@@ -126,7 +126,7 @@ def attach(model: Any, adapter: Path) -> Any:
     from safetensors.torch import load_file
 
     peft = PeftModel.from_pretrained(model, str(adapter)).eval()
-    saved, placed = load_file(str(adapter / ADAPTER_FILE)), get_peft_model_state_dict(peft)
+    saved, placed = load_file(str(adapter / ADAPTER_FILE)), get_peft_model_state_dict(peft, save_embedding_layers=False)
     wrong = sorted(saved.keys() ^ placed.keys())
     wrong += [name for name in saved.keys() & placed.keys() if not torch.equal(saved[name].float(), placed[name].cpu())]
     if wrong:
@@ -208,9 +208,9 @@ def compare(expected: Expected, found: Sequence[Logits], probes: Sequence[Probe]
         raise ExportError(
             f"the export's logits are not those of base and adapter: off by {error:.3g} (root mean square), "
             f"{error / effect:.1%} of the {effect:.3g} by which the adapter moves them, where {tolerance:.0%} is "
-            f"allowed; the weights hold {expected.kept:.1%} of the adapter's change. Where they are rightly "
-            "rounded, the adapter is too weak for the type they are stored in: export with --format lora, which loses nothing, or "
-            "allow more with --tolerance"
+            f"allowed; the weights hold {expected.kept:.1%} of the adapter's change. Where the weights are rightly "
+            "rounded, the adapter is too weak for their type: export with --format lora, which loses nothing, or allow "
+            "more with --tolerance"
         )
     return Verification(
         prompts=len(probes),

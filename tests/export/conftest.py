@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_model, tiny_processor
 
 from sharevl_lite.cli import main
+from sharevl_lite.export import command
 from sharevl_lite.recipes import dump_recipe, load_recipe
 
 
@@ -17,13 +18,22 @@ def run(small_run, tmp_path):
     return shutil.copytree(small_run, tmp_path / "run")
 
 
+@pytest.fixture(scope="session")
+def exported(small_run, tmp_path_factory):
+    """The real run as a merged model. Copy it to change it."""
+    folder = tmp_path_factory.mktemp("exported")
+    command.export(command.Settings(run=small_run, to=folder / "digits", prompts=1), say=lambda _: None)
+    return folder / "digits"
+
+
 @pytest.fixture
 def export(capsys):
     """`export(run, to, *words, code=0)`: the command; returns what it said, on stderr where it failed."""
 
     def call(run, to, *words, code=0):
+        words = words if "--prompts" in words else ("--prompts", "1", *words)
         capsys.readouterr()
-        assert main(["export", str(run), "--to", str(to), *words]) == code, capsys.readouterr()
+        assert main(["export", str(run), "--to", str(to), *words]) == code, "".join(capsys.readouterr())[-900:]
         said = capsys.readouterr()
         if code:
             assert not to.exists() or not any(to.iterdir())

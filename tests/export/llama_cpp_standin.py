@@ -6,12 +6,11 @@ The real one refuses the demo's tokenizer, whose pre-tokeniser it does not know.
 
 import argparse
 import os
-import re
 import sys
 from pathlib import Path
 
 import gguf
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 
 parser = argparse.ArgumentParser()
 parser.add_argument("model", type=Path)
@@ -31,11 +30,9 @@ for name, tensor in load_file(str(options.model / "model.safetensors")).items():
     if name.startswith("visual.") != options.mmproj:
         continue
     target = name if options.mmproj else names.get_name(name, try_suffixes=(".weight", ".bias"))
-    if sabotage == "other" and re.fullmatch(r"blk\.2\.ffn_up\.weight", target):
-        tensor = tensor + 0.01
+    values = tensor + 0.01 if sabotage == "other" and target == "blk.2.ffn_up.weight" else tensor
     if sabotage == "lacks" and target == "blk.3.attn_q.weight":
         continue
-    values = tensor.numpy()
     if tensor.ndim == 2 and not options.mmproj:
         writer.add_tensor(target, gguf.quantize(values, kind), raw_dtype=kind)
     else:

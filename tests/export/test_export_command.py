@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from sharevl_lite.cli import main
 from sharevl_lite.export import publish
+from sharevl_lite.export.errors import ExportError
 from sharevl_lite.policy.hf import resolve_model_path
 
 BASE_FILES = {
@@ -30,49 +31,35 @@ BASE_FILES = {
 }
 
 
-def digests(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def run_snippet(folder):
-    """Runs the card's program unchanged, where the folder and a picture lie; returns what it printed."""
+def run_snippet(folder, monkeypatch):
+    """Runs the card's program unchanged, where the folder and a picture lie."""
     (snippet,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     pixels = np.random.default_rng(0).integers(256, size=(56, 112, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder.parent / "picture.png")
-    done = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=folder.parent, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    monkeypatch.chdir(folder.parent)
+    exec(compile(snippet, "README.md", "exec"), {})
 
 
-def test_a_merged_model(run, export, tmp_path):
+def test_a_merged_model(run, export, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     out.mkdir()  # an empty folder is taken
     said = export(run, out)
     assert {path.name for path in out.iterdir()} == {*BASE_FILES, "model.safetensors", "README.md"}
     base = resolve_model_path("builtin:digits-vl")
     for name in BASE_FILES:
-        assert (out / name).read_bytes() == open(f"{base}/{name}", "rb").read()
+        assert (out / name).read_bytes() == Path(base, name).read_bytes()
     assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     assert f"vllm serve {out}" in said
     assert f"sharevl-lite eval {out} --recipe {run / 'recipe.yaml'}" in said
-    assert len(run_snippet(out).strip()) > 0
-    assert "the folder is not empty" in refused(run, out)
+    run_snippet(out, monkeypatch)
+    assert capsys.readouterr().out.strip()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main(["export", str(run), "--to", str(out)]) == 2
+    assert f"--to {out}: the folder is not empty" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def refused(run, out):
-    before = digests(out)
-    done = subprocess.run(
-        [sys.executable, "-m", "sharevl_lite", "export", str(run), "--to", str(out)], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert digests(out) == before
-    assert "Traceback" not in done.stderr
-    return done.stderr
-
-
-def test_an_adapter(run, export, tmp_path):
+def test_an_adapter(run, export, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     said = export(run, out, "--format", "lora")
     expected = {*BASE_FILES, "adapter_config.json", "adapter_model.safetensors", "README.md"}
@@ -82,7 +69,8 @@ def test_an_adapter(run, export, tmp_path):
     ).read_bytes()
     assert f"--enable-lora --max-lora-rank 16 --lora-modules out={out}" in said
     shutil.copytree(resolve_model_path("builtin:digits-vl"), tmp_path / "digits-vl")
-    assert len(run_snippet(out).strip()) > 0
+    run_snippet(out, monkeypatch)
+    assert capsys.readouterr().out.strip()
 
 
 def test_the_card(run, export, tmp_path):
@@ -93,16 +81,16 @@ def test_the_card(run, export, tmp_path):
         "metrics": {"mean@8": {"value": 0.625, "low": 0.5, "high": 0.75}, "pass@8": {"value": 0.9}},
     }
     (run / "eval" / "digits.json").write_text(json.dumps(report))
-    export(run, tmp_path / "out")
+    export(run, tmp_path / "out", "--format", "lora")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     front = card.data.to_dict()
     assert front["license"] == "apache-2.0"
-    assert front["library_name"] == "transformers"
+    assert front["library_name"] == "peft"
     assert front["pipeline_tag"] == "image-text-to-text"
     assert "base_model" not in front  # no name of the Hub
     text = card.text
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
-    assert f"| accuracy | " in text
+    assert "| accuracy | " in text
     assert f"{last['eval_accuracy']:.3f} |" in text
     assert "4 responses to either; temperature 1.0, top-p 1.0, at most 32 tokens, seed 0" in text
     assert "| mean@8 | 0.625 | 0.500 to 0.750 |" in text
@@ -152,7 +140,7 @@ def test_an_evaluation_that_cannot_be_read_stops_the_export(run, export, tmp_pat
 
 def test_a_run_without_rollouts_is_compared_on_its_data(run, export, tmp_path):
     shutil.rmtree(run / "rollouts")
-    assert "of 4 prompts with 4 images" in export(run, tmp_path / "out")
+    assert "of 3 prompts with 3 images" in export(run, tmp_path / "out", "--format", "lora", "--prompts", "3")
 
 
 def test_a_full_disk_is_told_before_anything_is_written(run, export, tmp_path, monkeypatch):
@@ -213,10 +201,13 @@ def test_a_kill_in_the_middle_leaves_nothing_under_the_name(run, export, tmp_pat
 
 def test_a_folder_that_was_filled_meanwhile_is_left_alone(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match="the folder is not empty"), publish.published(out) as folder:
-        (folder / "ours").write_text("")
-        out.mkdir()
-        (out / "theirs").write_text("")
+    writing = publish.published(out)
+    folder = writing.__enter__()
+    (folder / "ours").write_text("")
+    out.mkdir()
+    (out / "theirs").write_text("")
+    with pytest.raises(ExportError, match="the folder is not empty"):
+        writing.__exit__(None, None, None)
     assert [path.name for path in out.iterdir()] == ["theirs"]
     assert not list(tmp_path.glob(".tmp-*"))
 

@@ -7,6 +7,9 @@ import gguf as package
 import pytest
 
 from sharevl_lite.export import gguf
+from sharevl_lite.export.adapter import read_adapter
+from sharevl_lite.export.base import find_base
+from sharevl_lite.export.errors import ExportError
 
 STANDIN = Path(__file__).with_name("llama_cpp_standin.py")
 
@@ -41,14 +44,22 @@ def test_language_model_and_vision_tower(run, export, converter, tmp_path, kind)
         ("fails", "failed with code 1:\nthe model is of no known kind"),
     ],
 )
-def test_a_conversion_gone_wrong(run, export, converter, tmp_path, monkeypatch, sabotage, told):
+def test_a_conversion_gone_wrong(exported, small_run, converter, tmp_path, monkeypatch, sabotage, told):
     monkeypatch.setenv("SABOTAGE", sabotage)
-    assert told in export(run, tmp_path / "digits", "--format", "gguf", code=2)
+    adapted = read_adapter(small_run / "adapter", find_base("builtin:digits-vl"))
+    with pytest.raises(ExportError) as error:
+        convert_and_check(exported, tmp_path, adapted)
+    assert told in str(error.value)
 
 
-def test_without_the_package_only_the_files_are_counted(run, export, converter, tmp_path, monkeypatch):
+def convert_and_check(exported, folder, adapted):
+    gguf.convert(gguf.find_converter(), exported, folder, "digits", "auto")
+    return gguf.check_gguf(folder, exported, adapted)
+
+
+def test_without_the_package_only_the_files_are_counted(exported, converter, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "find_spec", lambda _: None)
-    said = export(run, tmp_path / "digits", "--format", "gguf")
+    said = convert_and_check(exported, tmp_path, ())
     assert "digits.gguf 51 tensors" in said
     assert "their contents were not compared (pip install gguf compares them), nor run in llama.cpp" in said
 

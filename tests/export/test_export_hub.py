@@ -1,20 +1,28 @@
 """The real Hub client sends an export to a server on this machine, and fetches it again."""
 
+import json
+from pathlib import Path
+
 import huggingface_hub.constants
 import pytest
 from hub_upload_server import TOKEN, serve_uploads
 from huggingface_hub import ModelCard, snapshot_download
 
 from sharevl_lite import hub as module
+from sharevl_lite.cli import main
+from sharevl_lite.policy.hf import resolve_model_path
 
 REPO = "someone/digits"
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(module, "RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # the client's own pauses
     with serve_uploads() as (endpoint, hub):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        urls = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", urls)
         monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
@@ -30,19 +38,19 @@ def written(folder):
 
 
 @pytest.mark.parametrize("lfs", [False, True], ids=["in the commit", "by LFS"])
-def test_what_comes_back_is_what_was_exported(run, export, hub, tmp_path, monkeypatch, lfs, capfd):
+def test_what_comes_back_is_what_was_exported(run, export, hub, tmp_path, monkeypatch, lfs, capsys):
     if lfs:
         hub.lfs = True
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     out = tmp_path / "out"
-    said = export(run, out, "--push-to-hub", REPO, "--private")
+    said = export(run, out, "--format", "lora", "--push-to-hub", REPO, "--private")
     assert f"uploaded  {huggingface_hub.constants.ENDPOINT}/{REPO}" in said
-    assert f"vllm serve {REPO}" in said
+    assert f"--lora-modules digits={REPO}" in said
     assert hub.private[REPO]
     assert bool(hub.objects) == lfs
     assert hub.files(REPO) == written(out) == downloaded(tmp_path / "again")
     assert "path = 'someone/digits'" in ModelCard.load(tmp_path / "again" / "README.md").text.replace('"', "'")
-    heard = capfd.readouterr()
+    heard = capsys.readouterr()
     assert TOKEN not in said + heard.out + heard.err
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
@@ -57,8 +65,6 @@ def test_a_fault_of_the_server_is_overcome(run, export, hub, tmp_path, where):
 
 
 def test_a_fault_that_stays_leaves_the_export_and_says_how_to_go_on(run, hub, tmp_path, capsys):
-    from sharevl_lite.cli import main
-
     hub.breaking = 1000
     out = tmp_path / "out"
     assert main(["export", str(run), "--to", str(out), "--format", "lora", "--push-to-hub", REPO]) == 2
@@ -101,11 +107,6 @@ def test_a_public_repository_is_not_taken_for_a_private_one(run, export, hub, tm
 
 
 def test_a_base_of_the_hub_is_named_in_card_and_adapter(run, export, hub, tmp_path, monkeypatch):
-    import json
-    from pathlib import Path
-
-    from sharevl_lite.policy.hf import resolve_model_path
-
     files = {p.name: p.read_bytes() for p in Path(resolve_model_path("builtin:digits-vl")).iterdir()}
     files["README.md"] = b"---\nlicense: mit\n---\n"
     hub.commits["maker/base"] = [{"message": "", "files": files, "deleted": []}]

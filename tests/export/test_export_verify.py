@@ -146,7 +146,7 @@ def test_an_adapter_too_weak_for_sixteen_bits_is_refused_and_kept_as_an_adapter(
     """Each ΔW is below half a step of bfloat16 nearly everywhere: rightly rounded, and lost."""
     run, _ = tiny_run(dtype=torch.bfloat16, strength=0.004)
     said = export(run, tmp_path / "out", code=2)
-    assert "too weak for the type they are stored in: export with --format lora" in said
+    assert "too weak for their type: export with --format lora" in said
     export(run, tmp_path / "out", "--format", "lora")
 
 
