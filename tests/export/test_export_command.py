@@ -14,12 +14,15 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 
 from sharevl_lite.cli import main
 from sharevl_lite.export import publish
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.policy.hf import resolve_model_path
+from sharevl_lite.recipes import load_recipe
+from sharevl_lite.run import train
 
 BASE_FILES = {
     "chat_template.jinja",
@@ -57,6 +60,12 @@ def test_a_merged_model(run, export, tmp_path, monkeypatch, capsys):
     assert main(["export", str(run), "--to", str(out)]) == 2
     assert f"--to {out}: the folder is not empty" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_finished_run_names_the_command(small_run):
+    console = Console(record=True, width=200)
+    train(load_recipe(small_run / "recipe.yaml"), resume="auto", console=console)
+    assert f"export {small_run} --to DIR" in console.export_text()
 
 
 def test_an_adapter(run, export, tmp_path, monkeypatch, capsys):
