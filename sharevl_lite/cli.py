@@ -189,7 +189,12 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="largest error of the logits in units of what the adapter does to them (default: 0.01 for float32, 0.1 "
         "for float16, 0.3 for bfloat16)",
     )
-    export.add_argument("--gguf-type", choices=("auto", "f32", "f16", "bf16", "q8_0"), default="auto")
+    export.add_argument(
+        "--gguf-type",
+        choices=("auto", "f32", "f16", "bf16", "q8_0"),
+        default="auto",
+        help="type of the weights in GGUF files (default: auto, 16 bits)",
+    )
     export.add_argument(
         "--push-to-hub", metavar="ORG/NAME", help="upload it, with the token of HF_TOKEN or hf auth login"
     )

@@ -94,11 +94,19 @@ class ModelUpload:
         if get_token() is None:
             raise HubError("--push-to-hub: there is no Hub token; run `hf auth login` or set HF_TOKEN")
         self.repo_id = _use_repository(self._api, repo_id, "--push-to-hub", "the name", private=private)
-        if private and not self._api.repo_info(self.repo_id).private:
+        if private and not self._is_private():
             raise HubError(
                 f"--push-to-hub: the repository {self.repo_id} is there already, and public; make it private there, "
                 "leave out --private, or name another one"
             )
+
+    def _is_private(self) -> bool:
+        try:
+            return bool(self._api.repo_info(self.repo_id).private)
+        except (OSError, httpx.HTTPError, ValueError) as error:
+            raise HubError(
+                f"--push-to-hub: cannot see whether {self.repo_id} is private ({_in_one_line(error)}); try again later"
+            ) from error
 
     def send(self, folder: Path, message: str, *, replaced: Sequence[str] = ()) -> str:
         """Sends all files and waits; returns the repository's address.

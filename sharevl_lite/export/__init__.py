@@ -20,5 +20,5 @@ anywhere. The verification says how much was lost and refuses an export that los
 nothing.
 
 A run with `model.load_in_4bit` trained its adapter against quantised weights. It is merged into the 16-bit ones, and
-compared with those plus the adapter: a model as good or slightly better than, but not the same as, the one trained.
+compared with those plus the adapter: a model close to the one trained, but not the same.
 """

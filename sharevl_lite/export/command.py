@@ -118,8 +118,8 @@ def _write_merged(settings: Settings, source: Source, base: BaseModel, folder: P
     return [
         f"names, shapes and types of {len(base.tensors)} tensors are the base checkpoint's; it loads without a missing "
         "or unexpected key",
-        f"{len(changes)} adapted weights are W + ΔW to {steps:g} units in the last place and hold {found.kept:.2%} of ΔW, "
-        "all others are the base's bit for bit",
+        f"{len(changes)} adapted weights are W + ΔW to {steps:g} units in the last place and hold {found.kept:.2%} of "
+        "ΔW, all others are the base's bit for bit",
         found.sentence(),
     ]
 

@@ -65,8 +65,8 @@ def find_source(run: Path, wanted: str) -> Source:
 def _last(run: Path, recipe: Recipe, checkpoints: Mapping[int, Path], evaluations: Mapping[int, Any]) -> Source:
     if (run / ADAPTER_DIR).is_dir():
         # What a run ends with was evaluated last: the last update, or the best one put back.
-        final = list(evaluations.values())[-1] if evaluations else None
-        return Source(run, recipe, run / ADAPTER_DIR, None, final)
+        final = _evaluation_records(run)[-1:]
+        return Source(run, recipe, run / ADAPTER_DIR, None, final[0] if final else None)
     if not checkpoints:
         raise ExportError(f"{run}: the run has neither an adapter nor a checkpoint yet; let it reach its first save")
     update = max(checkpoints)
@@ -100,10 +100,18 @@ def _best(run: Path, recipe: Recipe, checkpoints: Mapping[int, Path], evaluation
 
 
 def _evaluations(run: Path) -> dict[int, dict[str, Any]]:
-    """Evaluations with a known accuracy by update; the last one of an update counts."""
+    """Evaluations by update. A second one of the last update is of the best adapter, put back at the end of the run."""
+    found: dict[int, dict[str, Any]] = {}
+    for record in _evaluation_records(run):
+        found.setdefault(record["update"], record)
+    return found
+
+
+def _evaluation_records(run: Path) -> list[dict[str, Any]]:
+    """Those with a known accuracy, oldest first."""
     path = run / METRICS_FILE
     records = metrics_log.read(path) if path.is_file() else []
-    return {record["update"]: record for record in records if record.get("eval_accuracy") is not None}
+    return [record for record in records if record.get("eval_accuracy") is not None]
 
 
 def _update_of(checkpoint: Path) -> int:

@@ -114,6 +114,31 @@ def test_the_card(run, export, tmp_path):
     assert "/home/me" not in text
 
 
+def test_four_bits_pixel_bounds_and_a_system_prompt_are_told(tiny_run, export, tmp_path):
+    run, _ = tiny_run()
+    recipe = (run / "recipe.yaml").read_text()
+    for before, after in (
+        ("load_in_4bit: false", "load_in_4bit: true"),
+        ("min_pixels: null", "min_pixels: 784"),
+        ("max_pixels: null", "max_pixels: 6272"),
+        ("system_prompt: null", "system_prompt: Be brief."),
+    ):
+        assert before in recipe
+        recipe = recipe.replace(before, after)
+    (run / "recipe.yaml").write_text(recipe)
+    said = export(run, tmp_path / "out")
+    assert "it was trained against 4-bit weights and is merged into, and compared with, the 16-bit ones" in said
+    bounds = """--mm-processor-kwargs '{"size": {"shortest_edge": 784, "longest_edge": 6272}}'"""
+    text = ModelCard.load(tmp_path / "out" / "README.md").text
+    assert bounds in said
+    assert bounds in text
+    assert "trained against the base model in 4 bits (NF4)" in text
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    compile(snippet, "README.md", "exec")
+    assert 'processor.image_processor.size["longest_edge"] = 6272' in snippet
+    assert 'messages.insert(0, {"role": "system", "content": [{"type": "text", "text": "Be brief."}]})' in snippet
+
+
 @pytest.mark.parametrize(
     ("files", "front", "sentence"),
     [
@@ -189,6 +214,7 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_nothing_under_the_name(run, export, tmp_path):
     out = tmp_path / "out"
     words = [sys.executable, "-c", SLOW, "export", str(run), "--to", str(out)]

@@ -47,6 +47,16 @@ def test_best_is_of_those_still_there_and_says_what_is_gone(history):
     assert "train.save_total_limit: 2" in gone
 
 
+def test_the_best_adapter_put_back_at_the_end_is_not_taken_for_the_last_one(history):
+    """As train.load_best_model_at_end logs it: a second evaluation at the last update."""
+    run = history({0: 0.3, 2: 0.8, 4: 0.5}, [2, 4])
+    with open(run / "metrics.jsonl", "a") as log:
+        log.write('{"step": 2, "update": 4, "eval_accuracy": 0.8}\n')
+    assert find_source(run, "4").evaluation["eval_accuracy"] == 0.5
+    assert find_source(run, "last").evaluation["eval_accuracy"] == 0.8
+    assert find_source(run, "best").update == 2
+
+
 def test_best_that_is_no_better_than_the_base_says_so(history):
     assert (
         "the base model did no worse before training: 90.0%"
