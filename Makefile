@@ -6,11 +6,11 @@ STAMP := .venv/.installed
 VLLM := .venv-vllm
 UNSLOTH := .unsloth-2026.10.9
 FROM_HERE = PYTHONPATH=.:kernels:apps/explorer:$$PYTHONPATH $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-CODE := sharevl_lite kernels apps tests scripts
+CODE := sharevl_lite kernels apps tests scripts notebooks
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-gpu test-vllm test-unsloth bench bench-step bench-transforms bench-explorer
-.PHONY: screenshots lint types imports format clean
+.PHONY: screenshots notebooks docs serve-docs lint types imports format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,14 +25,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install ## Train on digits with the CPU (goes on where an interrupted demo stopped)
 	$(BIN)/sharevl-lite train configs/digits_cpu.yaml --resume auto
 
-test: lint types imports ## Lint, types, import contracts and tests
-	$(BIN)/pytest -n 2
+test: lint types imports docs ## Lint, types, import contracts, documentation, notebooks and tests
+	SHAREVL_SMOKE=1 $(BIN)/pytest -n 2 --nbmake --nbmake-timeout=300 notebooks tests
 
 test-gpu: ## The tests that need a CUDA device, with what is installed
 	$(FROM_HERE) -m pytest -m gpu tests/kernels tests/policy tests/rollout
 
 test-vllm: $(VLLM)/.installed ## Rollouts with the real vLLM, its CPU build, in an environment of its own (4 GB)
-	$(VLLM)/bin/pytest -m vllm tests/rollout
+	$(VLLM)/bin/pytest -m vllm tests/rollout tests/rewrite
 
 $(VLLM)/.installed: pyproject.toml scripts/prepare_cpu_vllm.py
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
@@ -67,6 +67,15 @@ bench-explorer: install ## Measure the explorer over a generated store of 100,00
 screenshots: install ## Every view of a run, light and dark, wide and narrow (RUN=folder; needs chromium)
 	$(FROM_HERE) scripts/take_screenshots.py $(RUN) docs/screenshots
 
+notebooks: install ## Run the notebooks and write them with their outputs (the .py files are the source)
+	cd notebooks && SHAREVL_SMOKE=1 ../$(BIN)/jupytext --to ipynb --execute *.py
+
+docs: install ## Build the documentation into site/; a broken link stops it
+	$(FROM_HERE) -m mkdocs build --quiet
+
+serve-docs: install ## Show the documentation while you write it
+	$(FROM_HERE) -m mkdocs serve
+
 lint: install ## Check formatting and lint
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
@@ -82,5 +91,5 @@ format: install ## Format and apply the safe fixes
 	$(BIN)/ruff check --fix $(CODE)
 
 clean: ## Remove caches and build outputs; .venv and runs stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find $(CODE) -type d -name __pycache__ -prune -exec rm -rf {} +

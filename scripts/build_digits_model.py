@@ -62,6 +62,33 @@ CHAT_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+WORDINGS = {
+    "sum": (
+        "What is the sum of the two digits?",
+        "Add the two digits. What do you get?",
+        "Find the total of both digits.",
+        "How much are the two digits together?",
+    ),
+    "difference": (
+        "What is the difference between the two digits?",
+        "Take the smaller digit away from the larger one. What is left?",
+        "How far apart are the two digits?",
+        "By how much do the digits differ?",
+    ),
+    "larger": (
+        "Which of the two digits is larger?",
+        "Name the bigger digit.",
+        "What is the maximum of the digits?",
+        "Which digit has the higher value?",
+    ),
+    "even": (
+        "How many of the two digits are even?",
+        "Count the even digits.",
+        "Of both digits, how many can be divided by two?",
+        "What is the number of even digits?",
+    ),
+}
+"""What the warm start asks: the questions of the demo, and wordings of them that are not its variants."""
 ROTATIONS = ("rotate_90_cw", "rotate_90_ccw", "rotate_180")
 NOISES = ("noise_10", "noise_25", "noise_50")
 TEMPLATE = "{problem} Think, then box the answer."
@@ -122,9 +149,9 @@ def make_lesson(rng: np.random.Generator, *, habits: bool) -> Lesson:
     first, second = rng.integers(len(labels), size=2)
     a, b = int(labels[first]), int(labels[second])
     kind = KINDS[rng.integers(len(KINDS))]
-    wording = int(rng.integers(len(kind.wordings))) if rng.random() < 0.5 else 0
+    wording = int(rng.integers(len(WORDINGS[kind.name]))) if rng.random() < 0.5 else 0
     image = draw_pair(jitter(images[first], rng), jitter(images[second], rng))
-    text = kind.wordings[wording]
+    text = WORDINGS[kind.name][wording]
     varied = rng.random() < 0.7
     if varied:
         names = ROTATIONS if rng.random() < 0.7 else NOISES

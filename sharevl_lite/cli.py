@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+WRITERS = "rules (no model), openai (an endpoint), hf:MODEL (transformers) or vllm:MODEL; default: rules"
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -126,7 +127,7 @@ def _add_variants(commands: argparse._SubParsersAction[_Parser]) -> None:
     variants = commands.add_parser(
         "variants",
         help="rewrites of every problem of a data set, filtered",
-        usage="sharevl-lite variants DATA --out DIR [--with rules|openai] [--num N] ... | --report DIR",
+        usage="sharevl-lite variants DATA --out DIR [--with rules|openai|hf:MODEL|vllm:MODEL] ... | --report DIR",
         description="Writes the data set with `variants` filled, a report and a manifest; the same command goes on "
         "after a kill without paying twice.",
         allow_abbrev=False,
@@ -134,15 +135,21 @@ def _add_variants(commands: argparse._SubParsersAction[_Parser]) -> None:
     variants.add_argument("data", metavar="DATA", nargs="?", help="as in data.train")
     variants.add_argument("--out", metavar="DIR", help="folder to write; must be new, or of the same settings")
     variants.add_argument("--report", metavar="DIR", help="print the report of a folder written before")
-    variants.add_argument("--with", dest="rewriter", default="rules", help="rules (no model) or openai")
+    variants.add_argument("--with", dest="rewriter", default="rules", help=WRITERS)
     variants.add_argument("--num", type=int, default=4, help="most rewrites of a problem (default: 4)")
     variants.add_argument("--base-url", help="an OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY")
     variants.add_argument("--model", help="model of the endpoint")
+    variants.add_argument("--max-tokens", type=int, default=2048, help="most tokens of a reply (default: 2048)")
+    variants.add_argument("--check-with", metavar="SOLVER", help="openai, hf:MODEL or vllm:MODEL: the solver check")
+    variants.add_argument("--check-base-url", help="endpoint of --check-with openai")
+    variants.add_argument("--check-model", help="model of that endpoint")
+    variants.add_argument("--check-samples", type=int, default=4, help="answers to each wording (default: 4)")
+    variants.add_argument("--check-prompt", metavar="TEXT", help="prompt with {problem}; default: as in training")
     variants.add_argument("--columns", help="problem=question,images=image,answer=label,choices=options")
     variants.add_argument("--split", default="train", help="split of the source (default: train)")
     variants.add_argument("--limit", type=int, help="the first so many problems")
     variants.add_argument("--seed", type=int, default=0)
-    variants.add_argument("--concurrency", type=int, default=8, help="requests at a time (default: 8)")
+    variants.add_argument("--concurrency", type=int, help="requests at a time (default: 8; vllm: 64)")
     variants.add_argument("--timeout", type=float, default=120.0, help="seconds for one request (default: 120)")
     variants.add_argument("--cache", metavar="FILE", help="replies of the model (default: DIR.cache.sqlite)")
     variants.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop")
@@ -275,8 +282,7 @@ def _doctor(options: argparse.Namespace, overrides: list[str]) -> int:
 def _variants(options: argparse.Namespace, overrides: list[str]) -> int:
     from sharevl_lite.rewrite.command import run
 
-    run(options, overrides)
-    return EXIT_OK
+    return EXIT_OK if run(options, overrides) else EXIT_FAILED
 
 
 def _export(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -42,7 +42,7 @@ def preview(recipe: Recipe) -> str:
         f"responses, {size.updates} updates of {train.problems_per_update} problems",
         f"prompt            {prompt_length:,} tokens ({measured})",
         f"response          at most {response:,} tokens (rollout.max_completion_length)",
-        f"responses         {size.responses:,}",
+        f"responses         {size.responses:,}{_extra_rounds(recipe, size)}",
         f"pairs             {size.pairs:,} ({_pair_formula(recipe)})",
         f"rows, separate    {size.rows_separate:,} rows, at most {size.tokens_separate:,} tokens",
         f"rows, packed      at most {size.tokens_packed:,} tokens in rows of {train.token_budget:,} "
@@ -52,6 +52,15 @@ def preview(recipe: Recipe) -> str:
         f"written to        {recipe.run_dir}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _extra_rounds(recipe: Recipe, size: StepSize) -> str:
+    """What dynamic sampling may add."""
+    rollout = recipe.rollout
+    if not rollout.dynamic_sampling:
+        return ""
+    rounds = rollout.max_extra_rounds
+    return f", and up to {rounds * size.responses:,} in {rounds} rounds of replacements"
 
 
 def step_size(recipe: Recipe, prompt_length: int) -> StepSize:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from sharevl_lite.config import DataSection
+from sharevl_lite.data import load_problems
 from sharevl_lite.data.digits import KINDS, SPLIT_SIZES, digits_problems, scans
+from sharevl_lite.rewrite.make import Means, Settings, make_variants
 
 MODEL = Path(str(files("sharevl_lite").joinpath("assets/digits-vl")))
 
@@ -35,6 +38,15 @@ def test_problems_are_what_they_say(split):
         assert problem.answer == str(by_hand[problem.metadata["kind"]](*problem.metadata["digits"]))
         assert len({problem.text, *problem.variants}) == 4
         assert all(text.count("<image>") == 1 for text in (problem.text, *problem.variants))
+
+
+def test_the_variants_of_the_demo_are_made_by_rules(tmp_path):
+    """What the package ships is what `sharevl-lite variants builtin:digits --with rules --num 3` writes."""
+    make_variants(Settings("builtin:digits", num=3, limit=8), tmp_path / "out", Means(say=lambda _: None))
+    made = load_problems(str(tmp_path / "out"), DataSection(), split="train").problems
+    shipped = digits_problems("train")[:8]
+    assert [problem.variants for problem in made] == [problem.variants for problem in shipped]
+    assert {problem.metadata["kind"] for problem in shipped} == {kind.name for kind in KINDS}
 
 
 def test_the_model_is_a_small_qwen2_5_vl():

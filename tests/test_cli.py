@@ -45,6 +45,12 @@ def test_train_help_names_every_knob():
     assert "Lower clip of the ratio" in text
 
 
+def test_dry_run_tells_what_dynamic_sampling_may_add():
+    words = ("--rollout.dynamic-sampling", "true", "--rollout.max-extra-rounds", "3")
+    told = sharevl("train", "configs/digits_cpu.yaml", "--dry-run", *words).stdout
+    assert "responses         384, and up to 1,152 in 3 rounds of replacements" in told
+
+
 def test_dry_run_shows_the_recipe_with_overrides_and_exits_0():
     done = sharevl("train", DEMO, "--share.num-variants", "3", "--dry-run")
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,7 @@
 
 The images are scikit-learn's digits (1,797 scans of 8×8 grey values, UCI ML repository), enlarged to 56×56 each. Train
 and test problems are drawn from disjoint scans. Every question kind has several wordings: the first is the problem's
-text, the others are its offline variants, so that a variant changes the words and never the answer.
+text, the others are what `sharevl-lite variants --with rules` makes of it (a test compares them).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEST_SHARE = 0.3
 
 @dataclass(frozen=True)
 class QuestionKind:
-    """A question about two digits: its wordings, the familiar one first, and how the answer follows."""
+    """A question about two digits: its wordings, the problem's own first, and how the answer follows."""
 
     name: str
     wordings: tuple[str, ...]
@@ -38,9 +38,9 @@ KINDS: tuple[QuestionKind, ...] = (
         "sum",
         (
             "What is the sum of the two digits?",
-            "Add the two digits. What do you get?",
-            "Find the total of both digits.",
-            "How much are the two digits together?",
+            "Calculate the sum of the two digits.",
+            "Work out the sum of the two digits.",
+            "Find the sum of the two digits.",
         ),
         lambda a, b: a + b,
         lambda a, b: f"{a}+{b}={a + b}",
@@ -49,9 +49,9 @@ KINDS: tuple[QuestionKind, ...] = (
         "difference",
         (
             "What is the difference between the two digits?",
-            "Take the smaller digit away from the larger one. What is left?",
-            "How far apart are the two digits?",
-            "By how much do the digits differ?",
+            "Work out the difference between the two digits.",
+            "Find the difference between the two digits.",
+            "Calculate the difference between the two digits.",
         ),
         lambda a, b: abs(a - b),
         lambda a, b: f"{max(a, b)}-{min(a, b)}={abs(a - b)}",
@@ -60,9 +60,9 @@ KINDS: tuple[QuestionKind, ...] = (
         "larger",
         (
             "Which of the two digits is larger?",
-            "Name the bigger digit.",
-            "What is the maximum of the digits?",
-            "Which digit has the higher value?",
+            "Determine which of the two digits is larger.",
+            "Find out which of the two digits is larger.",
+            "State which of the two digits is larger.",
         ),
         max,
         lambda a, b: f"max({a},{b})={max(a, b)}",
@@ -71,9 +71,9 @@ KINDS: tuple[QuestionKind, ...] = (
         "even",
         (
             "How many of the two digits are even?",
-            "Count the even digits.",
-            "Of both digits, how many can be divided by two?",
-            "What is the number of even digits?",
+            "Find out how many of the two digits are even.",
+            "Determine how many of the two digits are even.",
+            "State how many of the two digits are even.",
         ),
         lambda a, b: (a % 2 == 0) + (b % 2 == 0),
         lambda a, b: (

@@ -138,11 +138,15 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
+WRITTEN = _layout("written by sharevl-lite variants", "id problem images answer variants allow_mirrors transforms")
+
+
 def choose_layout(where: str, present: Iterable[str], columns: ColumnNames, choices: str | None = None) -> Layout:
     """The layout of a source.
 
     Columns that the user named, and the plain ones where they exist, are taken as they are; otherwise the layout of the
-    table that most columns tell.
+    table that most columns tell. A folder that `sharevl-lite variants` wrote has columns of its own, so that one recipe
+    can name those of the original data for its held-out problems.
 
     Args:
         where: The source, for messages.
@@ -156,7 +160,10 @@ def choose_layout(where: str, present: Iterable[str], columns: ColumnNames, choi
     there = list(present)
     asked = Layout("as named", frozenset(), columns, choices)
     named = columns != ColumnNames() or choices is not None
-    if named or set(asked.wanted.values()) <= set(there):
+    complete = set(asked.wanted.values()) <= set(there)
+    if named and not complete and WRITTEN.tells <= set(there):
+        return WRITTEN
+    if named or complete:
         check_columns(where, there, asked.wanted)
         plain = [layout for layout in LAYOUTS if layout.columns == columns and layout.tells <= set(there)]
         return asked if named or not plain else max(plain, key=lambda layout: len(layout.tells))

@@ -12,10 +12,12 @@ import re
 
 INSTRUCTION = (
     "Rewrite the question below in {count} different ways. Each rewrite must ask exactly the same thing and have the "
-    "same answer: keep every number, unit, variable, point label, formula, option and <image> mark. Do not solve it "
+    "same answer: keep every number, unit, variable, point label, formula, option and [image] mark. Do not solve it "
     "and do not add hints. Keep the language. Reply with a JSON list of {count} strings and nothing else."
     "\n\nQuestion:\n{question}"
 )
+MARK = "[image]"
+"""Stands for a placeholder inside the request: the placeholder itself may be a token of the model's."""
 COMMAND = re.compile(r'(?<!\\)\\(?=[A-Za-z]{2,})(?!u[0-9a-fA-F]{4})(?!n(?![a-z]))|(?<!\\)\\(?=[^"\\/bfnrtu])')
 THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 

@@ -45,28 +45,23 @@ FULL_UNITS = {
 }
 
 
-class RulesRewriter:
-    """Rewrites by rule, the same for the same seed and question."""
+def rewrite_by_rules(text: str, count: int, *, seed: int) -> list[str]:
+    """Up to `count` rewrites of a question with its placeholders and options; fewer where little is safe.
 
-    name = "rules"
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def rewrite(self, text: str, count: int) -> list[str]:
-        """Up to `count` rewrites of a question with its placeholders and options; fewer where little is safe."""
-        leading = re.match(rf"\s*(?:{re.escape(PLACEHOLDER)}\s*)*", text)
-        start = leading.end() if leading else 0
-        stem, options = split_options(text[start:])
-        rest = text[start + len(stem) :] if options and text[start:].startswith(stem) else ""
-        body = (stem if rest else text[start:]).strip()
-        digest = hashlib.sha256(f"{self.seed}/{text}".encode()).digest()
-        rng = random.Random(int.from_bytes(digest[:8], "big"))
-        tiers = [list(dict.fromkeys(tier)) for tier in _candidates(body, text.count(PLACEHOLDER))]
-        for tier in tiers:
-            rng.shuffle(tier)
-        chosen = [new for new in dict.fromkeys(new for tier in tiers for new in tier) if new != body]
-        return [text[:start] + new + rest for new in chosen[:count]]
+    They are the same for the same seed and question.
+    """
+    leading = re.match(rf"\s*(?:{re.escape(PLACEHOLDER)}\s*)*", text)
+    start = leading.end() if leading else 0
+    stem, options = split_options(text[start:])
+    rest = text[start + len(stem) :] if options and text[start:].startswith(stem) else ""
+    body = (stem if rest else text[start:]).strip()
+    digest = hashlib.sha256(f"{seed}/{text}".encode()).digest()
+    rng = random.Random(int.from_bytes(digest[:8], "big"))
+    tiers = [list(dict.fromkeys(tier)) for tier in _candidates(body, text.count(PLACEHOLDER))]
+    for tier in tiers:
+        rng.shuffle(tier)
+    chosen = [new for new in dict.fromkeys(new for tier in tiers for new in tier) if new != body]
+    return [text[:start] + new + rest for new in chosen[:count]]
 
 
 def _candidates(body: str, images: int) -> Iterator[list[str]]:

@@ -99,7 +99,7 @@ class HFRolloutEngine:
             torch.stack(uniforms).to(device), sampling.temperature, sampling.top_p, self.policy.vision_token_ids
         )
         inputs = self._batch([request for request, _ in jobs])
-        with self.policy.autocast(), _without_own_settings(self.policy.base):
+        with self.policy.autocast(), without_own_settings(self.policy.base):
             output = self.policy.model.generate(
                 **{name: tensor.to(device) for name, tensor in inputs.items()},
                 logits_processor=LogitsProcessorList([sampler]),
@@ -147,7 +147,7 @@ class HFRolloutEngine:
 
 
 @contextlib.contextmanager
-def _without_own_settings(model: Any) -> Iterator[None]:
+def without_own_settings(model: Any) -> Iterator[None]:
     """Sets the checkpoint's generation settings aside, which `generate` would fill in and apply before the sampler.
 
     Qwen2.5-VL's hold a repetition penalty: responses would come from another distribution than the one trained.

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .transforms import HANDEDNESS, TRANSFORMS
+from .transforms import HANDEDNESS, LEGIBILITY, TRANSFORMS
 
 if TYPE_CHECKING:
     from sharevl_lite.config import TransformSection
@@ -43,8 +43,6 @@ LABELLED = re.compile(
 """Names of points or angles: the image shows them as letters."""
 MOST_LETTERS = 400
 """More blobs of a letter's size than this are a texture."""
-BLURS = frozenset({"noise_50", "scale_50", "jpeg_20"})
-"""Transforms after which letters of a few pixels cannot be read; the milder ones leave them."""
 LOOKED_AT = 512
 """Longest side in pixels at which an image is looked at."""
 SMALL = 0.035
@@ -64,9 +62,14 @@ def allowed_kinds(problem: Problem, section: TransformSection) -> list[str]:
         return [kind for kind in section.kinds if kind in problem.transforms]
     mirrors = _may_mirror(problem, section)
     kinds: list[str] = [kind for kind in section.kinds if mirrors or not TRANSFORMS[kind].changes & HANDEDNESS]
-    if section.guard and BLURS.intersection(kinds) and any(writing(image)[1] for image in problem.images):
-        return [kind for kind in kinds if kind not in BLURS]
+    if section.guard and any(map(_blurs, kinds)) and any(writing(image)[1] for image in problem.images):
+        return [kind for kind in kinds if not _blurs(kind)]
     return kinds
+
+
+def _blurs(kind: str) -> bool:
+    """Whether small letters cannot be read afterwards. A mirror reverses them, which has a rule of its own."""
+    return TRANSFORMS[kind].changes == LEGIBILITY
 
 
 def _may_mirror(problem: Problem, section: TransformSection) -> bool:

@@ -88,3 +88,21 @@ def test_columns_of_two_layouts_are_not_guessed(tmp_path):
     row = {"question": "x?", "image": picture(), "answer": "1", "images": [picture()]}
     with pytest.raises(DataError, match=r"more than one known layout.*--columns"):
         load(tmp_path, row)
+
+
+def test_a_folder_of_variants_needs_no_other_recipe_than_its_source(tmp_path):
+    """One recipe names the columns of the original data, for its held-out problems, and trains on the variants."""
+    named = DataSection(columns={"problem": "question", "images": "picture", "answer": "solution"})
+    written = {"id": "a", "problem": "<image>x?", "images": [picture()], "answer": "1", "variants": ["<image>Find x."]}
+    written |= {"allow_mirrors": False, "transforms": ["noise_10"]}
+    pq.write_table(pa.Table.from_pylist([written]), tmp_path / "variants.parquet")
+    (problem,) = load_problems(str(tmp_path / "variants.parquet"), named, split="train").problems
+    assert (problem.text, problem.answer, problem.variants) == ("<image>x?", "1", ("<image>Find x.",))
+
+    pq.write_table(
+        pa.Table.from_pylist([{"question": "x?", "picture": picture(), "solution": "2"}]), tmp_path / "p.parquet"
+    )
+    assert load_problems(str(tmp_path / "p.parquet"), named, split="train").problems[0].answer == "2"
+    pq.write_table(pa.Table.from_pylist([{"problem": "x?", "images": [], "answer": "2"}]), tmp_path / "q.parquet")
+    with pytest.raises(DataError, match="no column 'question'"):
+        load_problems(str(tmp_path / "q.parquet"), named, split="train")

@@ -194,7 +194,7 @@ def test_what_a_row_allows_and_its_other_columns_survive(tmp_path):
     ("words", "told"),
     [
         (["builtin:digits"], "--out"),
-        (["builtin:digits", "--out", "x", "--with", "magic"], "rules and openai"),
+        (["builtin:digits", "--out", "x", "--with", "magic"], "rules, openai, hf:MODEL"),
         (["builtin:digits", "--out", "x", "--with", "openai"], "--base-url"),
         (["builtin:digits", "--out", "x", "--num", "0"], "--num"),
         (["no/such.parquet", "--out", "x"], "no such file"),

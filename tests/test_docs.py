@@ -1,0 +1,82 @@
+"""The documentation cannot fall behind the code: pages made from it are whole, and quoted messages exist."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sharevl_lite.knobs import knobs
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site (strict: a broken link or anchor fails it)."""
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    folder = tmp_path_factory.mktemp("site")
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder)))
+    return folder
+
+
+def test_every_recipe_field_has_a_heading_with_its_default(site):
+    page = (site / "recipe-fields" / "index.html").read_text()
+    headings = re.findall(r"<h3[^>]*><code>([\w.]+)</code>", page)
+    assert sorted(headings) == sorted(knob.key for knob in knobs())
+    assert "default <code>32</code>" in page
+
+
+def test_every_recipe_is_shown(site):
+    page = (site / "recipes" / "index.html").read_text()
+    for file in (ROOT / "configs").glob("*.yaml"):
+        assert f"<code>{file.name}</code>" in page
+
+
+def test_formulas_are_set_and_code_is_left_alone(site):
+    page = (site / "algorithm" / "index.html").read_text()
+    assert page.count("<math") > 20
+    assert "$$" not in page
+    assert "\\frac" not in re.sub(r'title="[^"]*"', "", page)
+
+
+def test_nothing_is_loaded_from_other_hosts(site):
+    for page in site.rglob("*.html"):
+        loaded = re.findall(
+            r'<(?:script|img|iframe)[^>]*src="(https?:[^"]+)"|<link rel="stylesheet" href="(https?:[^"]+)"',
+            page.read_text(),
+        )
+        assert not loaded, (page, loaded)
+
+
+def test_messages_under_troubleshooting_are_messages_of_the_code():
+    pieces = set()
+    for file in (*(ROOT / "sharevl_lite").rglob("*.py"), *(ROOT / "apps").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                pieces.add(node.value)
+    quoted = re.findall(r"^### `(.+)`$", (DOCS / "troubleshooting.md").read_text(), re.M)
+    assert len(quoted) > 15
+    assert [message for message in quoted if not any(message in piece for piece in pieces)] == []
+
+
+def test_every_command_has_a_page_that_names_it():
+    from sharevl_lite.cli import _parser
+
+    commands = next(action.choices for action in _parser()._actions if action.choices)
+    written = "\n".join(file.read_text() for file in DOCS.glob("*.md"))
+    assert [name for name in commands if f"sharevl-lite {name}" not in written] == []
+
+
+def test_yaml_in_the_documentation_is_a_recipe():
+    from sharevl_lite.recipes import load_recipe
+
+    known = set(load_recipe(ROOT / "configs" / "digits_cpu.yaml").model_dump())
+    blocks = [block for file in DOCS.glob("*.md") for block in re.findall(r"```yaml\n(.+?)```", file.read_text(), re.S)]
+    assert len(blocks) >= 3
+    for block in blocks:
+        assert set(yaml.safe_load(block)) <= known, block
