@@ -30,8 +30,8 @@ TOLERANCES = {"F64": 0.01, "F32": 0.01, "F16": 0.1, "BF16": 0.3}
 """Largest error of the logits in units of the adapter's effect, both as root mean squares, by the stored type.
 
 float32: the merge rounds by 6e-8 of a weight; errors seen are 1e-4 of the effect and below. 16 bits: each adapted
-weight is off by up to half a step, 2^-9 (bfloat16) or 2^-12 (float16) of itself, however small ΔW is. At an error of 0.3
-the export still does what the adapter does within a cosine of 0.95; beyond that it is another model.
+weight is off by up to half a step, 2^-9 (bfloat16) or 2^-12 (float16) of itself, however small its change. At 0.3 the
+export does what the adapter does within a cosine of 0.95; beyond that it is another model.
 """
 NOISE = 1e-5
 """An effect below this share of the logits' own size is not told from float32 rounding: it is none."""
