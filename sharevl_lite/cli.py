@@ -59,6 +59,7 @@ def _is_users_mistake(error: ValueError) -> bool:
         "StoreError",
         "MetricsError",
         "VariantsError",
+        "ExportError",
     }
     return type(error).__name__ in named and type(error).__module__.startswith("sharevl_lite")
 
@@ -103,6 +104,7 @@ def _parser() -> _Parser:
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
     doctor.set_defaults(run=_doctor)
     _add_variants(commands)
+    _add_export(commands)
     _add_view(commands)
     return parser
 
@@ -152,6 +154,59 @@ def _add_variants(commands: argparse._SubParsersAction[_Parser]) -> None:
     variants.add_argument("--cache", metavar="FILE", help="replies of the model (default: DIR.cache.sqlite)")
     variants.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop")
     variants.set_defaults(run=_variants)
+
+
+def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
+    export = commands.add_parser(
+        "export",
+        help="a run as a model for transformers, vLLM, llama.cpp or the Hub",
+        usage="sharevl-lite export RUN --to DIR [--checkpoint best|last|N] [--format merged-16bit|lora|gguf] "
+        "[--push-to-hub ORG/NAME] ...",
+        description="Writes the model, reads it again from the disk and compares its tensors and logits with the base "
+        "model and the adapter. Nothing appears under DIR unless that went well.",
+        allow_abbrev=False,
+    )
+    export.add_argument("target", metavar="RUN", help="the folder of a run")
+    export.add_argument("--to", metavar="DIR", required=True, help="folder to write; new or empty")
+    export.add_argument(
+        "--checkpoint",
+        metavar="best|last|N",
+        default="last",
+        help="last: the final adapter, or the newest checkpoint (default); best: of the checkpoints still there, that "
+        "of the highest held-out accuracy; N: the one after update N",
+    )
+    export.add_argument(
+        "--format",
+        choices=("merged-16bit", "lora", "gguf"),
+        default="merged-16bit",
+        help="merged-16bit: the whole model, in the base's own names and precision (a float32 base stays float32); "
+        "lora: the adapter; gguf: for llama.cpp, whose convert_hf_to_gguf.py is looked for in LLAMA_CPP_DIR and on "
+        "the PATH",
+    )
+    export.add_argument("--base", metavar="MODEL", help="the base model, where the recipe's has moved or is quantised")
+    export.add_argument("--saver", choices=("own", "unsloth"), default="own", help="who merges; unsloth needs a GPU")
+    export.add_argument(
+        "--max-shard-size", metavar="SIZE", default="5GB", help="largest file of weights (default: 5GB)"
+    )
+    export.add_argument("--prompts", type=int, default=4, help="prompts of the run to compare logits on (default: 4)")
+    export.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="SHARE",
+        help="largest error of the logits in units of what the adapter does to them (default: 0.01 for float32, 0.1 "
+        "for float16, 0.3 for bfloat16)",
+    )
+    export.add_argument(
+        "--gguf-type",
+        choices=("auto", "f32", "f16", "bf16", "q8_0"),
+        default="auto",
+        help="type of the weights in GGUF files (default: auto, 16 bits)",
+    )
+    export.add_argument(
+        "--push-to-hub", metavar="ORG/NAME", help="upload it, with the token of HF_TOKEN or hf auth login"
+    )
+    export.add_argument("--private", action="store_true", help="create the repository as a private one")
+    export.set_defaults(run=_export)
 
 
 def _add_view(commands: Any) -> None:
@@ -231,6 +286,17 @@ def _variants(options: argparse.Namespace, overrides: list[str]) -> int:
     from sharevl_lite.rewrite.command import run
 
     return EXIT_OK if run(options, overrides) else EXIT_FAILED
+
+
+def _export(options: argparse.Namespace, overrides: list[str]) -> int:
+    if options.saver == "unsloth":
+        from sharevl_lite.policy.unsloth import import_unsloth
+
+        import_unsloth()  # before anything that imports transformers
+    from sharevl_lite.export.command import run
+
+    run(options, overrides)
+    return EXIT_OK
 
 
 def _view(options: argparse.Namespace, overrides: list[str]) -> int:

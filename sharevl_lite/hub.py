@@ -1,21 +1,29 @@
-"""Uploads of the adapter to the Hugging Face Hub: in the background with each checkpoint, and at the end of a run.
+"""Uploads to the Hugging Face Hub: of the adapter during a run, and of an exported model.
 
-PEFT's two files go up, and nothing else of a run. The Trainer's own upload sends whatever lies beside the checkpoints,
-skips a checkpoint while the one before is on its way, and never says that an upload failed; hence this one.
+During a run PEFT's two files go up, in the background with each checkpoint and at the end, and nothing else of the run.
+The Trainer's own upload sends whatever lies beside the checkpoints, skips a checkpoint while the one before is on its
+way, and never says that an upload failed; hence this one.
+
+The token is the Hub client's own affair (HF_TOKEN, or what `hf auth login` stored): it is never read here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import httpx
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+RETRY_SECONDS = (2.0, 10.0, 60.0)
+"""Pauses before an upload is taken up again after a fault of the network or the server."""
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +42,7 @@ class AdapterUploads:
         self._api = HfApi()
         self._under_way: tuple[Future[Any], str] | None = None
         self._sent = ""
-        try:
-            self.repo_id: str = self._api.create_repo(repo_id, exist_ok=True).repo_id
-        except (OSError, httpx.HTTPError, ValueError) as error:
-            raise HubError(
-                f"train.push_to_hub: cannot use the repository {repo_id} ({_in_one_line(error)}); check "
-                "train.hub_model_id and the rights of the token"
-            ) from error
+        self.repo_id = _use_repository(self._api, repo_id, "train.push_to_hub", "train.hub_model_id")
 
     def start(self, folder: Path, message: str) -> None:
         """Begins to send a folder, which must stay as it is until :meth:`finish`."""
@@ -80,6 +82,77 @@ class AdapterUploads:
             repo_id=self.repo_id, folder_path=folder, allow_patterns=list(ADAPTER_FILES), commit_message=message
         )
         self._sent = digest
+
+
+class ModelUpload:
+    """Sends the folder of an exported model to the repository `repo_id`, created (private, if so asked) at once, so
+    that a name or token that will not do is told before anything is computed. Raises HubError if it will not.
+    """
+
+    def __init__(self, repo_id: str, *, private: bool) -> None:
+        self._api = HfApi()
+        if get_token() is None:
+            raise HubError("--push-to-hub: there is no Hub token; run `hf auth login` or set HF_TOKEN")
+        self.repo_id = _use_repository(self._api, repo_id, "--push-to-hub", "the name", private=private)
+        if private and not self._is_private():
+            raise HubError(
+                f"--push-to-hub: the repository {self.repo_id} is there already, and public; make it private there, "
+                "leave out --private, or name another one"
+            )
+
+    def _is_private(self) -> bool:
+        try:
+            return bool(self._api.repo_info(self.repo_id).private)
+        except (OSError, httpx.HTTPError, ValueError) as error:
+            raise HubError(
+                f"--push-to-hub: cannot see whether {self.repo_id} is private ({_in_one_line(error)}); try again later"
+            ) from error
+
+    def send(self, folder: Path, message: str, *, replaced: Sequence[str] = ()) -> str:
+        """Sends all files and waits; returns the repository's address.
+
+        Files there that match `replaced` and are not in the folder go: of an older export with more shards, they would
+        be loaded. An upload that breaks off is taken up again where it was. Raises HubError where that does not help.
+        """
+        for pause in (*RETRY_SECONDS, None):
+            try:
+                self._api.upload_folder(
+                    repo_id=self.repo_id,
+                    folder_path=folder,
+                    commit_message=message,
+                    delete_patterns=list(replaced) or None,
+                )
+                return f"{self._api.endpoint}/{self.repo_id}"
+            except (OSError, httpx.HTTPError, ValueError) as error:
+                if pause is None or not _may_pass(error):
+                    raise HubError(
+                        f"the upload of {folder} to {self.repo_id} failed ({_in_one_line(error)}); it is whole on the "
+                        f"disk, and goes on where it was with: hf upload {self.repo_id} {folder}"
+                    ) from error
+                logger.warning(
+                    "the upload to %s broke off (%s); again in %g s", self.repo_id, _in_one_line(error), pause
+                )
+                time.sleep(pause)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _use_repository(api: HfApi, repo_id: str, option: str, knob: str, *, private: bool | None = None) -> str:
+    """Creates the repository where there is none; returns its full name."""
+    try:
+        name: str = api.create_repo(repo_id, exist_ok=True, private=private or None).repo_id
+    except (OSError, httpx.HTTPError, ValueError) as error:
+        raise HubError(
+            f"{option}: cannot use the repository {repo_id} ({_in_one_line(error)}); check {knob} and the rights of "
+            "the token"
+        ) from error
+    return name
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a fault is one of the network or the server, which may be gone soon."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and (error.response.status_code >= 500 or error.response.status_code == 429)
+    return isinstance(error, httpx.TransportError | ConnectionError | TimeoutError)
 
 
 def _in_one_line(error: BaseException) -> str:

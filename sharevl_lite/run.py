@@ -331,6 +331,7 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
         f"rollouts  {run_dir / 'rollouts'} (read with sharevl_lite.store.read)\n"
         f"summary   {run_dir / SUMMARY_FILE}\n"
         f"next      {_command()} eval {run_dir} --samples 16    more samples, or --data for other problems\n"
+        f"          {_command()} export {run_dir} --to DIR    a verified model for transformers, vLLM, the Hub\n"
         f"          peft.PeftModel.from_pretrained(model, {str(run_dir / ADAPTER_DIR)!r})    use the adapter",
         highlight=False,
         soft_wrap=True,

@@ -5,7 +5,9 @@ file also makes `tiny_models` importable from every test.
 """
 
 import os
+from pathlib import Path
 
+import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,3 +15,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """What a real training run wrote: two steps of six problems, evaluated before and after. Copy it to change it."""
+    from sharevl_lite.recipes import load_recipe
+    from sharevl_lite.run import train
+
+    folder = tmp_path_factory.mktemp("run")
+    words = "--train.rollouts 2 --train.problems_per_rollout 6 --train.problems_per_update 6 --share.num_responses 3"
+    words += f" --eval.problems 4 --output-dir {folder}"
+    train(load_recipe(Path(__file__).parents[1] / "configs" / "digits_cpu.yaml", words.split()))
+    return next(folder.iterdir())

@@ -39,7 +39,7 @@ def serve_command(
     words += ["--logprobs-mode", "processed_logprobs", "--enable-scale-out"]
     images = {} if max_images is None else {"image": max_images}
     words += ["--limit-mm-per-prompt", json.dumps({**images, "video": 0})]
-    size = _picture_size(recipe)
+    size = picture_size(recipe)
     if size is not None:
         words += ["--mm-processor-kwargs", json.dumps({"size": size})]
     return "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True " + shlex.join(words)
@@ -60,7 +60,7 @@ def _dtype(name: str) -> str:
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
 
 
-def _picture_size(recipe: Recipe) -> dict[str, int] | None:
+def picture_size(recipe: Recipe) -> dict[str, int] | None:
     """The processor's bounds in pixels where the recipe moves them, so that the server resizes nothing again.
 
     None where it does not, or where only one is given and the model, which has the other, is not on this machine.

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-from pathlib import Path
 
 import pytest
 from hostile_rows import HOSTILE, rows
@@ -10,20 +9,10 @@ from sharevl_explorer.index import Index
 
 from sharevl_lite.store import RolloutStore
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """What a real training run wrote: two steps of six problems."""
-    from sharevl_lite.recipes import load_recipe
-    from sharevl_lite.run import train
-
-    folder = tmp_path_factory.mktemp("run")
-    words = "--train.rollouts 2 --train.problems_per_rollout 6 --train.problems_per_update 6 --share.num_responses 3"
-    words += f" --eval.problems 4 --output-dir {folder}"
-    train(load_recipe(ROOT / "configs" / "digits_cpu.yaml", words.split()))
-    return next(folder.iterdir())
+def trained(small_run):
+    return small_run
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ if OWN_PROCESS:
 
     import_unsloth()
 
+from safetensors.torch import load_file  # noqa: E402
 from test_packed_scores import ALL, SPLITTING, gradients, make_case, packed_scores  # noqa: E402
 from transformers import AutoModelForImageTextToText  # noqa: E402
 
@@ -100,6 +101,19 @@ def test_a_run_is_the_run_of_the_other_loader(tmp_path):
     # The adapters start at other random numbers, but at an update of zero: the first step is the same.
     for name in ("reward", "sampled_tokens", "entropy", "gap_mean"):
         assert records["unsloth"][0][name] == pytest.approx(records["hf"][0][name], rel=1e-4), name
+
+
+def test_its_run_is_exported_by_either_saver(tmp_path):
+    changes = ["--data.eval=null", "--share.num_responses=3", "--train.rollouts=2", f"--output-dir={tmp_path}"]
+    changes += ["--train.problems_per_rollout=4", "--train.problems_per_update=2", "--rollout.max_completion_length=24"]
+    assert main(["train", str(DEMO), *changes, "--name=run", "--model.loader=unsloth"]) == 0
+    for saver in ("own", "unsloth"):
+        words = ["--to", str(tmp_path / saver), "--saver", saver, "--prompts", "1"]
+        assert main(["export", str(tmp_path / "run"), *words]) == 0
+    ours, theirs = (load_file(str(tmp_path / saver / "model.safetensors")) for saver in ("own", "unsloth"))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-6, atol=1e-6)
 
 
 def test_four_bits_are_for_the_text_layers():

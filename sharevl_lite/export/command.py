@@ -1,0 +1,199 @@
+"""The command: its options, checked, then locate, write, verify, publish, upload."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sharevl_lite.hub import ADAPTER_FILES, ModelUpload
+
+from . import gguf, verify
+from .adapter import read_adapter
+from .base import INDEX, PROCESSING, BaseModel, find_base
+from .card import CARD, write_card
+from .errors import ExportError
+from .merge import copy_files, write_merged
+from .probes import find_probes
+from .publish import check_space, check_target, published
+from .snippets import llama_command, vllm_command
+from .source import Source, find_source
+
+UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+OLDER_WEIGHTS = ("*.safetensors", INDEX)
+"""What an earlier merged export may have left in a repository."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked. `tolerance` None: by the base's type. `base` None: the recipe's."""
+
+    run: Path
+    to: Path
+    kind: str = "merged-16bit"
+    checkpoint: str = "last"
+    base: str | None = None
+    saver: str = "own"
+    max_shard_bytes: int = 5 * 10**9
+    prompts: int = 4
+    tolerance: float | None = None
+    gguf_type: str = "auto"
+    push_to_hub: str | None = None
+    private: bool = False
+
+
+def run(options: argparse.Namespace, unknown: list[str]) -> None:
+    """Exports, and says what was checked and what to do next. Raises ExportError, HubError or the recipe's errors."""
+    if unknown:
+        raise ExportError(f"export: unknown option {unknown[0]}; see sharevl-lite export --help")
+    export(
+        Settings(
+            run=Path(options.target),
+            to=Path(options.to),
+            kind=options.format,
+            checkpoint=options.checkpoint,
+            base=options.base,
+            saver=options.saver,
+            max_shard_bytes=parse_size(options.max_shard_size),
+            prompts=options.prompts,
+            tolerance=options.tolerance,
+            gguf_type=options.gguf_type,
+            push_to_hub=options.push_to_hub,
+            private=options.private,
+        )
+    )
+
+
+def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
+    """Writes, verifies and publishes an export; returns its folder."""
+    _check(settings)
+    check_target(settings.to)
+    source = find_source(settings.run, settings.checkpoint)
+    converter = gguf.find_converter() if settings.kind == "gguf" else None
+    upload = ModelUpload(settings.push_to_hub, private=settings.private) if settings.push_to_hub else None
+    base = find_base(settings.base or source.recipe.model.path, mergeable=settings.kind != "lora")
+    check_space(settings.to, _needed(settings, source, base))
+    for note in source.notes:
+        say(note)
+    say(f"exporting {source.label} of {source.run} on {base.name} as {settings.kind}")
+    if source.recipe.model.load_in_4bit and settings.kind != "lora":
+        say("it was trained against 4-bit weights and is merged into, and compared with, the 16-bit ones")
+    with published(settings.to) as folder:
+        where = settings.push_to_hub or settings.to.name
+        if converter is not None:
+            checks = _write_gguf(settings, source, base, folder, converter)
+        elif settings.kind == "lora":
+            checks = _write_adapter(settings, source, base, folder)
+        else:
+            checks = _write_merged(settings, source, base, folder)
+        title = settings.push_to_hub or f"{source.recipe.name} ({settings.kind})"
+        write_card(folder, source, base, settings.kind, title=title, where=where, checks=checks)
+    say(f"verified: {'; '.join(checks)}")
+    if upload is not None:
+        replaced = OLDER_WEIGHTS if settings.kind == "merged-16bit" else ()
+        say(f"uploaded  {upload.send(settings.to, f'{settings.kind} of {source.label}', replaced=replaced)}")
+    _last_words(settings, source, base, say)
+    return settings.to
+
+
+def _write_merged(settings: Settings, source: Source, base: BaseModel, folder: Path) -> list[str]:
+    changes = read_adapter(source.adapter, base)
+    tolerance = verify.tolerance_of(base) if settings.tolerance is None else settings.tolerance
+    steps = 0.5 if settings.saver == "own" else 2.0  # a GPU's matrix products may be coarser than float32's
+    if settings.saver == "own":
+        write_merged(base, changes, folder, settings.max_shard_bytes)
+    else:
+        from .unsloth import save_merged
+
+        save_merged(source, base, folder)
+    verify.check_files(base, folder)
+    verify.check_tensors(base, folder)
+    probes = find_probes(source, settings.prompts)
+    expected = verify.expect(base, source, probes, folder, steps=steps)
+    found = verify.check_logits(expected, source, probes, folder, tolerance, None)
+    return [
+        f"names, shapes and types of {len(base.tensors)} tensors are the base checkpoint's; it loads without a missing "
+        "or unexpected key",
+        f"{len(changes)} adapted weights are W + ΔW to {steps:g} units in the last place and hold {found.kept:.2%} of "
+        "ΔW, all others are the base's bit for bit",
+        found.sentence(),
+    ]
+
+
+def _write_adapter(settings: Settings, source: Source, base: BaseModel, folder: Path) -> list[str]:
+    for name in ADAPTER_FILES:
+        if not (source.adapter / name).is_file():
+            raise ExportError(f"{source.adapter}: holds no {name}; choose another one with --checkpoint")
+        shutil.copyfile(source.adapter / name, folder / name)
+    if base.is_on_hub:
+        config = json.loads((folder / ADAPTER_FILES[0]).read_text("utf-8"))
+        config["base_model_name_or_path"] = base.name
+        (folder / ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    copy_files(base, folder, PROCESSING)
+    verify.check_files(base, folder, PROCESSING)
+    probes = find_probes(source, settings.prompts)
+    expected = verify.expect(base, source, probes)
+    tolerance = 0.01 if settings.tolerance is None else settings.tolerance
+    return [verify.check_logits(expected, source, probes, folder, tolerance, base).sentence()]
+
+
+def _write_gguf(settings: Settings, source: Source, base: BaseModel, folder: Path, converter: Path) -> list[str]:
+    merged = folder / "merged"
+    merged.mkdir()
+    checks = [f"before the conversion: {check}" for check in _write_merged(settings, source, base, merged)]
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", (settings.push_to_hub or settings.to.name).rpartition("/")[2])
+    gguf.convert(converter, merged, folder, name, settings.gguf_type)
+    checks.append(gguf.check_gguf(folder, merged, read_adapter(source.adapter, base)))
+    shutil.rmtree(merged)
+    return checks
+
+
+def _needed(settings: Settings, source: Source, base: BaseModel) -> int:
+    if settings.kind == "lora":
+        return sum(
+            (source.adapter / name).stat().st_size for name in ADAPTER_FILES if (source.adapter / name).is_file()
+        )
+    weights = sum(tensor.nbytes for tensor in base.tensors.values())
+    return weights if settings.kind == "merged-16bit" else int(weights * (1 + gguf.WIDTHS[settings.gguf_type]))
+
+
+def _check(settings: Settings) -> None:
+    if settings.private and settings.push_to_hub is None:
+        raise ExportError("--private is for --push-to-hub")
+    if settings.push_to_hub is not None and settings.push_to_hub.count("/") != 1:
+        raise ExportError(f"--push-to-hub {settings.push_to_hub}: give ORG/NAME")
+    if settings.prompts < 1:
+        raise ExportError(f"--prompts {settings.prompts}: at least one is needed to compare anything")
+    if settings.tolerance is not None and not 0.0 < settings.tolerance < 1.0:
+        raise ExportError(f"--tolerance {settings.tolerance}: a share of the adapter's effect, above 0 and below 1")
+    if settings.saver == "unsloth" and settings.kind == "lora":
+        raise ExportError("--saver unsloth is for merged weights; an adapter is copied as it is")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 5GB or 500MiB. Raises ExportError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    size = int(float(match[1]) * UNITS.get(match[2].upper(), 0)) if match else 0
+    if size <= 0:
+        raise ExportError(f"--max-shard-size {text}: write it as 5GB or 500MB")
+    return size
+
+
+def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callable[[str], None]) -> None:
+    where = settings.push_to_hub or str(settings.to)
+    say(f"exported  {settings.to}")
+    say(
+        f"card      {settings.to / CARD}    with a program for transformers to start from"
+        if settings.kind != "gguf"
+        else f"card      {settings.to / CARD}"
+    )
+    if settings.kind == "gguf":
+        say(f"next      cd {settings.to} && {llama_command(settings.to)}")
+        return
+    say(f"next      {vllm_command(source, base, settings.kind, where)}")
+    if settings.kind == "merged-16bit":
+        say(f"          sharevl-lite eval {settings.to} --recipe {source.run / 'recipe.yaml'} --data DATA")

@@ -1,0 +1,96 @@
+"""How to use an export: the code in its card and on the screen."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from sharevl_lite.rollout.serve_command import picture_size
+
+from .base import BaseModel
+from .source import Source
+
+LOADING = {
+    "merged-16bit": """\
+processor = AutoProcessor.from_pretrained(path)
+model = AutoModelForImageTextToText.from_pretrained(path, dtype="auto", device_map="auto")""",
+    "lora": """\
+processor = AutoProcessor.from_pretrained(path)
+model = AutoModelForImageTextToText.from_pretrained({base!r}, dtype="auto", device_map="auto")
+model = PeftModel.from_pretrained(model, path)""",
+}
+
+
+def usage(source: Source, base: BaseModel, kind: str, folder: Path, where: str) -> Iterator[str]:
+    """The sections about use, in Markdown."""
+    if kind == "gguf":
+        yield "## Use with llama.cpp"
+        yield f"```sh\n{llama_command(folder)}\n```"
+        yield _asking(source)
+        return
+    yield "## Use with transformers"
+    yield f"```python\n{transformers_snippet(source, base, kind, where)}```"
+    yield "## Use with vLLM"
+    yield f"```sh\n{vllm_command(source, base, kind, where)}\n```"
+    yield _asking(source)
+
+
+def transformers_snippet(source: Source, base: BaseModel, kind: str, where: str) -> str:
+    """A program that asks one question about one picture."""
+    recipe = source.recipe
+    question = json.dumps(recipe.data.prompt_template.format(problem="\0"), ensure_ascii=False)
+    question = question.replace("\\u0000", "What does the picture show?")
+    peft = "from peft import PeftModel\n" if kind == "lora" else ""
+    system = ""
+    if recipe.data.system_prompt is not None:
+        content = json.dumps([{"type": "text", "text": recipe.data.system_prompt}], ensure_ascii=False)
+        system = f'messages.insert(0, {{"role": "system", "content": {content}}})\n'
+    bounds = "".join(
+        f'processor.image_processor.size["{edge}"] = {pixels}  # as in training\n'
+        for edge, pixels in (("shortest_edge", recipe.model.min_pixels), ("longest_edge", recipe.model.max_pixels))
+        if pixels is not None
+    )
+    return f"""\
+{peft}from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+path = {where!r}
+{LOADING[kind].format(base=base.name if base.is_on_hub else base.folder.name)}
+{bounds}picture = Image.open("picture.png").convert("RGB")
+question = {question}
+content = [{{"type": "image", "image": picture}}, {{"type": "text", "text": question}}]
+messages = [{{"role": "user", "content": content}}]
+{system}inputs = processor.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+).to(model.device)
+output = model.generate(**inputs, max_new_tokens={recipe.rollout.max_completion_length})
+answer = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+print(answer)
+"""
+
+
+def vllm_command(source: Source, base: BaseModel, kind: str, where: str) -> str:
+    """The command that serves the export with vLLM's OpenAI-compatible server."""
+    model, size = source.recipe.model, picture_size(source.recipe)
+    kwargs = f" --mm-processor-kwargs {shlex.quote(json.dumps({'size': size}))}" if size else ""
+    if kind == "lora":
+        served = base.name if base.is_on_hub else base.folder.name
+        name = Path(where).name
+        loras = f" --enable-lora --max-lora-rank {model.lora.rank} --lora-modules {shlex.quote(f'{name}={where}')}"
+        return f"vllm serve {shlex.quote(served)}{loras}{kwargs}"
+    return f"vllm serve {shlex.quote(where)}{kwargs}"
+
+
+def llama_command(folder: Path) -> str:
+    """The command that serves the export with llama.cpp."""
+    vision, text = sorted(
+        (file.name for file in folder.glob("*.gguf")), key=lambda name: not name.startswith("mmproj-")
+    )
+    return f"llama-server -m {shlex.quote(text)} --mmproj {shlex.quote(vision)}"
+
+
+def _asking(source: Source) -> str:
+    template = source.recipe.data.prompt_template
+    return f"It was trained with questions in this form, images where the text has them:\n\n```text\n{template}\n```"

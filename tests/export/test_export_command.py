@@ -1,0 +1,257 @@
+"""The command from a run to a folder that other programs load; and what happens when it is stopped in the middle."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+
+from sharevl_lite.cli import main
+from sharevl_lite.export import publish
+from sharevl_lite.export.errors import ExportError
+from sharevl_lite.policy.hf import resolve_model_path
+from sharevl_lite.recipes import load_recipe
+from sharevl_lite.run import train
+
+BASE_FILES = {
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+def run_snippet(folder, monkeypatch):
+    """Runs the card's program unchanged, where the folder and a picture lie."""
+    (snippet,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    pixels = np.random.default_rng(0).integers(256, size=(56, 112, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder.parent / "picture.png")
+    monkeypatch.chdir(folder.parent)
+    exec(compile(snippet, "README.md", "exec"), {})
+
+
+def test_a_merged_model(run, export, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    out.mkdir()  # an empty folder is taken
+    said = export(run, out)
+    assert {path.name for path in out.iterdir()} == {*BASE_FILES, "model.safetensors", "README.md"}
+    base = resolve_model_path("builtin:digits-vl")
+    for name in BASE_FILES:
+        assert (out / name).read_bytes() == Path(base, name).read_bytes()
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
+    assert f"vllm serve {out}" in said
+    assert f"sharevl-lite eval {out} --recipe {run / 'recipe.yaml'}" in said
+    run_snippet(out, monkeypatch)
+    assert capsys.readouterr().out.strip()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main(["export", str(run), "--to", str(out)]) == 2
+    assert f"--to {out}: the folder is not empty" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_finished_run_names_the_command(small_run):
+    console = Console(record=True, width=200)
+    train(load_recipe(small_run / "recipe.yaml"), resume="auto", console=console)
+    assert f"export {small_run} --to DIR" in console.export_text()
+
+
+def test_an_adapter(run, export, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    said = export(run, out, "--format", "lora")
+    expected = {*BASE_FILES, "adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert {path.name for path in out.iterdir()} == expected - {"config.json", "generation_config.json"}
+    assert (out / "adapter_model.safetensors").read_bytes() == (
+        run / "adapter" / "adapter_model.safetensors"
+    ).read_bytes()
+    assert f"--enable-lora --max-lora-rank 16 --lora-modules out={out}" in said
+    shutil.copytree(resolve_model_path("builtin:digits-vl"), tmp_path / "digits-vl")
+    run_snippet(out, monkeypatch)
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_card(run, export, tmp_path):
+    (run / "eval").mkdir()
+    report = {
+        "schema_version": 1,
+        "protocol": {"data": "builtin:digits", "samples": 8, "seed": 5, "rows": "/home/me/rows.parquet"},
+        "metrics": {"mean@8": {"value": 0.625, "low": 0.5, "high": 0.75}, "pass@8": {"value": 0.9}},
+    }
+    (run / "eval" / "digits.json").write_text(json.dumps(report))
+    export(run, tmp_path / "out", "--format", "lora")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    front = card.data.to_dict()
+    assert front["license"] == "apache-2.0"
+    assert front["library_name"] == "peft"
+    assert front["pipeline_tag"] == "image-text-to-text"
+    assert "base_model" not in front  # no name of the Hub
+    text = card.text
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    assert "| accuracy | " in text
+    assert f"{last['eval_accuracy']:.3f} |" in text
+    assert "4 responses to either; temperature 1.0, top-p 1.0, at most 32 tokens, seed 0" in text
+    assert "| mean@8 | 0.625 | 0.500 to 0.750 |" in text
+    assert "| pass@8 | 0.900 | - |" in text
+    assert "samples: 8; seed: 5; rows: rows.parquet" in text
+    assert "arXiv preprint arXiv:2505.16673" in text
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    embedded, real = yaml.safe_load(recipe), yaml.safe_load((run / "recipe.yaml").read_text())
+    assert embedded["output_dir"] == os.path.basename(real["output_dir"])
+    assert {**embedded, "output_dir": real["output_dir"]} == real
+    assert str(tmp_path) not in text
+    assert "/home/me" not in text
+
+
+def test_four_bits_pixel_bounds_and_a_system_prompt_are_told(tiny_run, export, tmp_path):
+    run, _ = tiny_run()
+    recipe = (run / "recipe.yaml").read_text()
+    for before, after in (
+        ("load_in_4bit: false", "load_in_4bit: true"),
+        ("min_pixels: null", "min_pixels: 784"),
+        ("max_pixels: null", "max_pixels: 6272"),
+        ("system_prompt: null", "system_prompt: Be brief."),
+    ):
+        assert before in recipe
+        recipe = recipe.replace(before, after)
+    (run / "recipe.yaml").write_text(recipe)
+    said = export(run, tmp_path / "out")
+    assert "it was trained against 4-bit weights and is merged into, and compared with, the 16-bit ones" in said
+    bounds = """--mm-processor-kwargs '{"size": {"shortest_edge": 784, "longest_edge": 6272}}'"""
+    text = ModelCard.load(tmp_path / "out" / "README.md").text
+    assert bounds in said
+    assert bounds in text
+    assert "trained against the base model in 4 bits (NF4)" in text
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    compile(snippet, "README.md", "exec")
+    assert 'processor.image_processor.size["longest_edge"] = 6272' in snippet
+    assert 'messages.insert(0, {"role": "system", "content": [{"type": "text", "text": "Be brief."}]})' in snippet
+
+
+@pytest.mark.parametrize(
+    ("files", "front", "sentence"),
+    [
+        ({}, {}, "Unknown: the base model came without a card or licence file"),
+        ({"LICENSE": "free"}, {}, "That of the base model. Its LICENSE lie"),
+        (
+            {"README.md": "---\nlicense: other\nlicense_name: qwen-research\nlicense_link: LICENSE\n---\n# base\n"},
+            {"license": "other", "license_name": "qwen-research", "license_link": "LICENSE"},
+            "That of the base model: qwen-research.",
+        ),
+    ],
+)
+def test_the_licence_is_the_base_models(run, export, tmp_path, files, front, sentence):
+    base = shutil.copytree(resolve_model_path("builtin:digits-vl"), tmp_path / "base")
+    for name, content in files.items():
+        (base / name).write_text(content)
+    export(run, tmp_path / "out", "--base", str(base), "--format", "lora")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert {name: value for name, value in card.data.to_dict().items() if name.startswith("license")} == front
+    assert sentence in card.text
+    assert (tmp_path / "out" / "LICENSE").exists() == ("LICENSE" in files)
+
+
+def test_an_evaluation_that_cannot_be_read_stops_the_export(run, export, tmp_path):
+    (run / "eval").mkdir()
+    (run / "eval" / "odd.json").write_text('{"schema_version": 9}')
+    assert "odd.json: schema_version 9" in export(run, tmp_path / "out", "--format", "lora", code=2)
+    (run / "eval" / "odd.json").write_text('{"schema_version": 1}')
+    assert "odd.json: not an evaluation (KeyError('protocol'))" in export(
+        run, tmp_path / "out", "--format", "lora", code=2
+    )
+
+
+def test_a_run_without_rollouts_is_compared_on_its_data(run, export, tmp_path):
+    shutil.rmtree(run / "rollouts")
+    assert "of 3 prompts with 3 images" in export(run, tmp_path / "out", "--format", "lora", "--prompts", "3")
+
+
+def test_a_full_disk_is_told_before_anything_is_written(run, export, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 5 * 2**20, 5 * 2**20))
+    said = export(run, tmp_path / "out", code=2)
+    # 7.2 MiB of weights and a margin of 64
+    assert f"--to {tmp_path / 'out'}: the export needs 0.07 GiB, the disk of {tmp_path} has 0.00 GiB free" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--private"], "--private is for --push-to-hub"),
+        (["--prompts", "0"], "--prompts 0: at least one"),
+        (["--tolerance", "1"], "--tolerance 1.0: a share of the adapter's effect"),
+        (["--max-shard-size", "5 apples"], "--max-shard-size 5 apples: write it as 5GB or 500MB"),
+        (["--push-to-hub", "name"], "--push-to-hub name: give ORG/NAME"),
+        (["--model.path", "x"], "export: unknown option --model.path"),
+        (["--saver", "unsloth", "--format", "lora"], "Unsloth is not installed"),
+    ],
+)
+def test_what_cannot_be_meant(run, export, tmp_path, words, told):
+    assert told in export(run, tmp_path / "out", *words, code=2)
+
+
+SLOW = """
+import sys, time
+from sharevl_lite import cli
+from sharevl_lite.export import verify
+
+def slow(*_, **__):
+    print("written", flush=True)
+    time.sleep(60)
+
+verify.expect = slow
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_leaves_nothing_under_the_name(run, export, tmp_path):
+    out = tmp_path / "out"
+    words = [sys.executable, "-c", SLOW, "export", str(run), "--to", str(out)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert any(line.strip() == "written" for line in process.stdout)
+        (left,) = tmp_path.glob(".tmp-*-out")
+        assert load_file(str(left / "model.safetensors"))
+        with publish.published(out) as other:  # a second export at the same time takes nothing away
+            assert left.is_dir()
+            (other / "file").write_text("")
+        shutil.rmtree(out)
+        process.send_signal(signal.SIGKILL)
+    assert not out.exists()
+    assert left.is_dir()
+    export(run, out)
+    assert (out / "model.safetensors").is_file()
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_folder_that_was_filled_meanwhile_is_left_alone(tmp_path):
+    out = tmp_path / "out"
+    writing = publish.published(out)
+    folder = writing.__enter__()
+    (folder / "ours").write_text("")
+    out.mkdir()
+    (out / "theirs").write_text("")
+    with pytest.raises(ExportError, match="the folder is not empty"):
+        writing.__exit__(None, None, None)
+    assert [path.name for path in out.iterdir()] == ["theirs"]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_an_interrupt_removes_what_was_written(run, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sharevl_lite.export.verify.expect", interrupted)
+    assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 130
+    assert not list(tmp_path.glob("*out*"))
+    assert not list(tmp_path.glob(".tmp-*"))

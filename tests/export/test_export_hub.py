@@ -1,0 +1,122 @@
+"""The real Hub client sends an export to a server on this machine, and fetches it again."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from hub_upload_server import TOKEN, serve_uploads
+from huggingface_hub import ModelCard, snapshot_download
+
+from sharevl_lite import hub as module
+from sharevl_lite.cli import main
+from sharevl_lite.policy.hf import resolve_model_path
+
+REPO = "someone/digits"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # the client's own pauses
+    with serve_uploads() as (endpoint, hub):
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        urls = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", urls)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+def downloaded(folder):
+    snapshot_download(REPO, local_dir=folder)
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def written(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("lfs", [False, True], ids=["in the commit", "by LFS"])
+def test_what_comes_back_is_what_was_exported(run, export, hub, tmp_path, monkeypatch, lfs, capsys):
+    if lfs:
+        hub.lfs = True
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    out = tmp_path / "out"
+    said = export(run, out, "--format", "lora", "--push-to-hub", REPO, "--private")
+    assert f"uploaded  {huggingface_hub.constants.ENDPOINT}/{REPO}" in said
+    assert f"--lora-modules digits={REPO}" in said
+    assert hub.private[REPO]
+    assert bool(hub.objects) == lfs
+    assert hub.files(REPO) == written(out) == downloaded(tmp_path / "again")
+    assert "path = 'someone/digits'" in ModelCard.load(tmp_path / "again" / "README.md").text.replace('"', "'")
+    heard = capsys.readouterr()
+    assert TOKEN not in said + heard.out + heard.err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("where", ["breaking", "failing"], ids=["while asking", "while committing"])
+def test_a_fault_of_the_server_is_overcome(run, export, hub, tmp_path, where):
+    hub.status = 500
+    setattr(hub, where, 1)
+    export(run, tmp_path / "out", "--format", "lora", "--push-to-hub", REPO)
+    assert getattr(hub, where) == 0
+    assert hub.files(REPO) == written(tmp_path / "out")
+
+
+def test_a_fault_that_stays_leaves_the_export_and_says_how_to_go_on(run, hub, tmp_path, capsys):
+    hub.breaking = 1000
+    out = tmp_path / "out"
+    assert main(["export", str(run), "--to", str(out), "--format", "lora", "--push-to-hub", REPO]) == 2
+    said = capsys.readouterr().err
+    assert f"it is whole on the disk, and goes on where it was with: hf upload {REPO} {out}" in said
+    assert TOKEN not in said
+    assert (out / "adapter_model.safetensors").is_file()
+
+
+def test_shards_of_an_older_export_go(run, export, hub, tmp_path):
+    """An index that stayed behind would name them, and vLLM would load the old weights."""
+    export(run, tmp_path / "many", "--max-shard-size", "3MB", "--push-to-hub", REPO)
+    assert "model.safetensors.index.json" in hub.files(REPO)
+    export(run, tmp_path / "one", "--push-to-hub", REPO)
+    assert hub.files(REPO) == written(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("words", "token", "told"),
+    [
+        ([REPO], None, "--push-to-hub: there is no Hub token; run `hf auth login` or set HF_TOKEN"),
+        ([REPO], "hf_of_somebody_else", f"--push-to-hub: cannot use the repository {REPO} ("),
+        (["nobody/digits"], TOKEN, "--push-to-hub: cannot use the repository nobody/digits ("),
+        (["some one/digits"], TOKEN, "--push-to-hub: cannot use the repository some one/digits ("),
+    ],
+    ids=["no token", "a wrong token", "no rights", "no name"],
+)
+def test_what_will_not_do_is_told_before_the_merge(run, export, hub, tmp_path, monkeypatch, words, token, told):
+    monkeypatch.delenv("HF_TOKEN")
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr("sharevl_lite.export.command.write_merged", None)  # would raise
+    assert told in export(run, tmp_path / "out", "--push-to-hub", *words, code=2)
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(run, export, hub, tmp_path):
+    hub.commits[REPO] = []
+    said = export(run, tmp_path / "out", "--push-to-hub", REPO, "--private", code=2)
+    assert f"the repository {REPO} is there already, and public" in said
+
+
+def test_a_base_of_the_hub_is_named_in_card_and_adapter(run, export, hub, tmp_path, monkeypatch):
+    files = {p.name: p.read_bytes() for p in Path(resolve_model_path("builtin:digits-vl")).iterdir()}
+    files["README.md"] = b"---\nlicense: mit\n---\n"
+    hub.commits["maker/base"] = [{"message": "", "files": files, "deleted": []}]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    export(run, tmp_path / "merged", "--base", "maker/base")
+    front = ModelCard.load(tmp_path / "merged" / "README.md").data.to_dict()
+    assert (front["base_model"], front["base_model_relation"], front["license"]) == ("maker/base", "finetune", "mit")
+    export(run, tmp_path / "lora", "--base", "maker/base", "--format", "lora")
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "maker/base"
+    card = ModelCard.load(tmp_path / "lora" / "README.md")
+    assert card.data.to_dict()["base_model_relation"] == "adapter"
+    assert "from_pretrained('maker/base'" in card.text.replace('"', "'")
