@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-WRITERS = "rules (no model), openai (an endpoint), hf:MODEL (transformers) or vllm:MODEL; default: rules"
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -127,33 +126,45 @@ def _add_variants(commands: argparse._SubParsersAction[_Parser]) -> None:
     variants = commands.add_parser(
         "variants",
         help="rewrites of every problem of a data set, filtered",
-        usage="sharevl-lite variants DATA --out DIR [--with rules|openai|hf:MODEL|vllm:MODEL] ... | --report DIR",
+        usage="sharevl-lite variants DATA --out DIR [--with REWRITER] [--check-with MODEL] ... | --report DIR",
         description="Writes the data set with `variants` filled, a report and a manifest; the same command goes on "
-        "after a kill without paying twice.",
+        "after a kill without paying twice. Exit code 1 where requests failed for good: run it again to ask for "
+        "those.",
         allow_abbrev=False,
     )
     variants.add_argument("data", metavar="DATA", nargs="?", help="as in data.train")
     variants.add_argument("--out", metavar="DIR", help="folder to write; must be new, or of the same settings")
     variants.add_argument("--report", metavar="DIR", help="print the report of a folder written before")
-    variants.add_argument("--with", dest="rewriter", default="rules", help=WRITERS)
+    variants.add_argument(
+        "--with", dest="rewriter", default="rules", help="rules (no model), openai, hf:MODEL or vllm:MODEL"
+    )
     variants.add_argument("--num", type=int, default=4, help="most rewrites of a problem (default: 4)")
     variants.add_argument("--base-url", help="an OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY")
     variants.add_argument("--model", help="model of the endpoint")
-    variants.add_argument("--max-tokens", type=int, default=2048, help="most tokens of a reply (default: 2048)")
-    variants.add_argument("--check-with", metavar="SOLVER", help="openai, hf:MODEL or vllm:MODEL: the solver check")
-    variants.add_argument("--check-base-url", help="endpoint of --check-with openai")
-    variants.add_argument("--check-model", help="model of that endpoint")
-    variants.add_argument("--check-samples", type=int, default=4, help="answers to each wording (default: 4)")
-    variants.add_argument("--check-prompt", metavar="TEXT", help="prompt with {problem}; default: as in training")
     variants.add_argument("--columns", help="problem=question,images=image,answer=label,choices=options")
     variants.add_argument("--split", default="train", help="split of the source (default: train)")
     variants.add_argument("--limit", type=int, help="the first so many problems")
     variants.add_argument("--seed", type=int, default=0)
-    variants.add_argument("--concurrency", type=int, help="requests at a time (default: 8; vllm: 64)")
+    variants.add_argument("--concurrency", type=int, help="requests at a time, or in a batch (default: 8; vllm: 64)")
+    variants.add_argument("--max-tokens", type=int, default=2048, help="longest reply of a model (default: 2048)")
+    _add_check(variants)
     variants.add_argument("--timeout", type=float, default=120.0, help="seconds for one request (default: 120)")
     variants.add_argument("--cache", metavar="FILE", help="replies of the model (default: DIR.cache.sqlite)")
     variants.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop")
     variants.set_defaults(run=_variants)
+
+
+def _add_check(variants: _Parser) -> None:
+    check = variants.add_argument_group("solver check (off unless --check-with is given)")
+    check.add_argument(
+        "--check-with",
+        metavar="openai|hf:MODEL|vllm:MODEL",
+        help="keep a rewrite only if this model agrees with the answer on it at least as often as on the original",
+    )
+    check.add_argument("--check-samples", type=int, default=4, help="answers to each text (default: 4)")
+    check.add_argument("--check-base-url", help="endpoint of the check (default: --base-url)")
+    check.add_argument("--check-model", help="model of that endpoint (default: --model)")
+    check.add_argument("--check-template", help="what it is asked: text with {problem}; must lead to a boxed answer")
 
 
 def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -9,7 +9,8 @@ import pytest
 from sharevl_lite.config import DataSection
 from sharevl_lite.data import load_problems
 from sharevl_lite.data.digits import KINDS, SPLIT_SIZES, digits_problems, scans
-from sharevl_lite.rewrite.make import Means, Settings, make_variants
+from sharevl_lite.rewrite.make import make_variants
+from sharevl_lite.rewrite.settings import Settings
 
 MODEL = Path(str(files("sharevl_lite").joinpath("assets/digits-vl")))
 
@@ -42,7 +43,7 @@ def test_problems_are_what_they_say(split):
 
 def test_the_variants_of_the_demo_are_made_by_rules(tmp_path):
     """What the package ships is what `sharevl-lite variants builtin:digits --with rules --num 3` writes."""
-    make_variants(Settings("builtin:digits", num=3, limit=8), tmp_path / "out", Means(say=lambda _: None))
+    make_variants(Settings("builtin:digits", num=3, limit=8), tmp_path / "out", say=lambda _: None)
     made = load_problems(str(tmp_path / "out"), DataSection(), split="train").problems
     shipped = digits_problems("train")[:8]
     assert [problem.variants for problem in made] == [problem.variants for problem in shipped]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sharevl_lite.cli import main
+
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / "configs" / "digits_cpu.yaml")
 
@@ -15,6 +17,21 @@ DEMO = str(ROOT / "configs" / "digits_cpu.yaml")
 def sharevl(*words, timeout=120):
     command = [sys.executable, "-m", "sharevl_lite", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT)
+
+
+@pytest.fixture
+def called(capsys, monkeypatch):
+    """The command in this process, which has torch already: (exit code, output, errors)."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*words):
+        try:
+            code = main(list(words))
+        except SystemExit as ended:  # argparse's
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["eval", "--help"], ["variants", "--help"]])
@@ -45,9 +62,9 @@ def test_train_help_names_every_knob():
     assert "Lower clip of the ratio" in text
 
 
-def test_dry_run_tells_what_dynamic_sampling_may_add():
+def test_dry_run_tells_what_dynamic_sampling_may_add(called):
     words = ("--rollout.dynamic-sampling", "true", "--rollout.max-extra-rounds", "3")
-    told = sharevl("train", "configs/digits_cpu.yaml", "--dry-run", *words).stdout
+    _, told, _ = called("train", DEMO, "--dry-run", *words)
     assert "responses         384, and up to 1,152 in 3 rounds of replacements" in told
 
 
@@ -83,12 +100,17 @@ def test_dry_run_shows_the_recipe_with_overrides_and_exits_0():
     ],
     ids=lambda value: " ".join(value)[-40:],
 )
-def test_a_mistake_is_one_clear_message_and_code_2(words, told):
-    done = sharevl(*words)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_mistake_is_one_clear_message_and_code_2(called, words, told):
+    code, output, errors = called(*words)
+    assert code == 2, output + errors
     for piece in told:
-        assert piece in done.stderr
+        assert piece in errors
+
+
+def test_a_mistake_shows_no_trace():
+    done = sharevl("train", DEMO, "--model.path", "builtin:nothing", "--name", "x9")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
 
 
 def test_eval_of_a_model_prints_and_saves_figures_that_can_be_compared(tmp_path):

@@ -51,12 +51,11 @@ class BatchedModel(ABC):
             batch = self._take()
             if not batch:
                 return
+            replies: Sequence[Reply | Exception]
             try:
-                replies: Sequence[Reply | Exception] = await loop.run_in_executor(
-                    self._thread, self.generate, [request for request, _ in batch]
-                )
+                replies = await loop.run_in_executor(self._thread, self.generate, [request for request, _ in batch])
             except Exception as error:
-                replies = [error for _ in batch]
+                replies = [error] * len(batch)
             for (_, future), reply in zip(batch, replies, strict=True):
                 if future.done():  # nobody waits any more
                     continue

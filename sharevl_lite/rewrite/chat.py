@@ -33,6 +33,8 @@ class ChatRequest:
     temperature: float
     max_tokens: int
     seed: int
+    needs_images: bool = False
+    """Whether a reply without looking at the images is worth nothing; text models refuse such requests."""
 
     def key(self, model: str) -> str:
         """Hash of the model, the texts, the images and the parameters."""
@@ -40,10 +42,13 @@ class ChatRequest:
         asked = [model, parts, self.temperature, self.max_tokens, self.seed]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
-    @property
-    def has_images(self) -> bool:
-        """Whether a part is an image."""
-        return any(isinstance(part, bytes) for part in self.parts)
+    def text_alone(self, model: str) -> str:
+        """The texts without the images, for a model that sees none. Raises VariantsError where it must see them."""
+        if self.needs_images and any(isinstance(part, bytes) for part in self.parts):
+            raise VariantsError(
+                f"{model}: sees no images, so it cannot solve problems that have some; name another model"
+            )
+        return "".join(part for part in self.parts if isinstance(part, str))
 
 
 class ChatModel(Protocol):

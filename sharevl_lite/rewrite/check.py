@@ -1,11 +1,10 @@
-"""The solver check: a model must find the answer under a rewrite at least as often as under the original.
+"""The solver check: a model must agree with the gold answer on a rewrite at least as often as on the original.
 
-It sees what words cannot tell. The original and each rewrite are answered `samples` times, and the answers judged by
-the verifier of the rewards. An answer without a verdict counts neither as right nor as wrong: shares of the judged
-answers are compared. A rewrite without any judged answer is rejected, because nothing speaks for it. Where the original
-is never solved every rewrite passes; how many problems that are is counted.
+    right(rewrite) / judged(rewrite)  >=  right(original) / judged(original),    k samples each
 
-The right answer is given to the verifier only, never to the model.
+The model sees question and images, never the answer; its replies are judged by the verifier of the rewards. A sample
+whose verification fails is counted and left out of `judged`: it says nothing. Where nothing could be judged a rewrite
+is rejected under a name of its own. k samples are a noisy measure: with k small some good rewrites are lost.
 """
 
 from __future__ import annotations
@@ -14,23 +13,32 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sharevl_lite.data.images import encoded_images
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
-from sharevl_lite.rewards.pool import VerifierPool
-from sharevl_lite.rewards.verifier import VerifierFailure
 
 from .chat import CachedChat, ChatRequest, NoReplyError
 
-DISAGREES, UNJUDGED = "solver_disagrees", "solver_unjudged"
-TEMPERATURE = 1.0
+if TYPE_CHECKING:
+    from sharevl_lite.rewards import VerifierPool
+
+TEMPERATURE = 0.7
+TEMPLATE = "{problem}\nThink step by step, then put the final answer in \\boxed{}."
+DISAGREES, UNVERIFIED, NO_REPLY = "solver_disagrees", "solver_unverified", "solver_no_reply"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many of the samples that could be judged were right."""
+
+    right: int
+    judged: int
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Rewrites that passed, those that did not with the reason, and why there was no check where it got no reply."""
+    """The rewrites that passed, the others with the name of why, and why a request had no reply, if one had none."""
 
     accepted: list[str]
     rejected: list[tuple[str, str]]
@@ -38,85 +46,76 @@ class Checked:
 
 
 class SolverCheck:
-    """Asks `chat` with questions in `template` (`{problem}` is the question), `samples` times each."""
+    """Asks the model behind `chat` for `samples` answers to each text. `counts` tells what came of them."""
 
     def __init__(
-        self, chat: CachedChat, pool: VerifierPool, *, samples: int, template: str, max_tokens: int, seed: int
+        self, chat: CachedChat, pool: VerifierPool, *, samples: int, seed: int, template: str, max_tokens: int
     ) -> None:
-        self.chat, self.samples, self.template = chat, samples, template
-        self.max_tokens, self.seed = max_tokens, seed
+        self.chat, self.pool = chat, pool
+        self.samples, self.seed, self.template, self.max_tokens = samples, seed, template, max_tokens
         self.counts: Counter[str] = Counter()
-        self._pool = pool
 
-    async def sift(self, problem: Problem, texts: Sequence[str], wanted: int) -> Checked:
-        """The first `wanted` of the rewrites that the solver agrees with; later ones are asked where some fail.
-
-        Raises VariantsError where the model is gone.
-        """
-        if not texts:
-            return Checked([], [])
-        accepted: list[str] = []
+    async def check(self, problem: Problem, texts: Sequence[str], wanted: int) -> Checked:
+        """The first `wanted` of the texts that pass; no more are asked about than it takes."""
+        waiting, accepted = list(texts), list[str]()
         rejected: list[tuple[str, str]] = []
         try:
-            first, waiting = texts[:wanted], list(texts[wanted:])
-            original, *rates = await _all(self._rate(problem, text) for text in (problem.text, *first))
-            self.counts["unsolved_originals"] += original == 0
-            while True:
-                for text, rate in zip(first, rates, strict=True):
-                    reason = _reason(rate, original)
-                    if reason is None:
-                        accepted.append(text)
-                    else:
-                        rejected.append((text, reason))
-                if len(accepted) >= wanted or not waiting:
-                    return Checked(accepted, rejected)
-                first, waiting = waiting[:1], waiting[1:]
-                rates = [await self._rate(problem, first[0])]
+            original = await self._agreement(problem, problem.text) if waiting else Agreement(0, 0)
         except NoReplyError as error:
-            return Checked([], [], failed=str(error))
+            return Checked([], [(text, NO_REPLY) for text in waiting], str(error))
+        self.counts["never_solved"] += bool(waiting) and original.judged > 0 and original.right == 0
+        failed = None
+        while waiting and len(accepted) < wanted:
+            batch = waiting[: wanted - len(accepted)]
+            waiting = waiting[len(batch) :]
+            found = await asyncio.gather(*(self._agreement(problem, text) for text in batch), return_exceptions=True)
+            for text, result in zip(batch, found, strict=True):
+                if isinstance(result, NoReplyError):
+                    failed = str(result)
+                elif isinstance(result, BaseException):
+                    raise result
+                reason = NO_REPLY if isinstance(result, NoReplyError) else _reason(result, original)
+                if reason is None:
+                    accepted.append(text)
+                else:
+                    rejected.append((text, reason))
+        return Checked(accepted, rejected, failed)
 
-    async def _rate(self, problem: Problem, text: str) -> Fraction | None:
-        """Share of right answers to the problem in these words, among those with a verdict; None without any."""
-        parts = _interleaved(self.template.format(problem=text), encoded_images(problem.images))
-        replies = await _all(
-            self.chat.ask(ChatRequest(parts, TEMPERATURE, self.max_tokens, self.seed + number))
-            for number in range(self.samples)
+    async def _agreement(self, problem: Problem, text: str) -> Agreement:
+        from sharevl_lite.rewards import VerifierFailure
+
+        parts = _parts(self.template.replace("{problem}", text), encoded_images(problem.images))
+        requests = [
+            ChatRequest(parts, TEMPERATURE, self.max_tokens, self.seed + sample, needs_images=True)
+            for sample in range(self.samples)
+        ]
+        replies = await asyncio.gather(*map(self.chat.ask, requests))
+        golds = [problem.answer] * len(replies)
+        verdicts = await asyncio.to_thread(self.pool.verify_many, [reply.text for reply in replies], golds)
+        judged = [verdict for verdict in verdicts if not isinstance(verdict, VerifierFailure)]
+        right = sum(verdict.correct for verdict in judged)
+        self.counts.update(
+            samples=len(verdicts), right=right, wrong=len(judged) - right, unverified=len(verdicts) - len(judged)
         )
-        written = [reply.text for reply in replies]
-        verdicts = await asyncio.to_thread(self._pool.verify_many, written, [problem.answer] * len(written))
-        judged = [verdict.correct for verdict in verdicts if not isinstance(verdict, VerifierFailure)]
-        self.counts["answers"] += len(verdicts)
-        self.counts["answers_unjudged"] += len(verdicts) - len(judged)
-        return Fraction(sum(judged), len(judged)) if judged else None
+        return Agreement(right, len(judged))
 
     def cost(self) -> dict[str, Any]:
-        """What the check has cost in this run, and what it could not say."""
-        return {**self.chat.cost(), **dict(self.counts)}
-
-    def close(self) -> None:
-        """Ends the verifier's processes."""
-        self._pool.close()
+        """What the check has cost in this run, each name with `check_` in front."""
+        return {f"check_{name}": value for name, value in self.chat.cost().items()}
 
 
-def _reason(rate: Fraction | None, original: Fraction | None) -> str | None:
-    if rate is None or original is None:
-        return UNJUDGED
-    return None if rate >= original else DISAGREES
+def _reason(rewrite: Agreement, original: Agreement) -> str | None:
+    if not rewrite.judged or not original.judged:
+        return UNVERIFIED
+    return None if rewrite.right * original.judged >= original.right * rewrite.judged else DISAGREES
 
 
-def _interleaved(text: str, images: Sequence[bytes]) -> tuple[str | bytes, ...]:
+def _parts(text: str, images: Sequence[bytes]) -> tuple[str | bytes, ...]:
     """The text with each image in the place of its placeholder."""
-    pieces = text.split(PLACEHOLDER)
-    parts: list[str | bytes] = [pieces[0]]
-    for image, piece in zip(images, pieces[1:], strict=True):
-        parts += [image, piece]
-    return tuple(part for part in parts if part)
-
-
-async def _all(awaitables: Any) -> list[Any]:
-    """Their results, when all are done; the first error, if there is one."""
-    results = await asyncio.gather(*awaitables, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
+    parts: list[str | bytes] = []
+    for place, piece in enumerate(text.split(PLACEHOLDER)):
+        if place:
+            parts.append(images[place - 1])
+        if piece:
+            parts.append(piece)
+    return tuple(parts)

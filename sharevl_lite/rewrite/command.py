@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections import Counter
 from pathlib import Path
 
-from sharevl_lite.config import DataSection
-
+from .check import TEMPLATE
 from .errors import VariantsError
-from .make import REPORT, Means, Settings, make_variants
+from .make import REPORT, make_variants
+from .settings import Settings
 
 
 def run(options: argparse.Namespace, unknown: list[str]) -> bool:
-    """Make variants, or print a report; whether every problem had its replies.
+    """Make variants, or print a report; false where requests failed for good, which is said.
 
     Raises VariantsError for options that do not fit together.
     """
@@ -45,32 +47,32 @@ def run(options: argparse.Namespace, unknown: list[str]) -> bool:
         check_model=options.check_model,
         check_base_url=options.check_base_url,
         check_samples=options.check_samples,
-        check_template=_template(options.check_prompt),
+        check_template=options.check_template or TEMPLATE,
     )
     cache = Path(options.cache) if options.cache else None
-    manifest = make_variants(settings, Path(options.out), Means(cache, options.concurrency, options.timeout))
+    manifest = make_variants(
+        settings, Path(options.out), cache=cache, concurrency=options.concurrency, timeout=options.timeout
+    )
     counts = manifest["counts"]
     print(
         f"{options.out}: {counts['problems']} problems, {counts['accepted']} rewrites accepted, {counts['rejected']} "
         f"rejected, {counts['without']} problems without any; see {Path(options.out) / REPORT}"
     )
-    if counts["failed"]:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in manifest["failed_by"].items())
-        print(
-            f"{counts['failed']} problems had no reply and stand there without rewrites: {reasons}. Run the same "
-            "command again to ask those, and only those"
-        )
-    return not counts["failed"]
+
+    if manifest["failed"]:
+        print(_incomplete(options.out, manifest["failed"]), file=sys.stderr)
+    return not manifest["failed"]
 
 
-def _template(text: str | None) -> str:
-    if text is None:
-        return Settings.check_template
-    try:
-        DataSection(prompt_template=text)
-    except ValueError as error:
-        raise VariantsError(f"--check-prompt {text!r}: it must hold {{problem}} once; double other braces") from error
-    return text
+def _incomplete(out: str, failed: list[dict[str, str]]) -> str:
+    reasons = Counter(entry["reason"] for entry in failed)
+    names = ", ".join(entry["id"] for entry in failed[:10]) + (", …" if len(failed) > 10 else "")
+    told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
+    return (
+        f"NOT COMPLETE: {out} lacks rewrites of {len(failed)} problems whose requests failed for good: {names}\n"
+        f"reasons: {told}\n"
+        "Run the same command again: it asks for these alone, all other replies are kept."
+    )
 
 
 def _columns(text: str | None) -> dict[str, str]:

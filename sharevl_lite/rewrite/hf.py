@@ -63,9 +63,7 @@ class TransformersModel(BatchedModel):
                 "id you can reach, or builtin:digits-vl"
             ) from error
         if processor.chat_template is None:
-            raise VariantsError(
-                f"hf:{self.path}: has no chat template; give a model that was tuned to follow a request"
-            )
+            raise VariantsError(f"hf:{self.path}: has no chat template; give a model that follows requests")
         tokenizer = processor.tokenizer if sees else processor
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -73,12 +71,14 @@ class TransformersModel(BatchedModel):
         return model, processor, sees
 
     def generate(self, requests: Sequence[ChatRequest]) -> list[Reply | NoReplyError]:
-        """One pass of `generate` over the batch. What the processor refuses has no reply; the rest of it does."""
+        """One pass of `generate` over the batch. What the processor refuses has no reply; the rest has."""
         import torch
 
         started = time.monotonic()
         try:
             inputs = self._inputs(requests)
+        except VariantsError:
+            raise
         except (ValueError, IndexError) as error:  # such as a question that holds the model's own image token
             if len(requests) == 1:
                 return [NoReplyError(f"the processor refuses the request ({error})")]
@@ -98,8 +98,8 @@ class TransformersModel(BatchedModel):
     def _inputs(self, requests: Sequence[ChatRequest]) -> Any:
         """The batch, padded on the left: token ids, mask, and pixels where the model sees them."""
         model, processor, sees = self._loaded
-        content = _with_images if sees else _without_images
-        turns = [[{"role": "user", "content": content(request)}] for request in requests]
+        said = [_with_images(request) if sees else request.text_alone(self.identity) for request in requests]
+        turns = [[{"role": "user", "content": content}] for content in said]
         settings = {"padding": True, "return_tensors": "pt"}
         inputs = processor.apply_chat_template(
             turns,
@@ -167,7 +167,3 @@ def _with_images(request: ChatRequest) -> list[dict[str, Any]]:
         else {"type": "image", "image": Image.open(BytesIO(part)).convert("RGB")}
         for part in request.parts
     ]
-
-
-def _without_images(request: ChatRequest) -> str:
-    return "".join(part for part in request.parts if isinstance(part, str))

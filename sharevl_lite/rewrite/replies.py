@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import re
 
+MARK = "[image]"
+"""Stands for an image inside a question: `<image>` itself is a token of some models."""
 INSTRUCTION = (
     "Rewrite the question below in {count} different ways. Each rewrite must ask exactly the same thing and have the "
     "same answer: keep every number, unit, variable, point label, formula, option and [image] mark. Do not solve it "
     "and do not add hints. Keep the language. Reply with a JSON list of {count} strings and nothing else."
     "\n\nQuestion:\n{question}"
 )
-MARK = "[image]"
-"""Stands for a placeholder inside the request: the placeholder itself may be a token of the model's."""
 COMMAND = re.compile(r'(?<!\\)\\(?=[A-Za-z]{2,})(?!u[0-9a-fA-F]{4})(?!n(?![a-z]))|(?<!\\)\\(?=[^"\\/bfnrtu])')
 THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 

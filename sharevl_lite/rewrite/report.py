@@ -54,10 +54,12 @@ class Report:
             f"{counts['problems']} problems, {counts['accepted']} rewrites accepted, {counts['rejected']} rejected. "
             f"{counts['short']} problems have fewer than {settings['num']} rewrites, {counts['without']} of them none.",
             "",
+            *_failed(manifest["failed"]),
             "| rejected by | rewrites |",
             "|---|---:|",
             *[f"| {name} | {count} |" for name, count in manifest["rejected_by"].items()],
             "",
+            *_check(manifest["check"]),
             "| cost | |",
             "|---|---:|",
             *[f"| {name.replace('_', ' ')} | {value} |" for name, value in manifest["cost"].items()],
@@ -72,6 +74,24 @@ class Report:
             rows = [f"| {_cell(old)} | {_cell(changed(old, new))} |" for old, new in pairs]
             lines += [f"### {reason}", "", "| question | rewrite |", "|---|---|", *rows, ""]
         return "\n".join(lines)
+
+
+def _failed(failed: list[dict[str, str]]) -> list[str]:
+    if not failed:
+        return []
+    some = ", ".join(entry["id"] for entry in failed[:EXAMPLES]) + (", …" if len(failed) > EXAMPLES else "")
+    return [
+        f"**Not complete:** requests for {len(failed)} problems failed for good ({some}). The same command asks again "
+        "for these alone.",
+        "",
+    ]
+
+
+def _check(counts: dict[str, int] | None) -> list[str]:
+    if counts is None:
+        return []
+    rows = [f"| {name.replace('_', ' ')} | {count} |" for name, count in counts.items()]
+    return ["| solver check | |", "|---|---:|", *rows, ""]
 
 
 def changed(before: str, after: str) -> str:

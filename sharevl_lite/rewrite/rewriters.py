@@ -74,10 +74,8 @@ class ModelRewriter:
                 return Rewrites([], failed=str(error))
             texts = parse_rewrites(reply.text)
             if texts is not None:
-                marked = [text.replace(MARK, PLACEHOLDER) for text in texts[:count]]
-                whole = problem.text.count(PLACEHOLDER)
                 return Rewrites(
-                    [text if text.count(PLACEHOLDER) == whole else problem.text[:start] + text for text in marked]
+                    [_placed(text.replace(MARK, PLACEHOLDER), problem.text, start) for text in texts[:count]]
                 )
             self.unparsable_replies += 1
         self.unparsable_problems += 1
@@ -87,3 +85,8 @@ class ModelRewriter:
         """Requests, tokens and seconds; replies that held no list, and problems that got none for it."""
         counts = {"replies_unparsable": self.unparsable_replies, "unparsable": self.unparsable_problems}
         return {**self.chat.cost(), **{name: count for name, count in counts.items() if count}}
+
+
+def _placed(text: str, original: str, start: int) -> str:
+    """The rewrite behind the original's leading placeholders, unless it has all placeholders itself."""
+    return text if text.count(PLACEHOLDER) == original.count(PLACEHOLDER) else original[:start] + text

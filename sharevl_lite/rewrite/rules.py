@@ -48,7 +48,7 @@ FULL_UNITS = {
 def rewrite_by_rules(text: str, count: int, *, seed: int) -> list[str]:
     """Up to `count` rewrites of a question with its placeholders and options; fewer where little is safe.
 
-    They are the same for the same seed and question.
+    The same for the same seed and question.
     """
     leading = re.match(rf"\s*(?:{re.escape(PLACEHOLDER)}\s*)*", text)
     start = leading.end() if leading else 0

@@ -74,13 +74,14 @@ class VLLMModel(BatchedModel):
         from vllm import SamplingParams
 
         started = time.monotonic()
-        sees = self._llm.model_config.is_multimodal_model
         parameters = [
             SamplingParams(temperature=request.temperature, max_tokens=request.max_tokens, seed=request.seed)
             for request in requests
         ]
         try:
-            outputs = self._llm.chat([_turns(request, sees) for request in requests], parameters, use_tqdm=False)
+            outputs = self._llm.chat([self._turns(request) for request in requests], parameters, use_tqdm=False)
+        except VariantsError:
+            raise
         except ValueError as error:
             if len(requests) == 1:
                 return [NoReplyError(f"vLLM refuses the request ({error})")]
@@ -91,6 +92,11 @@ class VLLMModel(BatchedModel):
             for out in outputs
         ]
 
+    def _turns(self, request: ChatRequest) -> list[dict[str, Any]]:
+        if self._llm.model_config.is_multimodal_model:
+            return [openai_message(request)]
+        return [{"role": "user", "content": request.text_alone(self.identity)}]
+
     async def close(self) -> None:
         """Ends the engine."""
         await super().close()
@@ -98,17 +104,6 @@ class VLLMModel(BatchedModel):
 
 
 def _on_a_cpu(longest: int) -> dict[str, Any]:
-    """A GiB for keys and values, and prompts read whole: vLLM 0.31 cannot wind random numbers back on a CPU."""
+    """A GiB for keys and values; prompts read whole, because vLLM 0.31 cannot wind random numbers back on a CPU."""
     memory = {"kv_cache_memory_bytes": 2**30, "gpu_memory_utilization": 0.3}
-    return {
-        **memory,
-        "enforce_eager": True,
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(4096, longest),
-    }
-
-
-def _turns(request: ChatRequest, sees: bool) -> list[dict[str, Any]]:
-    if sees:
-        return [openai_message(request)]
-    return [{"role": "user", "content": "".join(part for part in request.parts if isinstance(part, str))}]
+    return {**memory, "enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, longest)}

@@ -1,5 +1,7 @@
 """`sharevl-lite variants` as a user runs it: against a real server on loopback, killed, resumed, and read back."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from chat_server import serve_chat
 
+from sharevl_lite.cli import main
 from sharevl_lite.config import DataSection
 from sharevl_lite.data import load_problems
 from sharevl_lite.rewrite.replies import parse_rewrites
@@ -27,9 +30,12 @@ def command(*words):
 
 
 def run(*words, code=0):
-    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    """The command in this process: what it printed."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        returned = main(["variants", *map(str, words)])
+    assert returned == code, told.getvalue()
+    return told.getvalue()
 
 
 def data(folder, count):
@@ -194,9 +200,12 @@ def test_what_a_row_allows_and_its_other_columns_survive(tmp_path):
     ("words", "told"),
     [
         (["builtin:digits"], "--out"),
-        (["builtin:digits", "--out", "x", "--with", "magic"], "rules, openai, hf:MODEL"),
+        (["builtin:digits", "--out", "x", "--with", "magic"], "rules, openai, hf:MODEL and vllm:MODEL"),
         (["builtin:digits", "--out", "x", "--with", "openai"], "--base-url"),
         (["builtin:digits", "--out", "x", "--num", "0"], "--num"),
+        (["builtin:digits", "--out", "x", "--with", "hf:no/such-folder/at-all"], "cannot be loaded"),
+        (["builtin:digits", "--out", "x", "--check-with", "openai"], "--check-base-url"),
+        (["builtin:digits", "--out", "x", "--check-with", "hf"], "name the model"),
         (["no/such.parquet", "--out", "x"], "no such file"),
         (["--report", "nowhere"], "no report"),
     ],
