@@ -106,4 +106,9 @@ class VLLMModel(BatchedModel):
 def _on_a_cpu(longest: int) -> dict[str, Any]:
     """A GiB for keys and values; prompts read whole, because vLLM 0.31 cannot wind random numbers back on a CPU."""
     memory = {"kv_cache_memory_bytes": 2**30, "gpu_memory_utilization": 0.3}
-    return {**memory, "enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, longest)}
+    return {
+        **memory,
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(4096, longest),
+    }
