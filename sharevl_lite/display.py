@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a live table on a terminal, a line per step elsewhere; and its last words."""
+"""What a run shows while it goes: a live table on a wide terminal, a line per step elsewhere; and its last words."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ COLUMNS = (
 )
 HELD_OUT = (("accuracy", "eval_accuracy"), ("plain", "eval_accuracy_plain"), ("variants", "eval_accuracy_variants"))
 LIVE_ROWS = 12
+LIVE_WIDTH = 110
+"""Columns that the table needs; on a narrower screen its numbers would be cut."""
 
 
 class StepDisplay(TrainerCallback):
@@ -41,7 +43,7 @@ class StepDisplay(TrainerCallback):
     def start(self, done: int) -> None:
         """Called before training, with the rollouts already done (of a resumed run)."""
         self.done = done
-        if self.console.is_terminal:
+        if self.console.is_terminal and self.console.width >= LIVE_WIDTH:
             self.live = Live(console=self.console, refresh_per_second=4)
             self.live.start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -220,7 +221,7 @@ def _progress(problems: int) -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=not Console(stderr=True).is_terminal,
+        disable=not sys.stderr.isatty(),
     )
     progress.add_task("asked", total=problems)
     return progress

@@ -81,7 +81,9 @@ def train(
     Raises RunError when the run exists and `resume` is not given, or was started by another recipe; and the errors of
     the recipe's data, model and rewards.
     """
-    console = console or Console(quiet=os.environ.get("RANK", "0") != "0")
+    # Notebooks set FORCE_COLOR for what they start, and rich takes their pipes for a terminal that moves its cursor.
+    on_screen = None if sys.stdout.isatty() else False
+    console = console or Console(quiet=os.environ.get("RANK", "0") != "0", force_terminal=on_screen)
     run_dir = recipe.run_dir
     _check_services(recipe)
     checkpoint = _prepare(recipe, resume)

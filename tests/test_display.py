@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sharevl_lite.display import LIVE_ROWS, StepDisplay, before_after_table
+from sharevl_lite.display import LIVE_ROWS, LIVE_WIDTH, StepDisplay, before_after_table
 
 STEP = {
     "loss": 0.1,
@@ -31,9 +31,9 @@ MAIN = SimpleNamespace(is_world_process_zero=True)
 def screen():
     """`screen(terminal)`: a display of a run of 20 steps, and what it has written."""
 
-    def make(terminal):
+    def make(terminal, width=140):
         output = StringIO()
-        console = Console(file=output, force_terminal=terminal, width=140, color_system=None)
+        console = Console(file=output, force_terminal=terminal, width=width, color_system=None)
         return StepDisplay(console, 20), output
 
     return make
@@ -47,6 +47,23 @@ def last_frame(output):
     """The lines of the table as it stood at the end, without the codes that move the cursor."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
     return [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
+
+
+def test_a_narrow_terminal_shows_lines_with_whole_numbers(screen):
+    display, output = screen(True, 80)
+    display.start(0)
+    log(display, **STEP)
+    display.stop()
+    assert output.getvalue().startswith("step 1/20  reward 0.613  accuracy 54.3%")
+    assert "\x1b" not in output.getvalue()
+
+
+def test_the_table_fits_a_terminal_that_is_just_wide_enough(screen):
+    display, output = screen(True, LIVE_WIDTH)
+    display.start(0)
+    log(display, **{**STEP, "vanished_local": 1.0, "vanished_global": 1.0, "seconds/step": 1234.5})
+    display.stop()
+    assert "…" not in output.getvalue()
 
 
 def test_a_terminal_shows_a_table_of_the_steps(screen):
