@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM := .venv-vllm
+VLLM_TESTS ?= tests/rollout tests/rewrite
 UNSLOTH := .unsloth-2026.10.9
 FROM_HERE = PYTHONPATH=.:kernels:apps/explorer:$$PYTHONPATH $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 CODE := sharevl_lite kernels apps tests scripts notebooks
@@ -26,13 +27,13 @@ demo: install ## Train on digits with the CPU (goes on where an interrupted demo
 	$(BIN)/sharevl-lite train configs/digits_cpu.yaml --resume auto
 
 test: lint types imports docs ## Lint, types, import contracts, documentation, notebooks and tests
-	SHAREVL_SMOKE=1 $(BIN)/pytest -n 2 --nbmake --nbmake-timeout=300 notebooks tests
+	SHAREVL_SMOKE=1 $(BIN)/pytest -n 2 --durations=30 --nbmake --nbmake-timeout=300 notebooks tests
 
 test-gpu: ## The tests that need a CUDA device, with what is installed
 	$(FROM_HERE) -m pytest -m gpu tests/kernels tests/policy tests/rollout
 
 test-vllm: $(VLLM)/.installed ## Rollouts with the real vLLM, its CPU build, in an environment of its own (4 GB)
-	$(VLLM)/bin/pytest -m vllm tests/rollout tests/rewrite
+	$(VLLM)/bin/pytest -m vllm $(VLLM_TESTS)
 
 $(VLLM)/.installed: pyproject.toml scripts/prepare_cpu_vllm.py
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)

@@ -29,11 +29,11 @@ if importlib.util.find_spec("sharevl_lite") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source, "matplotlib"], check=True)
 
 
-def sharevl(*words, expect=0):
-    """Runs a command of sharevl-lite, shows what it prints, and checks its exit code."""
+def sharevl(*words, expect=0, last=None):
+    """Runs a command of sharevl-lite, shows the `last` lines it prints (all), and checks its exit code."""
     command = [sys.executable, "-m", "sharevl_lite", *map(str, words)]
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    print(done.stdout)
+    print("\n".join(done.stdout.splitlines()[-(last or 0) :]))
     if done.returncode != expect:
         raise SystemExit(f"sharevl-lite {words[0]} ended with exit code {done.returncode}")
 
@@ -151,7 +151,7 @@ train: {{rollouts: 5, problems_per_rollout: 24, problems_per_update: 12, learnin
 eval: {{problems: 48, samples: 2}}
 """
 )
-sharevl("train", recipe, "--dry-run")
+sharevl("train", recipe, "--dry-run", last=11)
 
 # %%
 sharevl("train", recipe)

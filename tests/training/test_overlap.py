@@ -80,7 +80,7 @@ def test_every_rollout_is_sampled_once_by_the_weights_of_the_step_before(run):
     ]
     assert engine.log.count("sync") == 4
     # One model in float32: no gap on policy, and the distance of a step's updates behind it.
-    assert records[0]["sampler_gap"] < 1e-5
+    assert records[0]["sampler_gap"] < 3e-5
     assert all(record["sampler_gap"] > 1e-4 for record in records[1:])
     assert all(record["seconds/wait"] >= 0 for record in records[1:])
     assert store.read(folder).column("step").unique().to_pylist() == [1, 2, 3, 4]

@@ -71,7 +71,8 @@ def ungraded(tmp_path):
             ):
                 problem.images[0].save(folder / f"{number}.png")
                 row = {"id": f"p{number}", "problem": problem.text, "images": [f"{number}.png"]}
-                row |= {"answer": gold or problem.answer, "variants": list(problem.variants)}
+                # An ungraded problem is asked in its own words: the model boxes its answers to those.
+                row |= {"answer": gold or problem.answer, "variants": [] if gold else list(problem.variants)}
                 file.write(json.dumps(row) + "\n")
         return str(folder / "train.jsonl")
 
@@ -93,7 +94,7 @@ def test_a_user_function_in_a_run(recipe_file, tmp_path):
         values = []
         for row in rows:
             value = dict(row["rewards"]["functions"])["brevity"]
-            if "even" in row["variant_text"] or "divided by two" in row["variant_text"]:
+            if "even" in row["variant_text"]:
                 assert value is None
             else:
                 assert value == -len(row["token_ids"]) / 10

@@ -42,8 +42,8 @@ def run(recipe):
 
 def test_an_honest_sampler_agrees_with_the_trainer(small_recipe):
     record = step(run(small_recipe(**BRIEF)))
-    assert record["sampler_gap"] < 1e-5  # one model in float32, padded rows against packed ones
-    assert record["sampler_gap"] <= record["sampler_gap_max"] < 1e-3
+    assert record["sampler_gap"] < 3e-5  # one model in float32, padded rows against packed ones
+    assert record["sampler_gap"] <= record["sampler_gap_max"] < 5e-3  # of a token that is hardly ever drawn
 
 
 def test_a_sampler_that_runs_another_model_stops_the_run(small_recipe, shifted):
