@@ -38,7 +38,7 @@ def _set(block: str | None, inline: str | None) -> str:
     made = str(formula(latex, block=block is not None))
     if "<math" not in made:
         raise ValueError(f"the documentation has a formula that cannot be set: {latex}")
-    return made
+    return made if block is not None else f"<span>{made}</span>"  # a line may begin with it: it is no block
 
 
 def fields_page() -> str:
@@ -60,13 +60,24 @@ def fields_page() -> str:
 
 
 def _field(knob: Knob) -> Iterator[str]:
-    default = f"default `{knob.default}`" if knob.default is not None else "not set by default"
+    default = f"default `{_as_yaml(knob.default)}`" if knob.default is not None else "not set by default"
     yield f"### `{knob.key}`"
     yield ""
-    yield f"{knob.type}; {default}".replace("|", "\\|").replace("<", "&lt;")
+    yield f"{_plain(knob.type)}; {default}"
     yield ""
-    yield (knob.doc or "").replace("<", "&lt;")
+    yield _plain(knob.doc or "")
     yield ""
+
+
+def _plain(text: str) -> str:
+    """Text that holds no tags; code in it stays as it is."""
+    pieces = CODE.split(text)
+    pieces[::2] = [piece.replace("<", "&lt;") for piece in pieces[::2]]
+    return "".join(pieces)
+
+
+def _as_yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def recipes_page() -> str:

@@ -29,6 +29,8 @@ def test_every_recipe_field_has_a_heading_with_its_default(site):
     headings = re.findall(r"<h3[^>]*><code>([\w.]+)</code>", page)
     assert sorted(headings) == sorted(knob.key for knob in knobs())
     assert "default <code>32</code>" in page
+    assert "default <code>false</code>" in page
+    assert "<code>&lt;output_dir&gt;/&lt;name&gt;</code>" in page
 
 
 def test_every_recipe_is_shown(site):
@@ -41,6 +43,7 @@ def test_formulas_are_set_and_code_is_left_alone(site):
     page = (site / "algorithm" / "index.html").read_text()
     assert page.count("<math") > 20
     assert "$$" not in page
+    assert not re.search(r'</p>\s*<math[^>]*display="inline"', page), "a formula in a line is no block"
     assert "\\frac" not in re.sub(r'title="[^"]*"', "", page)
 
 
