@@ -56,6 +56,12 @@ def test_nothing_is_loaded_from_other_hosts(site):
         assert not loaded, (page, loaded)
 
 
+def test_no_markdown_is_left_over(site):
+    for page in site.rglob("*.html"):
+        text = re.sub(r"<(code|script|style).*?</\1>", "", page.read_text(), flags=re.S)
+        assert not re.search(r"\{ width|\]\(|^#+ ", text, re.M), page
+
+
 def test_messages_under_troubleshooting_are_messages_of_the_code():
     pieces = set()
     for file in (*(ROOT / "sharevl_lite").rglob("*.py"), *(ROOT / "apps").rglob("*.py")):
