@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sharevl_lite import event_loop
 from sharevl_lite.atomic import publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
 from sharevl_lite.config import ColumnNames, DataSection
 from sharevl_lite.data.errors import BadRow, require_some
@@ -93,7 +94,7 @@ def make_variants(
     temporary = temporary_beside(out)
     temporary.mkdir()
     try:
-        manifest = asyncio.run(_run(settings, recorded, temporary, cache, concurrency, timeout, say))
+        manifest = event_loop.run(_run(settings, recorded, temporary, cache, concurrency, timeout, say))
         publish_directory(temporary, out, replace=there)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

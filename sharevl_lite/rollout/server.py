@@ -22,14 +22,14 @@ import io
 import os
 import secrets
 import shutil
-import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed
 
+from sharevl_lite.event_loop import LoopThread
 from sharevl_lite.policy.hf import save_adapter
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 from sharevl_lite.rollout.errors import RolloutError
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from sharevl_lite.config import Recipe
     from sharevl_lite.policy.packed import PackedPolicy
 
-Result = TypeVar("Result")
-
 NO_LOGPROB = -9999.0
 """What a server writes for a log-prob that it has not."""
 MOST_LOGPROB = 1e-6  # of a certain token, rounded
@@ -58,7 +56,7 @@ def check_servers(recipe: Recipe) -> None:
     Raises RolloutError where one cannot be reached, runs another model or lacks what training needs.
     """
     check_recipe(recipe)
-    loop = _Loop()
+    loop = LoopThread("rollout-server")
     try:
         loop.run(look_at_servers(recipe))
     finally:
@@ -83,7 +81,7 @@ class ServerRolloutEngine:
         self._longest = longest(recipe)
         self._http = new_http(section.server_timeout_seconds, os.environ.get(KEY_VARIABLE))
         self._pool = ServerPool(recipe, self._http, retries=self._retries, dtype=dtype, max_images=max_images)
-        self._loop = _Loop()
+        self._loop = LoopThread("rollout-server")
         self._base = (section.server_adapter_dir or recipe.run_dir / SERVED_DIR).absolute()
         if section.server_adapter_dir is None and _is_main():
             shutil.rmtree(self._base, ignore_errors=True)  # what a killed run left there
@@ -269,33 +267,6 @@ def _data_url(picture: Image) -> str:
     file = io.BytesIO()
     picture.convert("RGB").save(file, format="PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-class _Loop:
-    """An event loop in a thread of its own, so that a caller with a loop (a notebook) can wait for it.
-
-    An interrupt of the caller cancels what runs there; the server sees its connections close and stops as well.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="rollout-server", daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """The result of `work`, or its exception."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        """Ends the thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 def _is_main() -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sharevl_lite import event_loop
 from sharevl_lite.policy.hf import adapter_digest, resolve_model_path
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.server_client import new_http
@@ -37,12 +37,12 @@ def served(recipe: Recipe, adapter: Path | None) -> Iterator[str]:
     one = recipe.model_copy(
         update={"rollout": recipe.rollout.model_copy(update={"server_urls": recipe.rollout.server_urls[:1]})}
     )
-    name = asyncio.run(_hand_over(one, adapter))
+    name = event_loop.run(_hand_over(one, adapter))
     try:
         yield name
     finally:
         if adapter is not None:
-            asyncio.run(_take_back(one, name))
+            event_loop.run(_take_back(one, name))
 
 
 async def _hand_over(recipe: Recipe, adapter: Path | None) -> str:
