@@ -97,8 +97,8 @@ sharevl("variants", work / "wrong.jsonl", "--out", work / "wrong", "--columns", 
 # ## 2. Variants
 #
 # Share-GRPO asks each problem in several ways. `rules` rewrites questions without any model; with a vision-language model
-# behind an OpenAI-compatible address it is `--with openai --base-url … --model …`. A rewrite that may change the meaning is
-# rejected, and the report says why.
+# behind an OpenAI-compatible address it is `--with openai --base-url … --model …`. A rewrite whose facts differ is rejected, and
+# the report says why.
 
 # %%
 sharevl("variants", work / "train.jsonl", "--out", work / "variants", "--columns", columns, "--num", 3)

@@ -187,8 +187,8 @@ else:
 # Merges the adapter into the base weights and writes a folder that transformers and vLLM load. It is reloaded and compared
 # with base and adapter before the command says that it is done. `--push-to-hub you/your-model` uploads it.
 #
-# After a few steps an adapter's changes are smaller than the steps of 16-bit numbers: a merge would round most of them away,
-# and the command would refuse it. So the large model is exported as an adapter here; train longer, then merge.
+# After a few steps an adapter's changes are smaller than the steps of 16-bit numbers: a merge may round most of them away,
+# and the command then refuses it. So the large model is exported as an adapter here; train longer, then merge.
 
 # %%
 kind = "merged-16bit" if SMOKE else "lora"

@@ -15,7 +15,7 @@
 # A group of answers in which all are right, or all are wrong, teaches GRPO nothing. This notebook follows one step of
 # **Share-GRPO** ([arXiv 2505.16673](https://arxiv.org/abs/2505.16673)) on a real, if small, model: a Qwen2.5-VL of 1.9
 # million parameters that reads two handwritten digits. Nothing below is simulated unless it says so, and a plain CPU
-# takes well under three minutes.
+# will do.
 
 # %%
 import importlib.util
