@@ -234,8 +234,10 @@ def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool)
         activations = layer
     else:
         activations = layer + shape.layers * tokens * shape.hidden * width
+    # Float16 is for GPUs older than Ampere, which compute the head with torch ops as a CPU does.
+    kernel = gpu and model.dtype != "float16"
     logits = 4 * 4 * min(tokens, LOGIT_ROWS) * shape.vocabulary
-    return {"activations": activations, "head": WORKSPACE_BYTES + 4 * tokens * shape.hidden if gpu else logits}
+    return {"activations": activations, "head": WORKSPACE_BYTES + 4 * tokens * shape.hidden if kernel else logits}
 
 
 def _sampling_parts(recipe: Recipe, shape: ModelShape, width: int, total: int | None) -> dict[str, int]:

@@ -54,6 +54,21 @@ def test_published_sizes_count_to_the_published_parameters(path, published):
     assert shape_of(path).parameters == published
 
 
+def test_the_head_of_a_gpu_without_bfloat16_is_planned_for_its_logits(recipe):
+    """The kernels with their bounded workspace start with Ampere; float16 is for GPUs before it."""
+    heads = {
+        dtype: plan_memory(
+            recipe(**{**BIG, "model.dtype": dtype, "train.token_budget": 4096, "data.max_prompt_length": 512}),
+            shape_of(BIG["model.path"]),
+            total=16 * GIB,
+            half=True,
+        ).training["head"]
+        for dtype in ("bfloat16", "float16")
+    }
+    assert heads["bfloat16"] < 0.6 * GIB
+    assert heads["float16"] > 4 * GIB
+
+
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
 def test_weights_and_adapter_are_what_is_loaded(recipe, targets):
     chosen = recipe(**{"model.lora.target_modules": targets})
