@@ -1,6 +1,7 @@
 """Coroutines run whether or not the caller has an event loop, and are ended in order."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,8 +22,9 @@ def test_in_a_loop_and_without_one():
     async def as_in_a_notebook():
         return event_loop.run(answer(1))
 
-    assert event_loop.run(answer(2)) == 2
-    assert asyncio.run(as_in_a_notebook()) == 1
+    with ThreadPoolExecutor(1) as thread:  # other tests may leave a loop running in this one
+        assert thread.submit(event_loop.run, answer(2)).result() == 2
+        assert thread.submit(asyncio.run, as_in_a_notebook()).result() == 1
 
 
 def test_exceptions_pass_through():
