@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM := .venv-vllm
-VLLM_TESTS ?= tests/rollout tests/rewrite
+ENGINE_TESTS ?= tests/rollout tests/rewrite
 UNSLOTH := .unsloth-2026.10.9
 FROM_HERE = PYTHONPATH=.:kernels:apps/explorer:$$PYTHONPATH $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 CODE := sharevl_lite kernels apps tests scripts notebooks
@@ -33,7 +33,7 @@ test-gpu: ## The tests that need a CUDA device, with what is installed
 	$(FROM_HERE) -m pytest -m gpu tests/kernels tests/policy tests/rollout
 
 test-vllm: $(VLLM)/.installed ## Rollouts with the real vLLM, its CPU build, in an environment of its own (4 GB)
-	$(VLLM)/bin/pytest -m vllm $(VLLM_TESTS)
+	$(VLLM)/bin/pytest -m vllm $(ENGINE_TESTS)
 
 $(VLLM)/.installed: pyproject.toml scripts/prepare_cpu_vllm.py
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
