@@ -18,7 +18,7 @@ from .cache import Reply, ReplyCache
 from .errors import VariantsError
 
 MOST_FAILURES = 8
-"""Requests in a row without a reply after which a run stops: the model is gone, not one request bad."""
+"""Questions in a row without a reply after which a run stops: the model is gone, not one request bad."""
 
 
 class NoReplyError(RuntimeError):
@@ -76,7 +76,7 @@ class CachedChat:
         self.model, self.cache = model, cache
         self.usage: Counter[str] = Counter()
         self.seconds = 0.0
-        self._failures = 0
+        self._failed: set[tuple[str | bytes, ...]] = set()
 
     async def ask(self, request: ChatRequest) -> Reply:
         """The reply, from the cache where it is known.
@@ -90,14 +90,14 @@ class CachedChat:
                 request.key(self.model.identity), partial(self.model.ask, request, self.usage)
             )
         except NoReplyError as error:
-            self._failures += 1
-            if self._failures >= MOST_FAILURES:
+            self._failed.add(request.parts)  # however many samples of one question fail, it is one
+            if len(self._failed) >= MOST_FAILURES:
                 raise VariantsError(
-                    f"{self.model.identity}: {self._failures} requests in a row had no reply (the last: {error}); run "
-                    "the same command again when the model answers, paid replies are kept"
+                    f"{self.model.identity}: {len(self._failed)} questions in a row had no reply (the last: {error}); "
+                    "run the same command again when the model answers, paid replies are kept"
                 ) from error
             raise
-        self._failures = 0
+        self._failed.clear()
         self.usage["requests" if asked else "cached"] += 1
         if asked:
             self.usage["tokens_in"] += reply.tokens_in

@@ -113,3 +113,18 @@ def test_a_folder_with_failed_requests_says_so_and_asks_only_those_again(tmp_pat
     problems = load_problems(str(out), DataSection(), split="train").problems
     assert [len(problem.variants) for problem in problems] == [3] * 6
     assert manifest(out)["failed"] == []
+
+
+def test_a_few_questions_that_are_refused_however_often_they_are_sampled_do_not_end_the_run(tmp_path):
+    """The samples of a question fail together: those are a few bad questions, not a model that is gone."""
+
+    def script(number, body):
+        asked = body["messages"][0]["content"][-1]["text"]
+        refused = not asked.startswith("Rewrite the question")
+        return (400, {}, "{}", 0.0) if refused else solver(wrong="nothing")(number, body)
+
+    out = tmp_path / "out"
+    with serve_chat(script) as server:
+        words = checked(data(tmp_path, 3), out, server, "--check-samples", 12, "--concurrency", 2)
+        assert "3 problems" in run(*words, code=1)
+    assert [entry["id"] for entry in manifest(out)["failed"]] == ["0", "1", "2"]
