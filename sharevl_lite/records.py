@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from PIL.Image import Image
 
 from sharevl_lite.collect import Rollout
+from sharevl_lite.data.problem import Problem, Variant
 from sharevl_lite.learn import Learner, Pair
 from sharevl_lite.rewards import Score
+from sharevl_lite.rollout.engine import Response
 from sharevl_lite.store import Rewards, RolloutRow, Scorer, Verification
 
 
@@ -30,36 +33,52 @@ def rollout_rows(
         for j, variant in enumerate(rollout.variants[p]):
             shas = [put_image(image) for image in variant.images]
             for i, (response, score) in enumerate(zip(rollout.responses[p][j], rollout.scores[p][j], strict=True)):
-                counted = learner is not None and bool(rollout.mask_PMN[p, j, i])
-                rows.append(
-                    RolloutRow(
-                        run_id=run_id,
-                        step=rollout.number,
-                        problem_id=problem.id,
-                        variant_index=j,
-                        variant_text=variant.text,
-                        transform=variant.transform,
-                        image_sha=shas,
-                        answer=problem.answer,
-                        response_index=i,
-                        text=response.text,
-                        token_ids=response.token_ids,
-                        truncated=response.truncated,
-                        sampling_logprobs=response.logprobs,
-                        rewards=rewards_of(score),
-                        verification=verification_of(score),
-                        adv_global=float(rollout.advantages.global_PMN[p, j, i]) if counted else None,
-                        adv_local=float(rollout.advantages.local_PMN[p, j, i]) if counted else None,
-                        scorers=_scorers(learner, p, j, i, clip_fractions or {}) if learner and counted else (),
-                        scorer_logprobs=_scorer_logprobs(learner, p, j, i) if learner and counted else None,
+                row = response_row(run_id, rollout.number, problem, variant, shas, (j, i), response, score)
+                if learner is not None and rollout.mask_PMN[p, j, i]:
+                    row = replace(
+                        row,
+                        adv_global=float(rollout.advantages.global_PMN[p, j, i]),
+                        adv_local=float(rollout.advantages.local_PMN[p, j, i]),
+                        scorers=_scorers(learner, p, j, i, clip_fractions or {}),
+                        scorer_logprobs=_scorer_logprobs(learner, p, j, i),
                     )
-                )
+                rows.append(row)
     for gone in rollout.replaced or ():
         rows += rollout_rows(run_id, gone, put_image)
     return rows
 
 
-def rewards_of(score: Score) -> Rewards:
+def response_row(
+    run_id: str,
+    step: int,
+    problem: Problem,
+    variant: Variant,
+    image_shas: Sequence[str],
+    place: tuple[int, int],
+    response: Response,
+    score: Score,
+) -> RolloutRow:
+    """The row of a response that no update saw. `place`: its variant's, and its own under the variant."""
+    return RolloutRow(
+        run_id=run_id,
+        step=step,
+        problem_id=problem.id,
+        variant_index=place[0],
+        variant_text=variant.text,
+        transform=variant.transform,
+        image_sha=image_shas,
+        answer=problem.answer,
+        response_index=place[1],
+        text=response.text,
+        token_ids=response.token_ids,
+        truncated=response.truncated,
+        sampling_logprobs=response.logprobs,
+        rewards=_rewards(score),
+        verification=_verification(score),
+    )
+
+
+def _rewards(score: Score) -> Rewards:
     """What the store says of a score; unknown is null."""
     functions = {name: None if math.isnan(value) else value for name, value in score.functions.items()}
     if score.failure is None:
@@ -68,7 +87,7 @@ def rewards_of(score: Score) -> Rewards:
     return Rewards(total, None, score.format, functions)
 
 
-def verification_of(score: Score) -> Verification:
+def _verification(score: Score) -> Verification:
     """How the store says an answer was judged."""
     if score.verdict is None:
         return Verification(failure=score.failure)

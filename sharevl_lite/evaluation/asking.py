@@ -10,7 +10,7 @@ from sharevl_lite.collect import Answered, Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem, Variant
 from sharevl_lite.heldout import EVAL_VISIT
-from sharevl_lite.records import rewards_of, verification_of
+from sharevl_lite.records import response_row
 from sharevl_lite.rewards import Score
 from sharevl_lite.rollout.engine import Response, Sampling
 from sharevl_lite.store import RolloutRow, RolloutStore
@@ -151,23 +151,5 @@ def _rows(
         for j, variant in enumerate(ways):
             shas = [store.put_image(image) for image in variant.images]
             for i, (response, score) in enumerate(zip(block[j], worth[j], strict=True)):
-                rows.append(
-                    RolloutRow(
-                        run_id=run_id,
-                        step=step,
-                        problem_id=problem.id,
-                        variant_index=j,
-                        variant_text=variant.text,
-                        transform=variant.transform,
-                        image_sha=shas,
-                        answer=problem.answer,
-                        response_index=i,
-                        text=response.text,
-                        token_ids=response.token_ids,
-                        truncated=response.truncated,
-                        sampling_logprobs=response.logprobs,
-                        rewards=rewards_of(score),
-                        verification=verification_of(score),
-                    )
-                )
+                rows.append(response_row(run_id, step, problem, variant, shas, (j, i), response, score))
     return rows
