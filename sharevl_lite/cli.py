@@ -7,8 +7,9 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any, NoReturn
+
+from sharevl_lite import __version__
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -74,7 +75,7 @@ def _parser() -> _Parser:
         description="Fine-tune vision-language models with Share-GRPO on one workstation.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"sharevl-lite {version('sharevl-lite')}")
+    parser.add_argument("--version", action="version", version=f"sharevl-lite {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     train = commands.add_parser(
         "train",

@@ -10,13 +10,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from sharevl_lite import metrics_log
+from sharevl_lite import __version__, metrics_log
 from sharevl_lite.data.sources import HUB_ID
 from sharevl_lite.policy.hf import BUILTIN_PREFIX
 from sharevl_lite.recipe_yaml import dump as dump_yaml
@@ -101,7 +100,7 @@ def _introduction(source: Source, base: BaseModel, kind: str) -> str:
     }[kind]
     commit = f" (commit `{base.commit}`)" if base.commit else ""
     text = (
-        f"`{_public(base.name)}`{commit} fine-tuned with Share-GRPO by sharevl-lite {version('sharevl-lite')}: {what}. "
+        f"`{_public(base.name)}`{commit} fine-tuned with Share-GRPO by sharevl-lite {__version__}: {what}. "
         f"It is {source.label} of the run `{source.recipe.name}`: LoRA of rank {model.lora.rank}, "
         f"{share.num_variants} variants of each question x {share.num_responses} responses, seed {source.recipe.seed}."
     )
