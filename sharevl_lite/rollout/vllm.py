@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,32 +47,34 @@ class VLLMRolloutEngine:
         self._can_sleep = self.may_sleep and policy.device.type == "cuda"
         self._asleep = False
         self._synced = 0
+        self._stale = False
         self._llm = self._start(recipe, max_images)
         self._folder = Path(tempfile.mkdtemp(prefix="sharevl-adapter-"))
-        self._sleep()
+        self.sleep()
 
     def _start(self, recipe: Recipe, max_images: int) -> Any:
         from vllm import LLM
 
         section = recipe.rollout
         try:
-            return LLM(
-                model=resolve_model_path(recipe.model.path),
-                dtype=str(self.policy.base_dtype).removeprefix("torch."),
-                max_model_len=recipe.data.max_prompt_length + section.max_completion_length,
-                max_num_seqs=section.batch_size,
-                enable_lora=True,
-                max_lora_rank=room_for(recipe.model.lora.rank),
-                max_loras=1,
-                logprobs_mode="processed_logprobs",
-                limit_mm_per_prompt={"image": max_images, "video": 0},
-                mm_processor_kwargs={"size": dict(self.policy.processor.image_processor.size)},
-                enforce_eager=section.vllm_enforce_eager,
-                quantization="bitsandbytes" if recipe.model.load_in_4bit else None,
-                seed=recipe.seed,
-                **self._device_settings(recipe),
-                **_launch_settings(self.policy.device.type),
-            )
+            with _compiler_settings():
+                return LLM(
+                    model=resolve_model_path(recipe.model.path),
+                    dtype=str(self.policy.base_dtype).removeprefix("torch."),
+                    max_model_len=recipe.data.max_prompt_length + section.max_completion_length,
+                    max_num_seqs=section.batch_size,
+                    enable_lora=True,
+                    max_lora_rank=room_for(recipe.model.lora.rank),
+                    max_loras=1,
+                    logprobs_mode="processed_logprobs",
+                    limit_mm_per_prompt={"image": max_images, "video": 0},
+                    mm_processor_kwargs={"size": dict(self.policy.processor.image_processor.size)},
+                    enforce_eager=section.vllm_enforce_eager,
+                    quantization="bitsandbytes" if recipe.model.load_in_4bit else None,
+                    seed=recipe.seed,
+                    **self._device_settings(recipe),
+                    **_launch_settings(self.policy.device.type),
+                )
         except (RuntimeError, ValueError) as error:
             raise RolloutError(
                 f"rollout.engine: vLLM did not start ({error}); lower rollout.vllm_gpu_memory_utilization or "
@@ -99,7 +102,8 @@ class VLLMRolloutEngine:
             return []
         if self._synced == 0:
             self.sync()
-        self._wake()
+        self.wake()
+        self._forget()
         adapter = LoRARequest(f"sync-{self._synced}", self._synced, str(self._adapter))
         try:
             outputs = self._llm.generate(
@@ -109,39 +113,45 @@ class VLLMRolloutEngine:
                 use_tqdm=False,
             )
         finally:
-            self._sleep()
+            self.sleep()
         return [self._responses(request, output) for request, output in zip(requests, outputs, strict=True)]
 
     def sync(self) -> None:
-        """Hands the current adapter over: a new id, and nothing cached of the old one."""
+        """Hands the current adapter over: a new id, and nothing cached of the old one at the next rollout."""
         self._synced += 1
         save_adapter(self.policy, self._adapter)
         previous = self._folder / str(self._synced - 1)
         shutil.rmtree(previous, ignore_errors=True)
-        self._wake()
-        self._llm.reset_prefix_cache()
-        self._llm.reset_mm_cache()
-        self._llm.llm_engine.reset_encoder_cache()
-        self._sleep()
+        self._stale = True  # waking takes a second or two of a large model: not for this alone
 
     def close(self) -> None:
         """Ends the engine and removes the adapters handed over."""
         self._llm = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    @property
-    def _adapter(self) -> Path:
-        return self._folder / str(self._synced)
-
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Takes the weights and the cache's memory back."""
         if self._asleep:
             self._llm.wake_up()
             self._asleep = False
 
-    def _sleep(self) -> None:
+    def sleep(self) -> None:
+        """Gives the weights' and the cache's memory up, until the next rollout."""
         if self._can_sleep and not self._asleep:
             self._llm.sleep(level=1)
             self._asleep = True
+
+    def _forget(self) -> None:
+        """Drops what was cached under an earlier adapter."""
+        if self._stale:
+            self._llm.reset_prefix_cache()
+            self._llm.reset_mm_cache()
+            self._llm.llm_engine.reset_encoder_cache()
+            self._stale = False
+
+    @property
+    def _adapter(self) -> Path:
+        return self._folder / str(self._synced)
 
     def _parameters(self, request: SamplingRequest, sampling: Sampling) -> Any:
         from vllm import SamplingParams
@@ -202,6 +212,15 @@ def _launch_settings(device: str) -> dict[str, Any]:
 
     PartialState(cpu=device == "cpu")  # the trainer's group: made before vLLM would make another
     return {"distributed_executor_backend": "external_launcher"}
+
+
+def _compiler_settings() -> AbstractContextManager[None]:
+    """Unsloth switches the compiler's runtime asserts off for the whole process. Graphs then keep sizes as nodes, which
+    vLLM 0.25 cannot split: it would not start beside Unsloth."""
+    import torch._dynamo
+
+    settings: AbstractContextManager[None] = torch._dynamo.config.patch(do_not_emit_runtime_asserts=False)
+    return settings
 
 
 def _prompt(request: SamplingRequest) -> dict[str, Any]:
