@@ -22,7 +22,7 @@ from torch import nn
 from sharevl_lite.config import ModelSection
 from sharevl_lite.policy.attention import check_full_attention
 from sharevl_lite.policy.errors import PolicyError
-from sharevl_lite.policy.packed import PackedPolicy
+from sharevl_lite.policy.packed import HALF, PackedPolicy
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_MODELS = {"digits-vl": "assets/digits-vl"}
@@ -123,10 +123,23 @@ def finish_policy(adapted: Any, processor: Any, section: ModelSection, *, temper
         raise PolicyError("model.lora.target_modules adapts the output layer, which is scored frozen; leave it out")
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_("lora_" in name)
-        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+        if parameter.requires_grad and parameter.dtype in HALF:
             parameter.data = parameter.data.float()
     _bound_pixels(processor, section)
-    return PackedPolicy(adapted, processor, temperature=temperature)
+    policy = PackedPolicy(adapted, processor, temperature=temperature)
+    if policy.base_dtype in HALF:
+        _leave_casting_to_autocast(adapted)
+    return policy
+
+
+def _leave_casting_to_autocast(adapted: Any) -> None:
+    """PEFT widens every layer's input to the adapter's float32, and autocast narrows it again: the same bits for two
+    passes over the activations more. A policy never runs without autocast."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in adapted.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def save_adapter(policy: PackedPolicy, folder: Path) -> None:

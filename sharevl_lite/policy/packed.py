@@ -23,6 +23,7 @@ from sharevl_lite.policy.attention import packed_arguments, use_prefix_attention
 from sharevl_lite.policy.prompts import ImagePixels
 from sharevl_lite.share.packing import PackedRow
 
+HALF = (torch.bfloat16, torch.float16)
 FEATURE_CACHE_BYTES = 2 * 1024**3
 
 
@@ -173,6 +174,6 @@ class PackedPolicy(nn.Module):
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Half-precision bases with float32 adapters need autocast; a full-precision model must not get it."""
-        if self.base_dtype in (torch.bfloat16, torch.float16):
+        if self.base_dtype in HALF:
             return torch.autocast(self.device.type, dtype=self.base_dtype)
         return contextlib.nullcontext()

@@ -91,3 +91,27 @@ def test_a_vision_tower_that_was_cut_is_noticed(family):
 def test_the_precision_that_a_device_gets(monkeypatch, section, device, bf16, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
     assert dtype_of(ModelSection(**section), torch.device(device)) == expected
+
+
+def test_leaving_the_casts_to_autocast_changes_no_bit():
+    """PEFT's own way widens every input to the adapter's float32 first."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from test_packed_scores import ALL, gradients, make_case, packed_scores
+
+    policy = load_policy(ModelSection(path="builtin:digits-vl", dtype="bfloat16"), seed=0).train()
+    layers = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
+    assert layers
+    assert not any(layer.cast_input_dtype_enabled for layer in layers)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.05)
+    case = make_case(policy)
+    found = packed_scores(policy, case, ALL)
+    slopes = gradients(policy, found)
+    for layer in layers:
+        layer.cast_input_dtype_enabled = True
+    expected = packed_scores(policy, case, ALL)
+    assert torch.equal(torch.cat(found), torch.cat(expected))
+    for name, slope in gradients(policy, expected).items():
+        assert torch.equal(slopes[name], slope), name

@@ -9,8 +9,6 @@ import types
 
 import torch
 
-os.environ["UNSLOTH_ALLOW_CPU"] = "1"
-os.environ["TRITON_INTERPRET"] = "1"
 DEVICE = types.SimpleNamespace(name="no GPU", total_memory=16 * 2**30, major=8, minor=0, multi_processor_count=1)
 ANSWERS = {
     "get_device_properties": DEVICE,
@@ -27,5 +25,7 @@ ANSWERS = {
 }
 
 if not torch.cuda.is_available():
+    os.environ["UNSLOTH_ALLOW_CPU"] = "1"
+    os.environ["TRITON_INTERPRET"] = "1"
     for question, answer in ANSWERS.items():
         setattr(torch.cuda, question, lambda *_, answer=answer, **__: answer)
