@@ -1,11 +1,12 @@
 """grouped_logprob against the products it cannot do without, and against its peers.
 
-    python kernels/benchmarks/bench_grouped_logprob.py [--sweep]
+    python kernels/benchmarks/bench_grouped_logprob.py [--shapes 1 2 --peers TRL "Unsloth zoo"] [--sweep]
 
-The yardstick ("× floor") is cuBLAS on the same tensors in the same run: one product (logits) for the pass without
-gradients, two (logits, and probabilities times the weight) for forward + backward. Targets are sampled from the model,
-as a policy's own tokens are. Errors are the largest over 256 rows against float64 from the same inputs; gradients are
-relative to the largest entry. `--sweep` times tiles and chunk sizes of our own instead of the peers.
+The yardstick ("× floor") is cuBLAS on the same tensors, timed in turns with what it measures: one product (logits) for
+the pass without gradients, two (logits, and probabilities times the weight) for forward + backward. Targets are
+sampled from the model, as a policy's own tokens are. Errors are the largest over 256 rows against float64 from the same
+inputs; gradients are relative to the largest entry. `--sweep` times tiles and chunk sizes of our own instead of the
+peers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from harness import OK, Report, Row, arguments, device_of, measure, peak_mib
+from harness import OK, Report, Row, arguments, device_of, measure, measure_in_turns, peak_mib
 from peers import PEERS, GrpoLoss, LogProbs, Peer, version_of
 from sharevl_kernels.grouped_logprob import grouped_logprob, launch
 from sharevl_kernels.grouped_logprob.kernel import HOPPER, ScanConfig
@@ -80,14 +81,20 @@ def _ours(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor) -> Tensor:
     return grouped_logprob(hidden_TH, weight_VH, targets_T).logprobs_T
 
 
-def floors(case: Case, device: torch.device, repeats: int) -> dict[str, float]:
-    """Milliseconds of the products alone."""
+def products(case: Case) -> dict[str, Callable[[], object]]:
+    """The products alone."""
     hidden_TH, weight_VH = case.hidden_TH.detach(), case.weight_VH
     logits_TV = hidden_TH @ weight_VH.T
     gradient_TH = torch.empty_like(hidden_TH)
-    first = measure(lambda: torch.mm(hidden_TH, weight_VH.T, out=logits_TV), device, repeats).median
-    second = measure(lambda: torch.mm(logits_TV, weight_VH, out=gradient_TH), device, repeats).median
-    return {"no grad": first, "forward + backward": first + second}
+
+    def first() -> None:
+        torch.mm(hidden_TH, weight_VH.T, out=logits_TV)
+
+    def both() -> None:
+        first()
+        torch.mm(logits_TV, weight_VH, out=gradient_TH)
+
+    return {"no grad": first, "forward + backward": both}
 
 
 @torch.no_grad()
@@ -121,7 +128,7 @@ def gradient_error(gradient_TH: Tensor, case: Case) -> float:
 
 
 def rows_of(
-    peer: Peer, case: Case, floor: dict[str, float], gradient_limit: float, run: argparse.Namespace
+    peer: Peer, case: Case, floor: dict[str, Callable[[], object]], gradient_limit: float, run: argparse.Namespace
 ) -> Iterator[Row]:
     """Both passes of one peer; a pass that fails its check has no time."""
     device, version = case.hidden_TH.device, version_of(peer)
@@ -133,8 +140,8 @@ def rows_of(
             if wrong != OK:
                 yield Row(case.name, f"{peer.name}, {kind}", version, wrong, None, None, None, None, None, *errors)
                 continue
-            timing = measure(timed, device, run.repeats)
-            ratio = timing.median / floor[kind]
+            timings = measure_in_turns({"floor": floor[kind], "peer": timed}, device, run.repeats)
+            timing, ratio = timings["peer"], timings["peer"].median / timings["floor"].median
             numbers = (timing.median, timing.lowest, timing.highest, ratio, peak_mib(timed, device), *errors)
             yield Row(case.name, f"{peer.name}, {kind}", version, OK, *numbers, note=_goal(peer, kind, case, ratio))
     except ImportError as error:
@@ -183,21 +190,20 @@ def compare(case: Case, run: argparse.Namespace) -> Iterator[Row]:
     device = case.hidden_TH.device
     naive = PEERS[0].load()
     plain = gradient_error(backward(naive, case)[1], case)  # type: ignore[arg-type]
-    floor = floors(case, device, run.repeats)
-    for kind, ms in floor.items():
+    floor = products(case)
+    for kind, both in floor.items():
+        ms = measure(both, device, run.repeats).median
         yield Row(case.name, f"products alone, {kind}", f"torch {torch.__version__}", OK, ms, ratio=1.0)
     yield from rows_of(OURS, case, floor, max(plain, 1e-6), run)
-    for peer in PEERS:
+    for peer in PEERS if run.peers is None else (peer for peer in PEERS if peer.name in run.peers):
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        # Beside each peer again: clocks drift over minutes by as much as two peers differ.
-        yield from rows_of(peer, case, floors(case, device, run.repeats), 5e-2, run)
+        yield from rows_of(peer, case, floor, 5e-2, run)
 
 
 def sweep(case: Case, run: argparse.Namespace) -> Iterator[Row]:
     """Tiles and chunk sizes of our own, forward + backward and without a gradient."""
-    device = case.hidden_TH.device
-    floor = floors(case, device, run.repeats)
+    floor = products(case)
     for config in tiles():
         for mib, rows in CHUNKS:
             name = f"{config.rows}x{config.columns}x{config.width} w{config.warps} s{config.stages} g{config.group}"
@@ -232,10 +238,16 @@ def main() -> int:
     """Prints the table and writes the CSV. Exit code 1 where our own row is red or failed."""
     parser = arguments(str(__doc__).splitlines()[0])
     parser.add_argument("--sweep", action="store_true", help="our tiles and chunk sizes instead of the peers")
+    parser.add_argument("--shapes", type=int, nargs="+", metavar="N", help="some of the shapes, from 0 (default: all)")
+    names = [peer.name for peer in PEERS]
+    parser.add_argument(
+        "--peers", nargs="*", choices=names, metavar="PEER", help=f"of {', '.join(names)}; default: all"
+    )
     run = parser.parse_args()
     device = device_of(run)
     table = Report("grouped_logprob sweep" if run.sweep else "grouped_logprob", "× floor", device, run.out)
-    for shape in SHAPES if device.type == "cuda" else SMALL:
+    shapes = SHAPES if device.type == "cuda" else SMALL
+    for shape in shapes if run.shapes is None else (shapes[number] for number in run.shapes):
         case = make_case(*shape, device)
         table.add(sweep(case, run) if run.sweep else compare(case, run))
     return table.finish(own=OURS.name)

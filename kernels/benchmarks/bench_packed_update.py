@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from harness import OK, Report, Row, Timing, arguments, device_of, measure, peak_mib
+from harness import OK, Report, Row, Timing, arguments, device_of, measure, measure_in_turns, peak_mib
 from peft import LoraConfig, get_peft_model
 from sharevl_kernels.grouped_logprob import grouped_logprob
 from torch import Tensor
@@ -145,7 +145,7 @@ def loss_of(logprobs_BR: Tensor, advantages_B: Tensor, tokens: int) -> Tensor:
 
 
 class Updates:
-    """Both forms of one update on one group."""
+    """Both forms of one update on one group; packed rows have at most `budget` tokens."""
 
     def __init__(self, policy: PackedPolicy, group: Group, budget: int) -> None:
         self.policy = policy
@@ -198,40 +198,46 @@ class Updates:
         return torch.cat([p.grad.flatten() for p in self.policy.parameters() if p.grad is not None]).clone()
 
 
-def compare(updates: Updates, run: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Times both forms, checks them, and shows the packed time only if it passes. Leaves the policy in float32."""
+def compare(budgets: dict[int, Updates], run: argparse.Namespace, device: torch.device) -> list[Row]:
+    """Times separate rows and packed rows of each budget in turns, checks them, and shows the times of what passes.
+
+    Leaves the policy in float32.
+    """
     case = f"P={run.prompt} R={run.response} m={run.variants} n={run.responses}"
     version = f"torch {torch.__version__}"
-    timings = {
-        "separate": (measure(updates.separate, device, run.repeats), peak_mib(updates.separate, device)),
-        "packed": (measure(updates.packed, device, run.repeats), peak_mib(updates.packed, device)),
+    any_budget = next(iter(budgets.values()))
+    separate = f"rows, batches of {ROWS_PER_BATCH}"
+    runs = {separate: any_budget.separate} | {
+        f"packed, rows of {budget}": updates.packed for budget, updates in budgets.items()
     }
-    loss = measure(updates.loss_alone, device, run.repeats).median * len(updates.rows)
-    errors = _errors(updates)
+    timings = measure_in_turns(runs, device, run.repeats)
+    peaks = {name: peak_mib(form, device) for name, form in runs.items()}
+    loss = measure(any_budget.loss_alone, device, run.repeats).median * len(any_budget.rows)
+    errors = _errors(separate, budgets, runs)
     # On a CPU both forms are float32 and differ by rounding alone.
-    limits = [max(CHANCE * error, 1e-5) for error in errors["separate"]]
-    fine = all(error <= limit for error, limit in zip(errors["packed"], limits, strict=True))
-    rows = [_row(case, f"rows, batches of {ROWS_PER_BATCH}", version, *timings["separate"], 1.0, errors["separate"])]
-    speed = timings["separate"][0].median / timings["packed"][0].median
-    note = _goals(speed, timings["separate"][1], timings["packed"][1]) if device.type == "cuda" else ""
-    if fine:
-        rows.append(_row(case, "packed", version, *timings["packed"], speed, errors["packed"], note))
-        share = loss / timings["packed"][0].median
-        rows.append(Row(case, "policy loss alone", version, OK, loss, note=f"{share:.2%} of the packed update"))
-    else:
-        red = "RED: further from float32 than separate rows"
-        rows.append(
-            Row(case, "packed", version, red, logprob_error=errors["packed"][0], gradient_error=errors["packed"][1])
-        )
+    limits = [max(CHANCE * error, 1e-5) for error in errors[separate]]
+    rows = [_row(case, separate, version, timings[separate], peaks[separate], 1.0, errors[separate])]
+    for name in list(runs)[1:]:
+        if any(error > limit for error, limit in zip(errors[name], limits, strict=True)):
+            red = "RED: further from float32 than separate rows"
+            rows.append(Row(case, name, version, red, logprob_error=errors[name][0], gradient_error=errors[name][1]))
+            continue
+        speed = timings[separate].median / timings[name].median
+        note = _goals(speed, peaks[separate], peaks[name]) if device.type == "cuda" else ""
+        rows.append(_row(case, name, version, timings[name], peaks[name], speed, errors[name], note))
+    share = loss / min(timings[name].median for name in list(runs)[1:])
+    rows.append(Row(case, "policy loss alone", version, OK, loss, note=f"{share:.2%} of the faster packed update"))
     return rows
 
 
-def _errors(updates: Updates) -> dict[str, tuple[float, float]]:
+def _errors(
+    separate: str, budgets: dict[int, Updates], runs: dict[str, Callable[[], None]]
+) -> dict[str, tuple[float, float]]:
     """Of log-probs and gradients, against separate rows of the same model in float32, which it is from here on."""
-    runs = {"separate": updates.separate, "packed": updates.packed}
-    found = {name: (updates.logprobs(name == "packed"), updates.gradient(run)) for name, run in runs.items()}
-    updates.policy.float()
-    logprobs, gradient = updates.logprobs(packed=False), updates.gradient(updates.separate)
+    of = dict(zip(runs, [next(iter(budgets.values())), *budgets.values()], strict=True))
+    found = {name: (of[name].logprobs(name != separate), of[name].gradient(run)) for name, run in runs.items()}
+    of[separate].policy.float()
+    logprobs, gradient = of[separate].logprobs(packed=False), of[separate].gradient(runs[separate])
     return {
         name: (
             (scores - logprobs).square().mean().sqrt().item(),
@@ -277,16 +283,23 @@ def main() -> int:
     parser = arguments(str(__doc__).splitlines()[0], repeats="5")
     for name, default in (("prompt", 1100), ("response", 300), ("variants", 2), ("responses", 6)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
-    parser.add_argument("--token-budget", type=int, default=8192, help="tokens of a packed row (default: 8192)")
+    parser.add_argument(
+        "--token-budget",
+        type=int,
+        nargs="+",
+        default=[8192, 16384],
+        help="tokens of a packed row (default: %(default)s)",
+    )
     parser.add_argument("--profile", action="store_true", help="print the kernels of a packed update as well")
     run = parser.parse_args()
     device = device_of(run)
     shape = SHAPE_3B if device.type == "cuda" else SHAPE_TINY
-    updates = Updates(build_policy(shape, device), build_group(run, shape["vocab_size"], device), run.token_budget)
+    policy, group = build_policy(shape, device), build_group(run, shape["vocab_size"], device)
+    budgets = {budget: Updates(policy, group, budget) for budget in run.token_budget}
     if run.profile:
-        profile(updates, device)
+        profile(budgets[max(budgets)], device)
     table = Report("packed update", "× rows", device, run.out)
-    table.add(compare(updates, run, device))
+    table.add(compare(budgets, run, device))
     return table.finish()
 
 

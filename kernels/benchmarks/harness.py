@@ -93,6 +93,18 @@ def measure(run: Callable[[], object], device: torch.device, repeats: int) -> Ti
     return Timing(statistics.median(times), min(times), max(times))
 
 
+def measure_in_turns(runs: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, Timing]:
+    """As :func:`measure`, one run of each in turn: a GPU's clock drifts by as much as two ways may differ."""
+    for run in runs.values():
+        run()
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(_once(run, device))
+    return {name: Timing(statistics.median(each), min(each), max(each)) for name, each in times.items()}
+
+
 def _once(run: Callable[[], object], device: torch.device) -> float:
     if device.type != "cuda":
         started = time.perf_counter()
