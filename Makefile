@@ -5,12 +5,14 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM := .venv-vllm
 ENGINE_TESTS ?= tests/rollout tests/rewrite
+RECIPES ?= $(filter-out %_cpu.yaml,$(wildcard configs/*.yaml))
 UNSLOTH := .unsloth-2026.10.9
 FROM_HERE = PYTHONPATH=.:kernels:apps/explorer:$$PYTHONPATH $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 CODE := sharevl_lite kernels apps tests scripts notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-vllm test-unsloth bench bench-step bench-transforms bench-explorer
+.PHONY: help install demo test test-gpu test-vllm test-unsloth bench bench-step bench-memory bench-transforms
+.PHONY: bench-explorer
 .PHONY: screenshots notebooks docs serve-docs lint types imports format clean
 
 help: ## List the targets
@@ -31,6 +33,7 @@ test: lint types imports docs ## Lint, types, import contracts, documentation, n
 
 test-gpu: ## The tests that need a CUDA device, with what is installed
 	$(FROM_HERE) -m pytest -m gpu tests/kernels tests/policy tests/rollout
+	SHAREVL_TEST_UNSLOTH=1 $(FROM_HERE) -m pytest -m unsloth tests/policy/test_unsloth.py
 
 test-vllm: $(VLLM)/.installed ## Rollouts with the real vLLM, its CPU build, in an environment of its own (4 GB)
 	$(VLLM)/bin/pytest -m vllm $(ENGINE_TESTS)
@@ -58,6 +61,9 @@ bench: ## Measure on a CUDA device, with what is installed: tables and CSVs in b
 
 bench-step: ## Measure a whole training step on a CUDA device, each way in a process of its own
 	$(FROM_HERE) scripts/bench_step.py
+
+bench-memory: ## Measure what the recipes' training takes of a CUDA device (RECIPES=files)
+	$(FROM_HERE) scripts/measure_memory.py --one-by-one $(RECIPES)
 
 bench-transforms: install ## Measure what an image transform costs
 	$(BIN)/python scripts/bench_transforms.py

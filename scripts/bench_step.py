@@ -3,14 +3,16 @@
     python scripts/bench_step.py [--problems 32 --response 300] [--only baseline ours ...]
 
 Builds a random model in the shape of Qwen2.5-VL-3B (real sizes, the shipped tokenizer) and problems with an image of
-1,024 tokens, and trains on them with `sharevl-lite train`, each way in a process of its own. A random model's answers
-are never right and seldom end, so the reward is a coin that depends on the tokens, and every response has its full
-length. The second step is shown; the first one warms up. Ways that need what is not installed are lines that say so.
+1,024 tokens. A random model's answers are never right and seldom end, so the reward is a coin that depends on the
+tokens, and every response has its full length. Each way is the trainer of `sharevl-lite train`, one step of two
+problems to warm up and one that counts; ways with one loader and one sampler share both, in a process of their own.
+Ways that need what is not installed are lines that say so.
 
-- baseline: transformers + PEFT, one row per pair (a token budget of one prompt and one response), vLLM samples.
+- baseline: transformers + PEFT, every pair with its own copy of the prompt, four of them in a pass (without padding),
+  vLLM samples.
 - packed: the same, packed rows.
 - ours: packed rows on Unsloth's model, vLLM samples.
-- hf: packed rows, transformers samples as well.
+- hf: packed rows, transformers samples as well (not by default).
 
 `--tiny` takes the shipped 1.9M-parameter model, short prompts and transformers only: it tries the script on a CPU.
 """
@@ -24,41 +26,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-import torch
-from PIL import Image
-from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from sharevl_lite.policy.unsloth import import_unsloth
+from sharevl_lite.recipes import load_recipe
 
-from sharevl_lite.policy.hf import resolve_model_path
-
-TEXT_3B = {
-    "hidden_size": 2048,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32768,
-    "vocab_size": 151936,
-    "tie_word_embeddings": True,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-}
-VISION_3B = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "out_hidden_size": 2048,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "window_size": 112,
-}
 SIDE = 896
 """Pixels along an image: 32 x 32 tokens of 28 x 28 pixels."""
 PROMPT = 1200
 """Bound of a prompt in tokens: the image and about 60 tokens of text."""
+PASS = 4
+"""Pairs of one pass of the baseline."""
+WARM_UP = 2
+"""Problems of the step that does not count."""
+MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
 GOAL = 3.0
 COIN = """
 import hashlib
@@ -71,43 +58,39 @@ SHOWN = ("seconds/step", "seconds/rollout", "seconds/score", "seconds/update", "
 
 @dataclass(frozen=True)
 class Way:
-    """A way to train: what it needs, and its knobs."""
+    """A way to train: who loads the model, who samples, and whether each pair has a prompt of its own."""
 
     name: str
-    needs: tuple[str, ...]
-    knobs: tuple[str, ...]
+    loader: str = "hf"
+    engine: str = "vllm"
     separate: bool = False
 
-
-WAYS = (
-    Way("baseline", ("vllm",), ("--rollout.engine=vllm",), separate=True),
-    Way("packed", ("vllm",), ("--rollout.engine=vllm",)),
-    Way("ours", ("vllm", "unsloth"), ("--rollout.engine=vllm", "--model.loader=unsloth")),
-    Way("hf", (), ("--rollout.engine=hf",)),
-)
-TINY_WAYS = (Way("baseline", (), (), separate=True), Way("packed", (), ()))
+    @property
+    def needs(self) -> list[str]:
+        """Packages besides those of the project."""
+        return [package for package in (self.engine, self.loader) if package != "hf"]
 
 
-def config_3b() -> Qwen2_5_VLConfig:
-    """The shipped model's configuration with the sizes of Qwen2.5-VL-3B-Instruct."""
-    shipped = AutoConfig.from_pretrained(resolve_model_path("builtin:digits-vl")).to_dict()
-    text, vision = shipped.pop("text_config"), shipped.pop("vision_config")
-    text.pop("layer_types")  # as many as there are layers
-    shipped |= {"tie_word_embeddings": True}
-    return Qwen2_5_VLConfig(text_config=text | TEXT_3B, vision_config=vision | VISION_3B, **shipped)
+WAYS = (Way("baseline", separate=True), Way("packed"), Way("ours", loader="unsloth"), Way("hf", engine="hf"))
+DEFAULT = ("baseline", "packed", "ours")
+TINY_WAYS = (Way("baseline", engine="hf", separate=True), Way("packed", engine="hf"))
 
 
-def build_model(folder: Path) -> None:
+# ---------------------------------------------------------------- model, data, recipe
+
+
+def build_model(folder: Path, layers: int | None) -> None:
     """Writes a random model of real size with the shipped processor; in bfloat16, on the GPU."""
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        model = Qwen2_5_VLForConditionalGeneration(config_3b()).to(torch.bfloat16)
-    model.save_pretrained(folder)
-    AutoProcessor.from_pretrained(resolve_model_path("builtin:digits-vl")).save_pretrained(folder)
+    import torch
+    from random_models import write_random_model
+
+    write_random_model(MODEL, folder, dtype=torch.bfloat16, layers=layers)
 
 
 def build_data(folder: Path, problems: int) -> Path:
     """Problems with a smooth image each (a shift of a gradient, so that no two are equal)."""
+    from PIL import Image
+
     rows = []
     for number in range(problems):
         image = Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB")
@@ -125,20 +108,25 @@ def recipe(folder: Path, options: argparse.Namespace) -> Path:
     (folder / "coin.py").write_text(COIN)
     model, prompt, data = ("builtin:digits-vl", 96, "builtin:digits")
     if not options.tiny:
-        build_model(folder / "model")
-        model, prompt, data = str(folder / "model"), PROMPT, str(build_data(folder, 2 * options.problems))
-    sections = {
+        build_model(folder / "model", options.layers)
+        model, prompt, data = str(folder / "model"), PROMPT, str(build_data(folder, options.problems))
+    sections: dict[str, Any] = {
         "name": "bench",
+        "output_dir": str(folder / "runs"),
         "model": {"path": model, "gradient_checkpointing": not options.tiny},
         "data": {"train": data, "max_prompt_length": prompt, "prompt_template": "{problem}"},
         "share": {"num_variants": 2, "num_responses": 6},
-        "rollout": {"max_completion_length": options.response, "batch_size": 256},
+        "rollout": {
+            "max_completion_length": options.response,
+            "batch_size": 256,
+            "vllm_gpu_memory_utilization": options.vllm_share,
+        },
         "reward": {
             "accuracy_weight": 0.0,
             "format_weight": 0.0,
             "functions": [{"path": str(folder / "coin.py") + ":coin"}],
         },
-        "train": {"rollouts": 2, "problems_per_rollout": options.problems, "problems_per_update": options.problems},
+        "train": {"rollouts": 1, "token_budget": options.token_budget},
     }
     if not options.tiny:
         sections["model"] |= {"min_pixels": SIDE**2, "max_pixels": SIDE**2}
@@ -147,26 +135,113 @@ def recipe(folder: Path, options: argparse.Namespace) -> Path:
     return path
 
 
-def train(way: Way, file: Path, options: argparse.Namespace) -> dict[str, float] | str:
-    """The second step's record, or why there is none."""
-    missing = [package for package in way.needs if find_spec(package) is None]
-    if missing:
-        return f"not installed: {', '.join(missing)}"
-    budget = (96 if options.tiny else PROMPT) + options.response if way.separate else options.token_budget
-    words = [sys.executable, "-m", "sharevl_lite", "train", str(file), f"--name={way.name}", *way.knobs]
-    words += [f"--output-dir={file.parent / 'runs'}", f"--train.token_budget={budget}"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"failed: {(done.stderr.strip().splitlines() or ['no message'])[-1][:200]}"
-    lines = (file.parent / "runs" / way.name / "metrics.jsonl").read_text().splitlines()
-    record: dict[str, float] = json.loads(lines[-1])
-    return record
+# ---------------------------------------------------------------- one process: a loader and a sampler
+
+
+def work(names: list[str], file: Path, options: argparse.Namespace) -> None:
+    """Measures these ways, which share loader and sampler; prints a line of JSON for each."""
+    ways = [way for way in (TINY_WAYS if options.tiny else WAYS) if way.name in names]
+    shared = load_recipe(file, {"model.loader": ways[0].loader, "rollout.engine": ways[0].engine})
+    if shared.model.loader == "unsloth":
+        import_unsloth()
+    from rich.console import Console
+
+    from sharevl_lite import trainer
+    from sharevl_lite.collect import Collector
+    from sharevl_lite.engines import load_policy_of, make_engine
+    from sharevl_lite.intake import fit_prompts, read_sources
+    from sharevl_lite.learn import Learner
+    from sharevl_lite.metrics_log import MetricsLog, read
+    from sharevl_lite.policy.prompts import PromptEncoder
+    from sharevl_lite.rewards import RewardScorer
+    from sharevl_lite.share import SegmentGroup
+    from sharevl_lite.store import RolloutStore
+
+    class SeparateLearner(Learner):
+        """A prompt for every pair, as without packing."""
+
+        def _groups(self, numbers: Sequence[int]) -> list[SegmentGroup]:
+            return [group for number in numbers for group in super(SeparateLearner, self)._groups([number])]
+
+    policy = load_policy_of(shared)
+    encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index, shared.data.prompt_template)
+    problems = fit_prompts(shared, read_sources(shared).train, encoder, Console(stderr=True))
+    engine = make_engine(shared, policy, max_images=2)
+    length = PASS * (shared.data.max_prompt_length + shared.rollout.max_completion_length)
+    with RewardScorer(shared.reward, Path()) as scorer:
+        for way in ways:
+            for kind, count in (("warm-up", WARM_UP), ("step", options.problems)):
+                step = load_recipe(
+                    file,
+                    {
+                        "name": f"{way.name}-{kind}",
+                        "model.loader": way.loader,
+                        "rollout.engine": way.engine,
+                        "train.problems_per_rollout": count,
+                        "train.problems_per_update": count,
+                        **({"train.token_budget": length} if way.separate else {}),
+                    },
+                )
+                forget_peak()
+                trainer.Learner = SeparateLearner if way.separate else Learner
+                log = MetricsLog(step.run_dir / "metrics.jsonl")
+                step.run_dir.mkdir(parents=True)
+                trainer.ShareGRPOTrainer(
+                    step,
+                    policy,
+                    problems,
+                    Collector(step, encoder, engine, scorer),
+                    store=RolloutStore(step.run_dir),
+                    metrics_log=log,
+                ).train()
+                record = json.dumps({"way": way.name, **read(log.path)[-1]})
+                print(record, file=sys.stderr if kind == "warm-up" else sys.stdout, flush=True)
+    engine.close()
+
+
+def forget_peak() -> None:
+    """Peaks of memory count from here."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+# ---------------------------------------------------------------- all ways
+
+
+def measure(ways: list[Way], file: Path, options: argparse.Namespace) -> Iterator[tuple[Way, dict[str, Any] | str]]:
+    """Each way's record, or why there is none."""
+    for (loader, engine), group in groupby(ways, key=lambda way: (way.loader, way.engine)):
+        members = list(group)
+        missing = [package for package in members[0].needs if find_spec(package) is None]
+        if missing:
+            yield from ((way, f"not installed: {', '.join(missing)}") for way in members)
+            continue
+        words = [sys.executable, __file__, *sys.argv[1:], "--work", str(file), *(way.name for way in members)]
+        log = options.out / f"step-{loader}-{engine}.log"
+        with log.open("w") as errors, subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True) as run:
+            assert run.stdout is not None
+            found = {record["way"]: record for record in filter(None, map(as_record, run.stdout))}
+        for way in members:
+            yield way, found.get(way.name, f"failed with exit code {run.returncode}, see {log}")
+
+
+def as_record(line: str) -> dict[str, Any] | None:
+    """A line of :func:`work`; None for what libraries print."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "way" in record else None
 
 
 def versions() -> dict[str, str]:
     """Where this was measured."""
+    import torch
+
     found = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
-    for package in ("torch", "transformers", "peft", "vllm", "unsloth"):
+    for package in ("torch", "triton", "transformers", "peft", "vllm", "unsloth"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -174,43 +249,53 @@ def versions() -> dict[str, str]:
     return found
 
 
-def main() -> int:
-    """Prints a line per way and writes the CSV."""
+def parse() -> argparse.Namespace:
+    """The command's options."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--problems", type=int, default=32, help="problems of a step (default: 32)")
     parser.add_argument("--response", type=int, default=300, help="tokens of a response (default: 300)")
-    parser.add_argument("--token-budget", type=int, default=8192, help="tokens of a packed row (default: 8192)")
+    parser.add_argument("--token-budget", type=int, default=16384, help="tokens of a packed row (default: 16384)")
+    parser.add_argument("--vllm-share", type=float, default=0.3, help="vLLM's share of the GPU (default: 0.3)")
+    parser.add_argument("--layers", type=int, help="fewer layers than the real model, to try the script on a GPU")
     parser.add_argument("--tiny", action="store_true", help="the shipped model, on any device")
-    parser.add_argument("--only", nargs="+", metavar="WAY", help="some of the ways")
-    parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder of the CSV")
-    options = parser.parse_args()
-    if not options.tiny and not torch.cuda.is_available():
+    parser.add_argument("--only", nargs="+", metavar="WAY", default=DEFAULT, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder of the CSV and the logs")
+    parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Prints a line per way and writes the CSV."""
+    options = parse()
+    if options.work:
+        work(options.work[1:], Path(options.work[0]), options)
+        return 0
+    where = versions()
+    if not options.tiny and where["device"] == "cpu":
         print("this benchmark needs a CUDA device (--tiny tries the script itself)", file=sys.stderr)
         return 2
-    where = versions()
-    print(", ".join(f"{name} {value}" for name, value in where.items()))
+    print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="sharevl-bench-"))
-    results: dict[str, dict[str, float] | str] = {}
+    ways = [way for way in (TINY_WAYS if options.tiny else WAYS) if way.name in options.only]
+    results: dict[str, dict[str, Any] | str] = {}
     try:
-        file = recipe(folder, options)
-        for way in TINY_WAYS if options.tiny else WAYS:
-            if not options.only or way.name in options.only:
-                results[way.name] = train(way, file, options)
+        with (options.out / "step.csv").open("w", newline="") as sheet:
+            writer = csv.DictWriter(sheet, ["way", "status", *SHOWN, *where])
+            writer.writeheader()
+            for way, result in measure(ways, recipe(folder, options), options):
+                results[way.name] = result
                 show(way.name, results)
+                figures = {key: result[key] for key in SHOWN} if isinstance(result, dict) else {}
+                writer.writerow({"way": way.name, "status": "ok" if figures else result, **figures, **where})
+                sheet.flush()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "step.csv").open("w", newline="") as sheet:
-        writer = csv.DictWriter(sheet, ["way", "status", *SHOWN, *where])
-        writer.writeheader()
-        for name, result in results.items():
-            figures = {key: result[key] for key in SHOWN} if isinstance(result, dict) else {}
-            writer.writerow({"way": name, "status": "ok" if figures else result, **figures, **where})
     print(f"written to {options.out / 'step.csv'}")
     return int(any(isinstance(result, str) and result.startswith("failed") for result in results.values()))
 
 
-def show(name: str, results: dict[str, dict[str, float] | str]) -> None:
+def show(name: str, results: dict[str, dict[str, Any] | str]) -> None:
     """Prints one way, and how much faster it is than the baseline."""
     result, baseline = results[name], results.get("baseline")
     if isinstance(result, str):

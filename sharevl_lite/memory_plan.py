@@ -6,7 +6,9 @@ Weights, adapters and optimizer are counted from the model's configuration, exac
   intermediate widths in the base's precision, and 2 widths in float32. With checkpointing one layer keeps that at a
   time and every layer its input (Unsloth moves the inputs to the host);
 - the head keeps the hidden gradients [T, H] in float32 and a workspace that is bounded (kernels/README.md);
-- sampling with transformers holds keys and values of a whole batch, and its logits in float32 three times over;
+- sampling with transformers holds keys and values of a whole batch, and its logits in float32 three times over; while
+  it reads a batch of prompts, a layer keeps 4 widths and 3 intermediate widths per token (docs/LOG.md compares that and
+  the activations with what an H100 took);
 - vLLM takes the share of the device that the recipe gives it, and about 1 GiB of it stays while it sleeps;
 - CUDA itself and the allocator's slack: 1 GiB.
 """
@@ -245,6 +247,10 @@ def _sampling_parts(recipe: Recipe, shape: ModelShape, width: int, total: int | 
     if section.engine == "hf":
         length = recipe.data.max_prompt_length + section.max_completion_length
         return {
+            "reading prompts": section.batch_size
+            * recipe.data.max_prompt_length
+            * width
+            * (4 * shape.hidden + 3 * shape.intermediate),
             "keys and values": section.batch_size * length * shape.layers * 2 * shape.kv_width * width,
             "logits": 3 * 4 * section.batch_size * shape.vocabulary,
         }

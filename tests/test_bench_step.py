@@ -1,18 +1,29 @@
 """The benchmark of a whole step runs, on the shipped model, and says what it could not run."""
 
 import csv
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from PIL import Image
+from transformers import AutoModelForImageTextToText
 
+from sharevl_lite.memory_plan import PUBLISHED
 from sharevl_lite.policy.attention import check_full_attention
+from sharevl_lite.policy.hf import load_policy
+from sharevl_lite.policy.prompts import PromptEncoder
+from sharevl_lite.recipes import load_recipe
+from sharevl_lite.share import SegmentGroup, pack_row
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_step.py"
+DEMO = SCRIPT.parents[1] / "configs" / "digits_cpu.yaml"
+PARAMETERS = {  # as their checkpoints say
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
+}
 
 
 @pytest.mark.slow
@@ -29,14 +40,38 @@ def test_both_ways_train_the_same_step(tmp_path):
     assert "x baseline" in done.stdout
 
 
-def test_the_model_has_the_published_size():
-    spec = importlib.util.spec_from_file_location("bench_step", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_step"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    config = module.config_3b()
-    check_full_attention(config)
-    with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(config)
-    model.tie_weights()
-    assert sum(parameter.numel() for parameter in model.parameters()) == 3_754_622_976  # as its checkpoint says
+def test_random_models_have_the_published_sizes(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from random_models import random_config
+
+    for name, parameters in PARAMETERS.items():
+        config = random_config(name)
+        check_full_attention(config)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+        model.tie_weights()
+        assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_a_random_model_reads_pictures(tmp_path, monkeypatch):
+    """With the shipped processor: what a benchmark of either family asks of it."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import random_models
+
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    for name, (family, sizes) in PUBLISHED.items():
+        text = sizes["text_config"] | small | {"head_dim": 16} if family == "qwen3_vl" else sizes["text_config"] | small
+        vision = sizes["vision_config"] | {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 4}
+        vision |= {"out_hidden_size": 64, "num_position_embeddings": 64}
+        vision |= {"deepstack_visual_indexes": [0, 1]} if family == "qwen3_vl" else {"fullatt_block_indexes": [1]}
+        monkeypatch.setitem(
+            random_models.PUBLISHED, name, (family, sizes | {"text_config": text, "vision_config": vision})
+        )
+        monkeypatch.setitem(random_models.ROPE, family, random_models.ROPE[family] | {"mrope_section": [2, 3, 3]})
+        random_models.write_random_model(name, tmp_path / family, dtype=torch.float32, layers=2)
+        recipe = load_recipe(DEMO, {"model.path": str(tmp_path / family), "model.max_pixels": 100_352})
+        policy = load_policy(recipe.model, seed=0)
+        encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index)
+        prompt = encoder.encode("<image>2 + 3?", [Image.linear_gradient("L").convert("RGB")])
+        row = pack_row([SegmentGroup(prompt.prefix, (torch.tensor([9, 10]),), (0,))])
+        assert torch.isfinite(policy(row, prompt.images).logprobs_S).all()

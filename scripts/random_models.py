@@ -1,0 +1,44 @@
+"""Random models in the sizes of published ones, for benchmarks on machines that have no checkpoints.
+
+The tokenizer and the processor are those of the shipped model; its token ids are in every vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from sharevl_lite.memory_plan import PUBLISHED
+from sharevl_lite.policy.hf import resolve_model_path
+
+SHIPPED = "builtin:digits-vl"
+ROPE = {
+    "qwen2_5_vl": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    "qwen3_vl": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+}
+
+
+def random_config(name: str, layers: int | None = None) -> Any:
+    """Configuration with the sizes of a published model and the shipped tokenizer's ids; `layers`: fewer of them."""
+    family, sizes = PUBLISHED[name]
+    shipped = AutoConfig.from_pretrained(resolve_model_path(SHIPPED)).to_dict()
+    ids = {key: value for key, value in shipped.items() if key.endswith("_token_id")}
+    special = {key: shipped["text_config"][key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = sizes["text_config"] | special | {"max_position_embeddings": 32768, "rope_parameters": ROPE[family]}
+    if layers is not None:
+        text |= {"num_hidden_layers": layers}
+    return AutoConfig.for_model(family, **sizes | ids | {"text_config": text})
+
+
+def write_random_model(name: str, folder: Path, *, dtype: torch.dtype, layers: int | None = None) -> None:
+    """Writes such a model with its processor, drawn on the GPU where there is one."""
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForImageTextToText.from_config(random_config(name, layers), dtype=dtype)
+    model.save_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(resolve_model_path(SHIPPED))
+    processor.image_processor.patch_size = model.config.vision_config.patch_size
+    processor.save_pretrained(folder)
