@@ -27,8 +27,20 @@ PARAMETERS = {  # as their checkpoints say
 
 
 @pytest.mark.slow
-def test_both_ways_train_the_same_step(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--tiny", "--problems", "2", "--response", "9", "--out", str(tmp_path)]
+@pytest.mark.parametrize("more", [[], ["--without-sampling"]], ids=["sampled", "made up"])
+def test_both_ways_train_the_same_step(tmp_path, more):
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--tiny",
+        "--problems",
+        "2",
+        "--response",
+        "9",
+        "--out",
+        str(tmp_path),
+        *more,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = list(csv.DictReader((tmp_path / "step.csv").open()))
