@@ -29,7 +29,7 @@ PARAMETERS = {  # as their checkpoints say
 @pytest.mark.slow
 @pytest.mark.parametrize("words", ["--only packed", "--without-sampling"])
 def test_each_way_trains_a_step(tmp_path, words):
-    command = [sys.executable, str(SCRIPT), *"--tiny --problems 2 --response 9 --out".split(), str(tmp_path)]
+    command = [sys.executable, str(SCRIPT), *["--tiny", "--problems", "2", "--response", "9", "--out"], str(tmp_path)]
     done = subprocess.run([*command, *words.split()], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = list(csv.DictReader((tmp_path / "step.csv").open()))
