@@ -86,6 +86,8 @@ class VLLMRolloutEngine:
             return {
                 "gpu_memory_utilization": recipe.rollout.vllm_gpu_memory_utilization,
                 "enable_sleep_mode": True,
+                # Every rollout has its adapter: graphs without one would double the time of the start for nothing.
+                "compilation_config": {"cudagraph_specialize_lora": False},
             }
         # A prompt read in pieces winds its request's random numbers back, which vLLM 0.31 cannot do on a CPU.
         longest = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
