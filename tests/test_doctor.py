@@ -146,3 +146,11 @@ def test_memory_that_does_not_suffice_comes_with_advice(gib, knob):
     checks = found(examine(recipe, memory_gib=gib))
     assert checks["memory, training"].status == "failure"
     assert any(knob in check.advice for check in checks.values()), checks
+
+
+@pytest.mark.parametrize(("vllm", "status"), [("0.27.1", "skipped"), ("0.31.0", "failure")])
+def test_newer_vllm_needs_a_plug_in_for_four_bits(monkeypatch, vllm, status):
+    recipe = load_recipe(CONFIGS / "geometry3k_qwen2_5_vl_3b_t4.yaml", {"rollout.engine": "vllm"})
+    monkeypatch.setattr(doctor, "_version", {"vllm": vllm}.get)
+    found = {check.name: check.status for check in doctor._packages(recipe)}
+    assert found["vllm-bnb-plugin"] == status

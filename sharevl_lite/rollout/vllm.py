@@ -201,6 +201,22 @@ def _check(policy: PackedPolicy, recipe: Recipe) -> None:
         ) from error
     check_frozen_vision(policy)
     check_recipe(recipe)
+    if recipe.model.load_in_4bit:
+        check_four_bits()
+
+
+def check_four_bits() -> None:
+    """Raises RolloutError where this vLLM reads no bitsandbytes weights: from 0.28 on a plug-in does."""
+    from vllm import __version__
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    if "bitsandbytes" not in QUANTIZATION_METHODS:
+        raise RolloutError(
+            f"model.load_in_4bit: vLLM {__version__} reads no weights in 4 bits without its plug-in; pip install "
+            "vllm-bnb-plugin, or choose rollout.engine: hf"
+        )
 
 
 def _launch_settings(device: str) -> dict[str, Any]:

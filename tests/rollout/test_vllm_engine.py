@@ -220,6 +220,16 @@ def test_a_run_trains_on_what_vllm_samples(tmp_path):
     assert steps[-1]["accuracy"] > steps[0]["accuracy"] + 0.2
 
 
+def test_four_bits_without_the_plug_in_are_refused():
+    from sharevl_lite.rollout.vllm import check_four_bits
+
+    if find_spec("vllm_bnb_plugin") is None:
+        with pytest.raises(RolloutError, match=r"reads no weights in 4 bits .* pip install vllm-bnb-plugin"):
+            check_four_bits()
+    else:
+        check_four_bits()
+
+
 def test_two_processes_with_an_engine_each_train_as_one(tmp_path):
     options = ["--rollout.engine=vllm", "--train.rollouts=2", "--train.problems_per_rollout=8"]
     options += ["--train.problems_per_update=4", "--data.eval=null", f"--output-dir={tmp_path}"]
