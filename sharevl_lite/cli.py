@@ -172,7 +172,7 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
     export = commands.add_parser(
         "export",
         help="a run as a model for transformers, vLLM, llama.cpp or the Hub",
-        usage="sharevl-lite export RUN --to DIR [--checkpoint best|last|N] [--format merged-16bit|lora|gguf] "
+        usage="sharevl-lite export RUN --to DIR [--checkpoint best|last|N] [--format merged-16bit|merged-4bit|lora|gguf] "
         "[--push-to-hub ORG/NAME] ...",
         description="Writes the model, reads it again from the disk and compares its tensors and logits with the base "
         "model and the adapter. Nothing appears under DIR unless that went well.",
@@ -189,9 +189,10 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     export.add_argument(
         "--format",
-        choices=("merged-16bit", "lora", "gguf"),
+        choices=("merged-16bit", "merged-4bit", "lora", "gguf"),
         default="merged-16bit",
         help="merged-16bit: the whole model, in the base's own names and precision (a float32 base stays float32); "
+        "merged-4bit: the same with its text layers in NF4, through bitsandbytes, on a CPU too; "
         "lora: the adapter; gguf: for llama.cpp, whose convert_hf_to_gguf.py is looked for in LLAMA_CPP_DIR and on "
         "the PATH",
     )
@@ -206,7 +207,8 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
         type=float,
         metavar="SHARE",
         help="largest error of the logits in units of what the adapter does to them (default: 0.01 for float32, 0.1 "
-        "for float16, 0.3 for bfloat16)",
+        "for float16, 0.3 for bfloat16); with merged-4bit the largest share of what the adapter does that the 4 bits "
+        "may lose (default: 0.7)",
     )
     export.add_argument(
         "--gguf-type",
