@@ -4,8 +4,8 @@ Two models whose weights differ by a little cannot be told apart in 16-bit arith
 as much. And a 7B model in float32 does not fit a workstation. So each layer's weights are widened while the layer runs,
 one layer at a time, and the memory stays that of the stored weights.
 
-Layers packed in 4 bits are unpacked in the same way, by bitsandbytes: its own forward pass computes in 16 bits on a GPU
-and, where the CPU has AVX-512 for bfloat16, repacks its weights for that and computes in 16 bits as well.
+Layers packed in 4 bits are unpacked in the same way. bitsandbytes' own forward pass computes in 16 bits on a GPU and,
+where the CPU has AVX-512 for bfloat16, repacks its weights for that and computes in 16 bits as well.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from .nf4 import unpack
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -38,10 +40,9 @@ def float32_arithmetic(model: nn.Module) -> Iterator[None]:
 
 def _unpack(layer: Any) -> Callable[[], None]:
     """Replaces the forward pass of one of bitsandbytes' 4-bit layers; returns what puts it back."""
-    from bitsandbytes.functional import dequantize_4bit
 
     def forward(inputs: Tensor) -> Tensor:
-        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+        weight = unpack(layer.weight.data, layer.weight.quant_state)
         return linear(inputs.float(), weight, None if layer.bias is None else layer.bias.float())
 
     before = layer.__dict__.get("forward")  # accelerate puts its own there

@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from . import nf4
 from .base import BaseModel, StoredTensor, read_tensor, stored_tensors
 from .errors import ExportError
 from .four_bit import packed_names, packing_of
@@ -137,22 +138,19 @@ def _check_names(base: BaseModel, found: Mapping[str, StoredTensor], packed: set
 
 def _check_weight(name: str, packed: Tensor, parts: Mapping[str, Tensor], wanted: Tensor, slack: float) -> float:
     """Compares one packed weight, block by block; returns its largest error in units of its block's largest weight."""
-    from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise, get_4bit_type
-
     state = _read_state(name, parts, wanted)
-    levels = get_4bit_type("nf4", device="cpu")
-    maxima = dequantize_blockwise(state.absmax, state.state2) + state.offset
-    nested = state.state2.absmax.repeat_interleave(state.state2.blocksize)[: len(maxima)]
+    middles = (nf4.levels()[1:] + nf4.levels()[:-1]) / 2
+    rough = state.state2.absmax.repeat_interleave(state.state2.blocksize)[: state.absmax.numel()]
     step = NESTED_SLACK * float(state.state2.code.sort().values.diff().max()) / 2
-    state.dtype = torch.float32
-    unpacked = _blocks(dequantize_4bit(packed, state), state.blocksize)
+    before_BS = nf4.in_blocks(wanted.float(), state.blocksize)
+    after_BS = nf4.in_blocks(nf4.unpack(packed, state), state.blocksize)
     worst = 0.0
-    pieces = (_blocks(wanted.float(), state.blocksize), unpacked, maxima[:, None], (step * nested)[:, None])
+    pieces = (before_BS, after_BS, nf4.maxima(state)[:, None], (step * rough)[:, None])
     for before, after, maximum, coarse in zip(*(piece.split(CHUNK) for piece in pieces), strict=True):
         a = before.abs().amax(dim=1, keepdim=True)
         lost = (maximum - a).abs()
         unit = a.clamp(min=torch.finfo(torch.float32).tiny)  # of a block of zeros
-        nearest = levels[torch.bucketize(before / unit, (levels[1:] + levels[:-1]) / 2)] * a
+        nearest = nf4.levels()[torch.bucketize(before / unit, middles)] * a
         error = (after - before).abs()
         right = (error <= (nearest - before).abs() + lost + slack * a) & (lost <= coarse + slack * a)
         if not bool(right.all()):
@@ -165,27 +163,24 @@ def _check_weight(name: str, packed: Tensor, parts: Mapping[str, Tensor], wanted
 
 
 def _read_state(name: str, parts: Mapping[str, Tensor], wanted: Tensor) -> Any:
-    from bitsandbytes.functional import QuantState, get_4bit_type
+    from bitsandbytes.functional import QuantState
 
     try:
         state = QuantState.from_dict(dict(parts), device=torch.device("cpu"))
     except (AssertionError, KeyError, ValueError, AttributeError) as error:
-        raise ExportError(f"the export's {name}: what bitsandbytes stores beside it cannot be read ({error})") from error
+        raise ExportError(
+            f"the export's {name}: what bitsandbytes stores beside it cannot be read ({error})"
+        ) from error
     odd = {
         "shape": tuple(state.shape) != tuple(wanted.shape),
         "type": state.dtype != wanted.dtype,
-        "levels": not torch.allclose(state.code, get_4bit_type("nf4", device="cpu"), rtol=0.0, atol=1e-6),
+        "levels": not torch.allclose(state.code, nf4.levels(), rtol=0.0, atol=1e-6),
         "block size": state.blocksize != 64 or state.state2.blocksize != 256,
     }
     if any(odd.values()):
         wrong = ", ".join(what for what, is_odd in odd.items() if is_odd)
         raise ExportError(f"the export's {name} is packed with another {wrong} than NF4 of its merged weight")
     return state
-
-
-def _blocks(weight: Tensor, size: int) -> Float[Tensor, "B size"]:
-    flat = weight.flatten()
-    return torch.nn.functional.pad(flat, (0, -len(flat) % size)).view(-1, size)
 
 
 def check_effect(
@@ -218,7 +213,8 @@ def compare_effects(
     export: Sequence[Logits],
     allowed: float,
 ) -> Effect:
-    """The figures. Raises ExportError where logits are not finite, without an effect, and where more than `allowed` of the effect is lost."""
+    """The figures. Raises ExportError without an effect, and where more than `allowed` of it is lost or logits are not
+    finite."""
     plain, whole, plain4, found = (torch.cat(list(part)).double() for part in (base, merged, base_packed, export))
     if not bool(found.isfinite().all()):
         raise ExportError("the export's logits are not finite")

@@ -91,8 +91,9 @@ def test_logits_are_those_of_the_unpacked_weights_in_float32(packed):
 
 @pytest.mark.parametrize(("family", "dtype"), [("qwen2_5_vl", torch.bfloat16), ("qwen3_vl", torch.float16)])
 def test_both_families_in_sixteen_bits(tiny_run, export, tmp_path, family, dtype):
-    run, base = tiny_run(family, dtype, tied=True, strength=0.3)
-    export(run, tmp_path / "out", *FOUR, "--max-shard-size", "0.1MB")
+    run, base = tiny_run(family, dtype, tied=True, strength=0.6)
+    # Random models answer wildly: what is looked at here are the tensors.
+    export(run, tmp_path / "out", *FOUR, "--max-shard-size", "0.1MB", "--tolerance", "0.95")
     before, after = tensors_of(base), tensors_of(tmp_path / "out")
     names = {name.removesuffix(".absmax") for name in after if name.endswith("weight.absmax")}
     assert names == {name for name in before if "_proj.weight" in name and "visual" not in name}
@@ -222,7 +223,9 @@ def test_what_is_lost_is_a_share_of_the_effect():
     noise = 3 * torch.randn(50, 20, generator=draw)  # NF4's own, of base and export alike
 
     def lost(found, allowed=0.7):
-        found = verify_four_bit.compare_effects([base], [base + effect], [base + noise], [base + noise + found], allowed)
+        found = verify_four_bit.compare_effects(
+            [base], [base + effect], [base + noise], [base + noise + found], allowed
+        )
         return found.lost
 
     assert lost(effect) == pytest.approx(0.0, abs=1e-6)
