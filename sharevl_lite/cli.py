@@ -172,8 +172,8 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
     export = commands.add_parser(
         "export",
         help="a run as a model for transformers, vLLM, llama.cpp or the Hub",
-        usage="sharevl-lite export RUN --to DIR [--checkpoint best|last|N] [--format merged-16bit|merged-4bit|lora|gguf] "
-        "[--push-to-hub ORG/NAME] ...",
+        usage="sharevl-lite export RUN --to DIR [--checkpoint best|last|N] "
+        "[--format merged-16bit|merged-4bit|lora|gguf] [--push-to-hub ORG/NAME] ...",
         description="Writes the model, reads it again from the disk and compares its tensors and logits with the base "
         "model and the adapter. Nothing appears under DIR unless that went well.",
         allow_abbrev=False,

@@ -95,8 +95,8 @@ def _introduction(source: Source, base: BaseModel, kind: str) -> str:
     model, share = source.recipe.model, source.recipe.share
     what = {
         "merged-16bit": "the adapter merged into the base model's weights, in their own layout and precision",
-        "merged-4bit": "the adapter merged into the base model's weights, and the text layers of the merged model packed "
-        "in 4 bits (NF4 with double quantisation); the vision tower and the head are not",
+        "merged-4bit": "the adapter merged into the base model's weights, and the text layers of the merged model "
+        "packed in 4 bits (NF4 with double quantisation); the vision tower and the head are not",
         "lora": "the adapter in PEFT's form, with the base model's processor beside it",
         "gguf": "the adapter merged into the base model's weights and converted to GGUF",
     }[kind]

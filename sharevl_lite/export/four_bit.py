@@ -51,8 +51,8 @@ def stored_type(base: BaseModel) -> torch.dtype:
     kinds = sorted({tensor.dtype for tensor in base.tensors.values()})
     if len(kinds) > 1 or kinds[0] not in TYPES:
         raise ExportError(
-            f"{base.name}: stores weights as {', '.join(kinds)}; 4 bits are made of float32, float16 or bfloat16 alone. "
-            "Export with --format merged-16bit"
+            f"{base.name}: stores weights as {', '.join(kinds)}; 4 bits are made of one of float32, float16 and "
+            "bfloat16. Export with --format merged-16bit"
         )
     return TYPES[kinds[0]]
 

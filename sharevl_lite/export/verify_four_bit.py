@@ -155,8 +155,8 @@ def _check_weight(name: str, packed: Tensor, parts: Mapping[str, Tensor], wanted
         right = (error <= (nearest - before).abs() + lost + slack * a) & (lost <= coarse + slack * a)
         if not bool(right.all()):
             raise ExportError(
-                f"the export's {name} is not its merged weight in NF4: off by up to {float((error / unit).max()):.3g} of "
-                "the largest weight of a block, where the nearest level and the rounding of the maximum explain less"
+                f"the export's {name} is not its merged weight in NF4: off by up to {float((error / unit).max()):.3g} "
+                "of the largest weight of a block, where the nearest level and the rounding of the maximum explain less"
             )
         worst = max(worst, float((error / unit).max()))
     return worst

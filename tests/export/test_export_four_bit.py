@@ -231,7 +231,7 @@ def test_what_is_lost_is_a_share_of_the_effect():
     assert lost(effect) == pytest.approx(0.0, abs=1e-6)
     assert lost(0.5 * effect) == pytest.approx(0.5, abs=1e-6)
     for nothing in (0 * effect, other, torch.full_like(effect, torch.nan)):
-        with pytest.raises(ExportError, match="lost in 4 bits|not finite"):
+        with pytest.raises(ExportError, match=r"lost in 4 bits|not finite"):
             lost(nothing, allowed=0.99)
     with pytest.raises(ExportError, match="does nothing to the logits"):
         verify_four_bit.compare_effects([base], [base], [base], [base], 0.7)
