@@ -86,12 +86,13 @@ def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
         say("it was trained against 4-bit weights and is merged into, and compared with, the 16-bit ones")
     with published(settings.to) as folder:
         where = settings.push_to_hub or settings.to.name
-        if converter is not None:
+        if settings.kind == "gguf":
             checks = _write_gguf(settings, source, base, folder, converter)
         elif settings.kind == "lora":
             checks = _write_adapter(settings, source, base, folder)
         elif settings.kind == "merged-4bit":
-            checks = _write_four_bits(settings, source, base, folder)
+            write = _write_four_bits if settings.saver == "own" else _write_four_bits_with_unsloth
+            checks = write(settings, source, base, folder)
         else:
             checks = _write_merged(settings, source, base, folder).checks
         title = settings.push_to_hub or f"{source.recipe.name} ({settings.kind})"
@@ -115,23 +116,34 @@ class Merged:
 
 
 def _find_programs(settings: Settings) -> Path | None:
-    """What a format needs beside this program; returns llama.cpp's converter. Raises ExportError, before anything is
-    written."""
+    """What a format needs beside this program; returns llama.cpp's converter, where we run it ourselves.
+
+    Raises ExportError, before anything is written.
+    """
     if settings.kind == "merged-4bit":
         four_bit.require_bitsandbytes()
+    if (settings.kind, settings.saver) == ("gguf", "unsloth"):
+        from .unsloth import require_llama_cpp
+
+        require_llama_cpp()
+        return None
     return gguf.find_converter() if settings.kind == "gguf" else None
 
 
-def _write_merged(settings: Settings, source: Source, base: BaseModel, folder: Path) -> Merged:
+def _write_merged(settings: Settings, source: Source, base: BaseModel, folder: Path, name: str = "") -> Merged:
+    """Merges and verifies; Unsloth, which does both in one, writes GGUF files of this name beside `folder` as well."""
     changes = read_adapter(source.adapter, base)
     tolerance = verify.tolerance_of(base) if settings.tolerance is None else settings.tolerance
     steps = 0.5 if settings.saver == "own" else 2.0  # a GPU's matrix products may be coarser than float32's
     if settings.saver == "own":
         write_merged(base, changes, folder, settings.max_shard_bytes)
     else:
-        from .unsloth import save_merged
+        from . import unsloth
 
-        save_merged(source, base, folder)
+        if settings.kind == "gguf":
+            unsloth.save_gguf(source, base, folder, name, settings.gguf_type)
+        else:
+            unsloth.save_merged(source, base, folder)
     verify.check_files(base, folder)
     verify.check_tensors(base, folder)
     probes = find_probes(source, settings.prompts)
@@ -153,12 +165,39 @@ def _write_four_bits(settings: Settings, source: Source, base: BaseModel, folder
     merged.mkdir()
     whole = _write_merged(replace(settings, tolerance=None), source, base, merged)
     four_bit.pack(merged, base, folder, settings.max_shard_bytes)
-    verify.check_files(base, folder, four_bit.COPIED_BESIDE)
+    verify.check_files(base, folder, four_bit.SAME)
     tensors = stored_tensors(merged)
     packed = verify_four_bit.check_packed(base, folder, lambda name: read_tensor(tensors[name], name))
     effect = verify_four_bit.check_effect(whole.expected, whole.logits, source, whole.probes, base, folder, lost)
     shutil.rmtree(merged)
     return [*(f"before the quantisation: {check}" for check in whole.checks), packed.sentence(), effect.sentence()]
+
+
+def _write_four_bits_with_unsloth(settings: Settings, source: Source, base: BaseModel, folder: Path) -> list[str]:
+    from . import unsloth
+
+    changes = read_adapter(source.adapter, base)
+    if others := sorted(changes.keys() - four_bit.packed_names(base)):
+        raise ExportError(
+            f"--saver unsloth --format merged-4bit: the adapter changes {others[0]}, which stays in 16 bits; leave "
+            "--saver unsloth out"
+        )
+    unsloth.save_four_bits(source, base, folder)
+    verify.check_files(base, folder, four_bit.SAME)
+    packed = verify_four_bit.check_packed(
+        base,
+        folder,
+        lambda name: unsloth.weights_before_packing(base, changes, name),
+        slack=verify_four_bit.ROUNDING + unsloth.slack_of(base),
+    )
+    probes = find_probes(source, settings.prompts)
+    expected = verify.expect(base, source, probes)
+    lost = verify_four_bit.LOST if settings.tolerance is None else settings.tolerance
+    effect = verify_four_bit.check_effect(expected, expected.adapted, source, probes, base, folder, lost)
+    return [
+        f"packed by Unsloth, which adds ΔW to {len(changes)} weights that were packed before: {packed.sentence()}",
+        effect.sentence(),
+    ]
 
 
 def _write_adapter(settings: Settings, source: Source, base: BaseModel, folder: Path) -> list[str]:
@@ -178,12 +217,13 @@ def _write_adapter(settings: Settings, source: Source, base: BaseModel, folder: 
     return [verify.check_logits(expected, source, probes, folder, tolerance, base).sentence()]
 
 
-def _write_gguf(settings: Settings, source: Source, base: BaseModel, folder: Path, converter: Path) -> list[str]:
+def _write_gguf(settings: Settings, source: Source, base: BaseModel, folder: Path, converter: Path | None) -> list[str]:
     merged = folder / "merged"
     merged.mkdir()
-    checks = [f"before the conversion: {check}" for check in _write_merged(settings, source, base, merged).checks]
     name = re.sub(r"[^A-Za-z0-9._-]", "-", (settings.push_to_hub or settings.to.name).rpartition("/")[2])
-    gguf.convert(converter, merged, folder, name, settings.gguf_type)
+    checks = [f"before the conversion: {check}" for check in _write_merged(settings, source, base, merged, name).checks]
+    if converter is not None:
+        gguf.convert(converter, merged, folder, name, settings.gguf_type)
     checks.append(gguf.check_gguf(folder, merged, read_adapter(source.adapter, base)))
     shutil.rmtree(merged)
     return checks
@@ -196,7 +236,7 @@ def _needed(settings: Settings, source: Source, base: BaseModel) -> int:
         )
     weights = sum(tensor.nbytes for tensor in base.tensors.values())
     if settings.kind == "merged-4bit":
-        return weights + four_bit.size_of(base)
+        return four_bit.size_of(base) + (weights if settings.saver == "own" else 0)
     return weights if settings.kind == "merged-16bit" else int(weights * (1 + gguf.WIDTHS[settings.gguf_type]))
 
 

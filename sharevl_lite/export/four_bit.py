@@ -13,6 +13,7 @@ bitsandbytes packs on a CPU too. One weight is in memory beside the packed model
 
 from __future__ import annotations
 
+import json
 import logging
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +28,8 @@ from .base import PROCESSING, BaseModel
 from .errors import ExportError
 from .merge import copy_files
 
-COPIED_BESIDE = (*PROCESSING, "generation_config.json")
-"""The base's files beside packed weights: its `config.json` gains what they are packed as."""
+SAME = (*PROCESSING, "generation_config.json")
+"""The base's files that are the same beside packed weights; `config.json` gains a section."""
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits of a packed weight: itself, and its shares of its block's maximum and of the maxima's block."""
@@ -85,6 +86,14 @@ def pack(merged: Path, base: BaseModel, folder: Path, max_shard_bytes: int) -> N
     """Writes the merged checkpoint of `merged` in 4 bits, and the base's other files. Raises ExportError."""
     with verify.loaded(merged, "the merged model", packing=packing_of(base)) as (model, _):
         model.save_pretrained(str(folder), max_shard_size=max_shard_bytes)
-    copy_files(base, folder, COPIED_BESIDE)
+    copy_beside(base, folder)
+
+
+def copy_beside(base: BaseModel, folder: Path) -> None:
+    """The base's other files, over those written with the weights; its `config.json` says how they are packed."""
+    copy_files(base, folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["quantization_config"] = packing_of(base).to_dict()
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     for file in folder.glob("*.safetensors"):
         file.chmod((folder / "config.json").stat().st_mode)  # safetensors' own is for the user alone

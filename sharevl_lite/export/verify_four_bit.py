@@ -49,7 +49,7 @@ ROUNDING = 1e-5
 """Slack in units of a block's largest weight: w / a in float32 (1e-7), and levels written with seven digits."""
 NESTED_SLACK = 1.02
 """Over half the widest gap of the maxima's levels: they are looked up in a table, not compared with each."""
-CHUNK = 2**16
+CHUNK = 2**12
 """Blocks that are compared at a time."""
 
 Weights = Callable[[str], Float[Tensor, "O I"]]
