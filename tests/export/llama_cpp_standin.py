@@ -13,7 +13,6 @@ import gguf
 from safetensors.numpy import load_file
 
 
-
 class ModelBase:
     """Unsloth reads from such classes, without running them, which models the converter knows."""
 

@@ -31,18 +31,18 @@ def long_run(small_run, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def packed(long_run, tmp_path_factory):
-    """Its export in 4 bits, and what it was packed from. Copy the first to change it."""
+    """Its export in 4 bits, what it was packed from, and what was said. Copy the first to change it."""
     folder = tmp_path_factory.mktemp("packed")
-    command.export(command.Settings(run=long_run, to=folder / "digits", kind="merged-4bit"), say=lambda _: None)
+    said = []
+    command.export(command.Settings(run=long_run, to=folder / "digits", kind="merged-4bit"), say=said.append)
     base = find_base("builtin:digits-vl")
     (folder / "merged").mkdir()
     write_merged(base, read_adapter(long_run / "adapter", base), folder / "merged", 10**9)
-    return folder / "digits", folder / "merged"
+    return folder / "digits", folder / "merged", "\n".join(said)
 
 
-def test_a_merged_model_in_four_bits(long_run, export, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out"
-    said = export(long_run, out, *FOUR, "--prompts", "4")
+def test_a_merged_model_in_four_bits(packed, monkeypatch, capsys):
+    out, _, said = packed
     assert {path.name for path in out.iterdir()} == {
         *{path.name for path in find_base("builtin:digits-vl").files()},
         "model.safetensors",
