@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import textwrap
@@ -17,6 +18,8 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 done, 2 a mistake in what was asked, 130 interrupted."""
     _be_kind_to_shared_cores()
+    # Imported by PEFT, it says at every start on some CPUs that it found no other kernel for 4 bits on the Hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)
     if options.command is None:
@@ -197,9 +200,18 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
         "the PATH",
     )
     export.add_argument("--base", metavar="MODEL", help="the base model, where the recipe's has moved or is quantised")
-    export.add_argument("--saver", choices=("own", "unsloth"), default="own", help="who merges; unsloth needs a GPU")
     export.add_argument(
-        "--max-shard-size", metavar="SIZE", default="5GB", help="largest file of weights (default: 5GB)"
+        "--saver",
+        choices=("own", "unsloth"),
+        default="own",
+        help="who merges, packs in 4 bits or writes GGUF files; the checks are the same. unsloth needs a GPU, for gguf "
+        "a built llama.cpp in LLAMA_CPP_DIR, and fetches none",
+    )
+    export.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        default="5GB",
+        help="largest file of weights that our own saver writes (default: 5GB)",
     )
     export.add_argument("--prompts", type=int, default=4, help="prompts of the run to compare logits on (default: 4)")
     export.add_argument(

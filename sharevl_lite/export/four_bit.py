@@ -14,7 +14,6 @@ bitsandbytes packs on a CPU too. One weight is in memory beside the packed model
 from __future__ import annotations
 
 import json
-import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,6 @@ def require_bitsandbytes() -> None:
         raise ExportError(
             "--format merged-4bit needs bitsandbytes, on a CPU too: pip install bitsandbytes, or choose another format"
         )
-    # It says on some CPUs that a kernel for its own forward pass is not there; that pass is not used here.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def stored_type(base: BaseModel) -> torch.dtype:

@@ -223,9 +223,9 @@ def compare_effects(
     lost = rms(in_four_bits - effect) / rms(effect)
     if not lost <= allowed:
         raise ExportError(
-            f"the adapter's effect is lost in 4 bits: it moves the logits by {rms(effect):.3g} (root mean square), in "
-            f"4 bits by {rms(in_four_bits):.3g} in other directions, {lost:.1%} of the effect is lost where "
-            f"{allowed:.0%} is allowed. What was learned is smaller than NF4's rounding: train longer, export with "
-            "--format merged-16bit or lora, or allow more with --tolerance"
+            f"the adapter's effect is lost in 4 bits: it moves the logits by {rms(effect):.3g} (root mean square), "
+            f"between base and export in 4 bits they move by {rms(in_four_bits):.3g}, and in another way: {lost:.1%} "
+            f"of the effect is lost where {allowed:.0%} is allowed. What was learned is too small for NF4's rounding: "
+            "train longer, export with --format merged-16bit or lora, or allow more with --tolerance"
         )
     return Effect(rms(effect), rms(in_four_bits), lost, rms(found - whole), allowed)

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from export_files import scale_adapter, tensors_of
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from test_export_command import run_snippet
 from transformers import AutoModelForImageTextToText
@@ -13,9 +14,11 @@ from sharevl_lite.cli import main
 from sharevl_lite.export import command, four_bit, verify_four_bit
 from sharevl_lite.export.adapter import read_adapter
 from sharevl_lite.export.arithmetic import float32_arithmetic
-from sharevl_lite.export.base import find_base, read_tensor, stored_tensors
+from sharevl_lite.export.base import BaseModel, find_base, read_tensor, stored_tensors
+from sharevl_lite.export.card import write_card
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.export.merge import write_merged
+from sharevl_lite.export.source import find_source
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 FOUR = ("--format", "merged-4bit")
@@ -253,3 +256,12 @@ def test_a_base_of_several_types_is_refused(tiny_run, export, tmp_path):
 def test_an_export_in_four_bits_is_no_base(long_run, packed, tmp_path, capsys):
     assert main(["export", str(long_run), "--to", str(tmp_path / "out"), "--base", str(packed[0])]) == 2
     assert "its weights are quantised themselves (bitsandbytes)" in capsys.readouterr().err
+
+
+def test_the_card_calls_it_a_quantisation_of_its_base(long_run, tmp_path):
+    base = BaseModel("maker/base", find_base("builtin:digits-vl").folder, "a" * 40)
+    source = find_source(long_run, "last")
+    write_card(tmp_path, source, base, "merged-4bit", title="four", where="me/four", checks=["checked"])
+    front = ModelCard.load(tmp_path / "README.md").data.to_dict()
+    assert (front["base_model"], front["base_model_relation"]) == ("maker/base", "quantized")
+    assert front["library_name"] == "transformers"
