@@ -107,11 +107,8 @@ def _introduction(source: Source, base: BaseModel, kind: str) -> str:
         f"{share.num_variants} variants of each question x {share.num_responses} responses, seed {source.recipe.seed}."
     )
     if model.load_in_4bit:
-        here = (
-            "was merged into the 16-bit weights before they were packed"
-            if kind == "merged-4bit"
-            else ("goes with 16-bit weights here")
-        )
+        packed = kind == "merged-4bit"
+        here = "went into 16-bit weights before they were packed" if packed else "goes with 16-bit weights here"
         text += (
             f"\n\nThe adapter was trained against the base model in 4 bits (NF4) and {here}: "
             "they differ from the trained model by what the quantisation changed."

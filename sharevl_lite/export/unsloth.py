@@ -14,6 +14,7 @@ Our savers take the adapters of an Unsloth run as well: they are PEFT's, under t
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def save_gguf(source: Source, base: BaseModel, merged: Path, name: str, kind: st
     """
     merged = merged.absolute()
     if kind == "auto":
-        kind = "bf16" if four_bit.stored_type(base) == torch.bfloat16 else "f16"
+        kind = "bf16" if any(tensor.dtype == "BF16" for tensor in base.tensors.values()) else "f16"
     with _adapted(source, base) as (model, processor), contextlib.chdir(merged.parent):  # it converts into this folder
         written = model.save_pretrained_gguf(
             str(merged), processor, quantization_method=kind, merge_is_disposable=False, safe_serialization=None
@@ -115,8 +116,8 @@ def save_gguf(source: Source, base: BaseModel, merged: Path, name: str, kind: st
             )
         text[0].rename(merged.parent / f"{name}.gguf")
         vision[0].rename(merged.parent / f"mmproj-{name}.gguf")
-        with contextlib.suppress(OSError):
-            files[0].parent.rmdir()
+        if files[0].parent != merged.parent:
+            shutil.rmtree(files[0].parent)  # a Modelfile for Ollama may lie there, with the old names in it
     copy_files(base, merged)
 
 

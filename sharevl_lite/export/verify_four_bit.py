@@ -138,7 +138,7 @@ def _check_names(base: BaseModel, found: Mapping[str, StoredTensor], packed: set
 
 def _check_weight(name: str, packed: Tensor, parts: Mapping[str, Tensor], wanted: Tensor, slack: float) -> float:
     """Compares one packed weight, block by block; returns its largest error in units of its block's largest weight."""
-    state = _read_state(name, parts, wanted)
+    state = _read_state(name, packed, parts, wanted)
     middles = (nf4.levels()[1:] + nf4.levels()[:-1]) / 2
     rough = state.state2.absmax.repeat_interleave(state.state2.blocksize)[: state.absmax.numel()]
     step = NESTED_SLACK * float(state.state2.code.sort().values.diff().max()) / 2
@@ -162,7 +162,7 @@ def _check_weight(name: str, packed: Tensor, parts: Mapping[str, Tensor], wanted
     return worst
 
 
-def _read_state(name: str, parts: Mapping[str, Tensor], wanted: Tensor) -> Any:
+def _read_state(name: str, packed: Tensor, parts: Mapping[str, Tensor], wanted: Tensor) -> Any:
     from bitsandbytes.functional import QuantState
 
     try:
@@ -176,11 +176,22 @@ def _read_state(name: str, parts: Mapping[str, Tensor], wanted: Tensor) -> Any:
         "type": state.dtype != wanted.dtype,
         "levels": not torch.allclose(state.code, nf4.levels(), rtol=0.0, atol=1e-6),
         "block size": state.blocksize != 64 or state.state2.blocksize != 256,
+        "number of values": _sizes(packed, state) != _sizes_of(wanted.numel()),
     }
     if any(odd.values()):
         wrong = ", ".join(what for what, is_odd in odd.items() if is_odd)
         raise ExportError(f"the export's {name} is packed with another {wrong} than NF4 of its merged weight")
     return state
+
+
+def _sizes(packed: Tensor, state: Any) -> tuple[int, ...]:
+    """Of a packed weight, its blocks' maxima, their levels, and the maxima of those."""
+    return packed.numel(), state.absmax.numel(), state.state2.code.numel(), state.state2.absmax.numel()
+
+
+def _sizes_of(weights: int) -> tuple[int, ...]:
+    blocks = -(-weights // 64)
+    return -(-weights // 2), blocks, 256, -(-blocks // 256)
 
 
 def check_effect(

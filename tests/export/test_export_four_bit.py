@@ -145,6 +145,7 @@ DAMAGES = {
     "all maxima": (change(".nested_absmax", lambda t: 1.2 * t), f"{Q} is not its merged weight in NF4"),
     "not a number": (change(".nested_absmax", lambda t: t * torch.nan), f"{Q} is not its merged weight in NF4"),
     "other levels": (change(".quant_map", lambda t: t.flip(0)), f"{Q} is packed with another levels"),
+    "half of the maxima": (change(".absmax", lambda t: t[: len(t) // 2].clone()), "another number of values"),
     "a state that cannot be read": (change(f".{verify_four_bit.STATE}", lambda t: t[:40]), "cannot be read"),
     "the base's weight": (forget_the_adapter, f"{Q} is not its merged weight in NF4"),
     "a weight left as it was": (unpack, f"packs other weights than the text layers': - are packed, {Q} are not"),
