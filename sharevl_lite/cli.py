@@ -207,6 +207,11 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="who merges, packs in 4 bits or writes GGUF files; the checks are the same. unsloth needs a GPU, for gguf "
         "a built llama.cpp in LLAMA_CPP_DIR, and fetches none",
     )
+    _add_export_details(export)
+    export.set_defaults(run=_export)
+
+
+def _add_export_details(export: _Parser) -> None:
     export.add_argument(
         "--max-shard-size",
         metavar="SIZE",
@@ -232,7 +237,6 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--push-to-hub", metavar="ORG/NAME", help="upload it, with the token of HF_TOKEN or hf auth login"
     )
     export.add_argument("--private", action="store_true", help="create the repository as a private one")
-    export.set_defaults(run=_export)
 
 
 def _add_view(commands: Any) -> None:

@@ -48,7 +48,7 @@ PARTS = (STATE, "absmax", "quant_map", "nested_absmax", "nested_quant_map")
 ROUNDING = 1e-5
 """Slack in units of a block's largest weight: w / a in float32 (1e-7), and levels written with seven digits."""
 NESTED_SLACK = 1.02
-"""Over half the widest gap of the maxima's levels: they are looked up in a table, not compared with each."""
+"""In units of half the widest gap between the levels of the maxima; seen are up to 1.0007."""
 CHUNK = 2**12
 """Blocks that are compared at a time."""
 
