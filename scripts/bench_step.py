@@ -5,14 +5,17 @@
 Builds a random model in the shape of Qwen2.5-VL-3B (real sizes, the shipped tokenizer) and problems with an image of
 1,024 tokens. A random model's answers are never right and seldom end, so the reward is a coin that depends on the
 tokens, and every response has its full length. Each way is the trainer of `sharevl-lite train`, one step of two
-problems to warm up and one that counts; ways with one loader and one sampler share both, in a process of their own.
-Ways that need what is not installed are lines that say so.
+problems to warm up and one that counts; ways with one loader and one sampler share both, in a process of their own
+(`step_worker.py`). Ways that need what is not installed are lines that say so.
 
 - baseline: transformers + PEFT, every pair with its own copy of the prompt, four of them in a pass (without padding),
   vLLM samples.
 - packed: the same, packed rows.
 - ours: packed rows on Unsloth's model, vLLM samples.
 - hf: packed rows, transformers samples as well (not by default).
+
+`--without-sampling` makes the responses up instead: scores and updates alone, without the minutes that vLLM takes to
+start.
 
 `--tiny` takes the shipped 1.9M-parameter model, short prompts and transformers only: it tries the script on a CPU.
 """
@@ -26,8 +29,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
 from itertools import groupby
@@ -35,16 +38,11 @@ from pathlib import Path
 from typing import Any
 
 from sharevl_lite.policy.unsloth import import_unsloth
-from sharevl_lite.recipes import load_recipe
 
 SIDE = 896
 """Pixels along an image: 32 x 32 tokens of 28 x 28 pixels."""
 PROMPT = 1200
 """Bound of a prompt in tokens: the image and about 60 tokens of text."""
-PASS = 4
-"""Pairs of one pass of the baseline."""
-WARM_UP = 2
-"""Problems of the step that does not count."""
 MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
 GOAL = 3.0
 COIN = """
@@ -68,7 +66,7 @@ class Way:
     @property
     def needs(self) -> list[str]:
         """Packages besides those of the project."""
-        return [package for package in (self.engine, self.loader) if package != "hf"]
+        return [package for package in (self.engine, self.loader) if package in ("vllm", "unsloth")]
 
 
 WAYS = (Way("baseline", separate=True), Way("packed"), Way("ours", loader="unsloth"), Way("hf", engine="hf"))
@@ -80,11 +78,10 @@ TINY_WAYS = (Way("baseline", engine="hf", separate=True), Way("packed", engine="
 
 
 def build_model(folder: Path, layers: int | None) -> None:
-    """Writes a random model of real size with the shipped processor; in bfloat16, on the GPU."""
-    import torch
-    from random_models import write_random_model
-
-    write_random_model(MODEL, folder, dtype=torch.bfloat16, layers=layers)
+    """Writes a random model of real size; in a process of its own, which leaves nothing on the GPU."""
+    script = Path(__file__).with_name("random_models.py")
+    words = [] if layers is None else [f"--layers={layers}"]
+    subprocess.run([sys.executable, str(script), MODEL, str(folder), *words], check=True)
 
 
 def build_data(folder: Path, problems: int) -> Path:
@@ -135,78 +132,6 @@ def recipe(folder: Path, options: argparse.Namespace) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- one process: a loader and a sampler
-
-
-def work(names: list[str], file: Path, options: argparse.Namespace) -> None:
-    """Measures these ways, which share loader and sampler; prints a line of JSON for each."""
-    ways = [way for way in (TINY_WAYS if options.tiny else WAYS) if way.name in names]
-    shared = load_recipe(file, {"model.loader": ways[0].loader, "rollout.engine": ways[0].engine})
-    if shared.model.loader == "unsloth":
-        import_unsloth()
-    from rich.console import Console
-
-    from sharevl_lite import trainer
-    from sharevl_lite.collect import Collector
-    from sharevl_lite.engines import load_policy_of, make_engine
-    from sharevl_lite.intake import fit_prompts, read_sources
-    from sharevl_lite.learn import Learner
-    from sharevl_lite.metrics_log import MetricsLog, read
-    from sharevl_lite.policy.prompts import PromptEncoder
-    from sharevl_lite.rewards import RewardScorer
-    from sharevl_lite.share import SegmentGroup
-    from sharevl_lite.store import RolloutStore
-
-    class SeparateLearner(Learner):
-        """A prompt for every pair, as without packing."""
-
-        def _groups(self, numbers: Sequence[int]) -> list[SegmentGroup]:
-            return [group for number in numbers for group in super(SeparateLearner, self)._groups([number])]
-
-    policy = load_policy_of(shared)
-    encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index, shared.data.prompt_template)
-    problems = fit_prompts(shared, read_sources(shared).train, encoder, Console(stderr=True))
-    engine = make_engine(shared, policy, max_images=2)
-    length = PASS * (shared.data.max_prompt_length + shared.rollout.max_completion_length)
-    with RewardScorer(shared.reward, Path()) as scorer:
-        for way in ways:
-            for kind, count in (("warm-up", WARM_UP), ("step", options.problems)):
-                step = load_recipe(
-                    file,
-                    {
-                        "name": f"{way.name}-{kind}",
-                        "model.loader": way.loader,
-                        "rollout.engine": way.engine,
-                        "train.problems_per_rollout": count,
-                        "train.problems_per_update": count,
-                        **({"train.token_budget": length} if way.separate else {}),
-                    },
-                )
-                forget_peak()
-                trainer.Learner = SeparateLearner if way.separate else Learner
-                log = MetricsLog(step.run_dir / "metrics.jsonl")
-                step.run_dir.mkdir(parents=True)
-                trainer.ShareGRPOTrainer(
-                    step,
-                    policy,
-                    problems,
-                    Collector(step, encoder, engine, scorer),
-                    store=RolloutStore(step.run_dir),
-                    metrics_log=log,
-                ).train()
-                record = json.dumps({"way": way.name, **read(log.path)[-1]})
-                print(record, file=sys.stderr if kind == "warm-up" else sys.stdout, flush=True)
-    engine.close()
-
-
-def forget_peak() -> None:
-    """Peaks of memory count from here."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
 # ---------------------------------------------------------------- all ways
 
 
@@ -249,6 +174,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def chosen(options: argparse.Namespace) -> list[Way]:
+    """The ways that are asked for."""
+    ways = [way for way in (TINY_WAYS if options.tiny else WAYS) if way.name in options.only]
+    return [replace(way, engine="random") for way in ways] if options.without_sampling else ways
+
+
 def parse() -> argparse.Namespace:
     """The command's options."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
@@ -258,6 +189,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vllm-share", type=float, default=0.3, help="vLLM's share of the GPU (default: 0.3)")
     parser.add_argument("--layers", type=int, help="fewer layers than the real model, to try the script on a GPU")
     parser.add_argument("--tiny", action="store_true", help="the shipped model, on any device")
+    parser.add_argument("--without-sampling", action="store_true", help="made-up responses: scores and updates alone")
     parser.add_argument("--only", nargs="+", metavar="WAY", default=DEFAULT, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder of the CSV and the logs")
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
@@ -268,7 +200,12 @@ def main() -> int:
     """Prints a line per way and writes the CSV."""
     options = parse()
     if options.work:
-        work(options.work[1:], Path(options.work[0]), options)
+        ways = [way for way in chosen(options) if way.name in options.work[1:]]
+        if ways[0].loader == "unsloth":
+            import_unsloth()
+        from step_worker import work
+
+        work(ways, Path(options.work[0]), options.problems)
         return 0
     where = versions()
     if not options.tiny and where["device"] == "cpu":
@@ -277,7 +214,7 @@ def main() -> int:
     print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="sharevl-bench-"))
-    ways = [way for way in (TINY_WAYS if options.tiny else WAYS) if way.name in options.only]
+    ways = chosen(options)
     results: dict[str, dict[str, Any] | str] = {}
     try:
         with (options.out / "step.csv").open("w", newline="") as sheet:

@@ -1,10 +1,13 @@
 """Random models in the sizes of published ones, for benchmarks on machines that have no checkpoints.
 
+    python scripts/random_models.py Qwen/Qwen2.5-VL-3B-Instruct FOLDER [--layers 2]
+
 The tokenizer and the processor are those of the shipped model; its token ids are in every vocabulary.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +45,12 @@ def write_random_model(name: str, folder: Path, *, dtype: torch.dtype, layers: i
     processor = AutoProcessor.from_pretrained(resolve_model_path(SHIPPED))
     processor.image_processor.patch_size = model.config.vision_config.patch_size
     processor.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("name", choices=PUBLISHED)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, help="fewer layers than the real model")
+    options = parser.parse_args()
+    write_random_model(options.name, options.folder, dtype=torch.bfloat16, layers=options.layers)

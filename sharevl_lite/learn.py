@@ -1,8 +1,10 @@
 """The second half of a step: scoring pairs in packed rows, and the loss of an update.
 
 An update's rows are planned once and used for the old log-probs and for every epoch over them, so that with an
-unchanged policy the ratio is exactly 1, whatever the precision. Pairs without an advantage take no part in an update
-unless the KL term needs them; they still count in its normalisation and are scored once, for the gap between variants.
+unchanged policy the ratio is exactly 1, whatever the precision. The first update of a rollout finds the policy that
+sampled: its own forward pass is the old log-probs, and a pass for them alone is left out where nothing else waits for
+it. Pairs without an advantage take no part in an update unless the KL term needs them; they still count in its
+normalisation and are scored once, for the gap between variants.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from sharevl_lite.collect import Rollout
 from sharevl_lite.config import Recipe
-from sharevl_lite.policy.packed import PackedPolicy
+from sharevl_lite.policy.packed import PackedPolicy, TokenScores
 from sharevl_lite.share import (
     Clipping,
     PackedRow,
@@ -99,6 +101,10 @@ class Learner:
         p, scorer = divmod(rest, k)
         return Pair(p, scorer, j, i)
 
+    def length_of(self, number: int) -> int:
+        """Tokens of the pair's response."""
+        return len(self._ids(number))
+
     def plan(self, problems: Sequence[int]) -> UpdatePlan:
         """The update on these problems (indices into the rollout)."""
         valid = [self.number_of(pair) for p in problems for pair in self._valid_pairs(p)]
@@ -119,13 +125,24 @@ class Learner:
             tokens_separate=sum(self._separate_length(number) for number in active),
         )
 
+    @property
+    def scores_while_training(self) -> bool:
+        """Whether the first update may find its old log-probs itself: weights between variants or engines need those of
+        other rows first, and dropout would make them another model's."""
+        objective = self.recipe.objective
+        return (
+            objective.correction == "none" and objective.sampler_cap is None and self.recipe.model.lora.dropout == 0.0
+        )
+
     @torch.no_grad()
-    def score(self, plan: UpdatePlan) -> None:
-        """Fills in old (and, with a KL term, reference) log-probs and entropies of the plan's pairs."""
-        for row in (*plan.active_rows, *plan.idle_rows):
-            scores = self.policy(row, self.images, entropy=True)
-            self._scatter(row, scores.logprobs_S, self.scores.old)
-            self._scatter(row, scores.entropies_S, self.scores.entropy)
+    def score(self, plan: UpdatePlan, *, first: bool = False) -> None:
+        """Fills in old (and, with a KL term, reference) log-probs and entropies of the plan's pairs.
+
+        `first`: the plan is trained before the policy changes, and :meth:`losses` fills in what it can itself.
+        """
+        active_rows = [] if first and self.scores_while_training else plan.active_rows
+        for row in (*active_rows, *plan.idle_rows):
+            self._keep(row, self.policy(row, self.images, entropy=True))
         if self.recipe.objective.beta > 0.0:
             with self.policy.reference():
                 for row in plan.active_rows:
@@ -135,13 +152,17 @@ class Learner:
         """The update's loss, row by row; summed over all rows of all processes it is the loss of the update.
 
         `model` is the policy or its distributed wrapper. `count` and `tokens` are the update's valid pairs and their
-        tokens over all processes. The loss is in float64 on the policy's device.
+        tokens over all processes. The loss is in float64 on the policy's device. A row without old log-probs gets those
+        of this pass.
         """
         # A process with nothing to train still takes part in the gradient's reduction, with a row at weight 0.
         rows = plan.active_rows or plan.idle_rows[:1]
         for row in rows:
-            logprobs_S = model(row, self.images).logprobs_S
-            facts = self._row_loss(row, logprobs_S, plan, count, tokens)
+            fresh = row.pairs[0] not in self.scores.old
+            scores = model(row, self.images, entropy=fresh)
+            if fresh:
+                self._keep(row, scores)
+            facts = self._row_loss(row, scores.logprobs_S, plan, count, tokens)
             yield RowLoss(facts.loss, facts, row)
 
     def gaps(self) -> Float[Tensor, "X"]:
@@ -206,6 +227,11 @@ class Learner:
             )
             for (p, k), members in by_prefix.items()
         ]
+
+    def _keep(self, row: PackedRow, scores: TokenScores) -> None:
+        self._scatter(row, scores.logprobs_S, self.scores.old)
+        if scores.entropies_S is not None:
+            self._scatter(row, scores.entropies_S, self.scores.entropy)
 
     @staticmethod
     def _scatter(row: PackedRow, values_S: Tensor, into: dict[int, Tensor]) -> None:

@@ -165,6 +165,8 @@ class ShareGRPOTrainer(Trainer):
             self._begin_rollout(step.rollout)
         with self._watch.part("update"):
             loss = self._update(model, self._plans[step.update % self.schedule.chunks])
+        if step.update == 0:
+            self._check_sampler()
         if step.update == self.recipe.train.updates_per_rollout - 1:
             self._finish_rollout()
         return loss
@@ -179,10 +181,9 @@ class ShareGRPOTrainer(Trainer):
         with self._watch.part("score"):
             self.policy.eval()
             self._plans = [self._learner.plan(self.schedule.members(c)) for c in range(self.schedule.chunks)]
-            for plan in self._plans:
-                self._learner.score(plan)
+            for chunk, plan in enumerate(self._plans):
+                self._learner.score(plan, first=chunk == 0)
             self.policy.train()
-        self._check_sampler()
 
     def _sample(self, number: int) -> Rollout:
         """Rollout `number`: what was sampled while the one before was trained, or samples of the current weights."""
@@ -212,7 +213,10 @@ class ShareGRPOTrainer(Trainer):
         return replace_silent(rollout, ask, self.schedule.spares(number))
 
     def _check_sampler(self) -> None:
-        """Stops before an update on responses that the policy would hardly have given so. Raises RolloutError."""
+        """Stops before the optimizer's first step on responses that the policy would hardly have given so.
+
+        Raises RolloutError.
+        """
         section = self.recipe.rollout
         if section.max_sampler_gap is None or section.top_p < 1.0:
             return
@@ -228,7 +232,7 @@ class ShareGRPOTrainer(Trainer):
             )
 
     def _update(self, model: nn.Module, plan: UpdatePlan) -> Tensor:
-        tokens = sum(self._learner.scores.old[number].numel() for number in plan.valid)
+        tokens = sum(self._learner.length_of(number) for number in plan.valid)
         counts = self.gather((len(plan.valid), tokens))
         count, tokens = max(1, sum(c for c, _ in counts)), max(1, sum(t for _, t in counts))
         while True:

@@ -5,12 +5,13 @@ A text model is asked without the images. What is longer than its context has no
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
+
+from sharevl_lite.vllm_start import room_to_start, set_environment
 
 from .batches import BatchedModel
 from .cache import Reply
@@ -40,12 +41,7 @@ class VLLMModel(BatchedModel):
 
     @cached_property
     def _llm(self) -> Any:
-        for name, value in {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # an engine of this process ends with it
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": "WARNING",
-        }.items():
-            os.environ.setdefault(name, value)
+        set_environment()
         import torch
         from transformers import AutoConfig
         from vllm import LLM
@@ -56,13 +52,14 @@ class VLLMModel(BatchedModel):
         try:
             limit = AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings
             longest = min(limit, LONGEST_PROMPT + self.max_tokens)
-            return LLM(
-                model=folder,
-                max_model_len=longest,
-                max_num_seqs=self.batch_size,
-                generation_config="vllm",  # the parameters are ours: no repetition penalty of the checkpoint's
-                **({} if torch.cuda.is_available() else _on_a_cpu(longest)),
-            )
+            with room_to_start():
+                return LLM(
+                    model=folder,
+                    max_model_len=longest,
+                    max_num_seqs=self.batch_size,
+                    generation_config="vllm",  # the parameters are ours: no repetition penalty of the checkpoint's
+                    **({} if torch.cuda.is_available() else _on_a_cpu(longest)),
+                )
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise VariantsError(
                 f"vllm:{self.path}: vLLM did not start ({str(error).strip().splitlines()[0]}); give a local folder or "

@@ -18,7 +18,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from sharevl_lite.policy.hf import resolve_model_path, save_adapter
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.limits import BAN, check_frozen_vision, check_recipe, room_for
+from sharevl_lite.vllm_start import room_to_start, set_environment
 
 if TYPE_CHECKING:
     from sharevl_lite.config import Recipe
@@ -57,7 +57,7 @@ class VLLMRolloutEngine:
 
         section = recipe.rollout
         try:
-            with _compiler_settings():
+            with room_to_start():
                 return LLM(
                     model=resolve_model_path(recipe.model.path),
                     dtype=str(self.policy.base_dtype).removeprefix("torch."),
@@ -86,6 +86,8 @@ class VLLMRolloutEngine:
             return {
                 "gpu_memory_utilization": recipe.rollout.vllm_gpu_memory_utilization,
                 "enable_sleep_mode": True,
+                # Every rollout has its adapter: graphs without one would double the time of the start for nothing.
+                "compilation_config": {"cudagraph_specialize_lora": False},
             }
         # A prompt read in pieces winds its request's random numbers back, which vLLM 0.31 cannot do on a CPU.
         longest = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
@@ -190,10 +192,7 @@ class VLLMRolloutEngine:
 
 def _check(policy: PackedPolicy, recipe: Recipe) -> None:
     """Raises RolloutError for what vLLM, or vLLM in this process, does not do."""
-    # In this process: a second one could neither share the device's memory nor end with this one.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # the run has a display of its own
+    set_environment()
     try:
         import vllm  # noqa: F401
     except ImportError as error:
@@ -212,15 +211,6 @@ def _launch_settings(device: str) -> dict[str, Any]:
 
     PartialState(cpu=device == "cpu")  # the trainer's group: made before vLLM would make another
     return {"distributed_executor_backend": "external_launcher"}
-
-
-def _compiler_settings() -> AbstractContextManager[None]:
-    """Unsloth switches the compiler's runtime asserts off for the whole process. Graphs then keep sizes as nodes, which
-    vLLM 0.25 cannot split: it would not start beside Unsloth."""
-    import torch._dynamo
-
-    settings: AbstractContextManager[None] = torch._dynamo.config.patch(do_not_emit_runtime_asserts=False)
-    return settings
 
 
 def _prompt(request: SamplingRequest) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """`sharevl-lite variants` as a user runs it: against a real server on loopback, killed, resumed, and read back."""
 
 import contextlib
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -31,13 +31,11 @@ def command(*words):
 
 def run(*words, code=0):
     """The command in this process: what it printed."""
-    with tempfile.TemporaryFile("w+") as file:  # a real one: vLLM asks for its number
-        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            returned = main(["variants", *map(str, words)])
-        file.seek(0)
-        told = file.read()
-    assert returned == code, told
-    return told
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        returned = main(["variants", *map(str, words)])
+    assert returned == code, told.getvalue()
+    return told.getvalue()
 
 
 def data(folder, count):

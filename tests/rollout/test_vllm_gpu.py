@@ -34,7 +34,7 @@ def taken():
     return own[0] if own and own[0] else total - free
 
 
-def test_it_sleeps_while_the_policy_trains_and_wakes_with_the_new_adapter(capfd):  # vLLM wants real files
+def test_it_sleeps_while_the_policy_trains_and_wakes_with_the_new_adapter(capfd):
     from sharevl_lite.rollout.vllm import VLLMRolloutEngine
 
     recipe = load_recipe(RECIPE, CHANGES)

@@ -7,9 +7,9 @@ For each block of up to ROWS rows the vocabulary goes in chunks whose exponentia
     combine   sums → log-probs, entropies, factors
     unit      G → ∂log p/∂h in place
 
-Chunks of the vocabulary, and not of the rows, keep both products at full size. By arithmetic, not yet measured: the
-accumulator's extra traffic is 4·ROWS·H bytes twice a chunk, a few percent of a product, where the second product of
-1024 whole rows has 112 output tiles (H = 3584) or 64 (H = 2048) for the 132 multiprocessors of an H100.
+Chunks of the vocabulary, and not of the rows, keep both products at full size. The accumulator's extra traffic is
+4·ROWS·H bytes twice a chunk, a few percent of a product; chunks of about 1,100 whole rows were no faster on an H100
+(docs/LOG.md, 2026-11-27).
 """
 
 from __future__ import annotations

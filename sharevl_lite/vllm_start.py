@@ -1,0 +1,47 @@
+"""What vLLM needs of a process in order to start in it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process could neither share the memory nor end with this one
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",  # the run has a display of its own
+}
+"""What it reads while it is imported; what the user has set stays."""
+
+
+def set_environment() -> None:
+    """Sets :data:`ENVIRONMENT`; before vLLM is imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def room_to_start() -> Iterator[None]:
+    """Around the making of a `vllm.LLM`.
+
+    - Unsloth switches the compiler's runtime asserts off for the whole process. Graphs then keep sizes as nodes, which
+      vLLM 0.25 cannot split: it would not start beside Unsloth.
+    - vLLM asks for the number of standard output's file, which a notebook's or a test's has not always.
+    """
+    import torch._dynamo
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch._dynamo.config.patch(do_not_emit_runtime_asserts=False))
+        if not _is_file(sys.stdout):
+            real = sys.__stdout__ if _is_file(sys.__stdout__) else stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(real))
+        yield
+
+
+def _is_file(stream: object) -> bool:
+    try:
+        return stream is not None and stream.fileno() >= 0  # type: ignore[attr-defined]
+    except (AttributeError, io.UnsupportedOperation):
+        return False
