@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import textwrap
@@ -17,6 +18,8 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 done, 2 a mistake in what was asked, 130 interrupted."""
     _be_kind_to_shared_cores()
+    # Imported by PEFT, it says at every start on some CPUs that it found no other kernel for 4 bits on the Hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)
     if options.command is None:
@@ -172,8 +175,8 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
     export = commands.add_parser(
         "export",
         help="a run as a model for transformers, vLLM, llama.cpp or the Hub",
-        usage="sharevl-lite export RUN --to DIR [--checkpoint best|last|N] [--format merged-16bit|lora|gguf] "
-        "[--push-to-hub ORG/NAME] ...",
+        usage="sharevl-lite export RUN --to DIR [--checkpoint best|last|N] "
+        "[--format merged-16bit|merged-4bit|lora|gguf] [--push-to-hub ORG/NAME] ...",
         description="Writes the model, reads it again from the disk and compares its tensors and logits with the base "
         "model and the adapter. Nothing appears under DIR unless that went well.",
         allow_abbrev=False,
@@ -189,16 +192,31 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     export.add_argument(
         "--format",
-        choices=("merged-16bit", "lora", "gguf"),
+        choices=("merged-16bit", "merged-4bit", "lora", "gguf"),
         default="merged-16bit",
         help="merged-16bit: the whole model, in the base's own names and precision (a float32 base stays float32); "
+        "merged-4bit: the same with its text layers in NF4, through bitsandbytes, on a CPU too; "
         "lora: the adapter; gguf: for llama.cpp, whose convert_hf_to_gguf.py is looked for in LLAMA_CPP_DIR and on "
         "the PATH",
     )
     export.add_argument("--base", metavar="MODEL", help="the base model, where the recipe's has moved or is quantised")
-    export.add_argument("--saver", choices=("own", "unsloth"), default="own", help="who merges; unsloth needs a GPU")
     export.add_argument(
-        "--max-shard-size", metavar="SIZE", default="5GB", help="largest file of weights (default: 5GB)"
+        "--saver",
+        choices=("own", "unsloth"),
+        default="own",
+        help="who merges, packs in 4 bits or writes GGUF files; the checks are the same. unsloth needs a GPU, for gguf "
+        "a built llama.cpp in LLAMA_CPP_DIR, and fetches none",
+    )
+    _add_export_details(export)
+    export.set_defaults(run=_export)
+
+
+def _add_export_details(export: _Parser) -> None:
+    export.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        default="5GB",
+        help="largest file of weights that our own saver writes (default: 5GB)",
     )
     export.add_argument("--prompts", type=int, default=4, help="prompts of the run to compare logits on (default: 4)")
     export.add_argument(
@@ -206,7 +224,8 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
         type=float,
         metavar="SHARE",
         help="largest error of the logits in units of what the adapter does to them (default: 0.01 for float32, 0.1 "
-        "for float16, 0.3 for bfloat16)",
+        "for float16, 0.3 for bfloat16); with merged-4bit the largest share of what the adapter does that the 4 bits "
+        "may lose (default: 0.7)",
     )
     export.add_argument(
         "--gguf-type",
@@ -218,7 +237,6 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--push-to-hub", metavar="ORG/NAME", help="upload it, with the token of HF_TOKEN or hf auth login"
     )
     export.add_argument("--private", action="store_true", help="create the repository as a private one")
-    export.set_defaults(run=_export)
 
 
 def _add_view(commands: Any) -> None:

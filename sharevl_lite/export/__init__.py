@@ -19,6 +19,9 @@ of less than half a step is rounded away altogether: a short or timid run can be
 anywhere. The verification says how much was lost and refuses an export that lost too much; `--format lora` loses
 nothing.
 
+`merged-4bit` packs that merged model in NF4 (`four_bit`). Every packed weight must be the level nearest to its merged
+value, and the adapter must move the logits in 4 bits much as it moves them in the merged model (`verify_four_bit`).
+
 A run with `model.load_in_4bit` trained its adapter against quantised weights. It is merged into the 16-bit ones, and
 compared with those plus the adapter: a model close to the one trained, but not the same.
 """

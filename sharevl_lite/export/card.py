@@ -27,7 +27,7 @@ from .snippets import usage
 from .source import Source
 
 CARD = "README.md"
-RELATIONS = {"merged-16bit": "finetune", "lora": "adapter", "gguf": "quantized"}
+RELATIONS = {"merged-16bit": "finetune", "merged-4bit": "quantized", "lora": "adapter", "gguf": "quantized"}
 EVALUATION_SCHEMA = 1
 """Version of `<run>/eval/*.json` that is read."""
 FIGURES = ("accuracy", "accuracy_plain", "accuracy_variants", "format")
@@ -84,7 +84,7 @@ def _front_matter(source: Source, base: BaseModel, kind: str, licence: Licence) 
     if named:
         extra["datasets"] = sorted(set(named))
     return ModelCardData(
-        library_name={"merged-16bit": "transformers", "lora": "peft", "gguf": "llama.cpp"}[kind],
+        library_name={"lora": "peft", "gguf": "llama.cpp"}.get(kind, "transformers"),
         pipeline_tag="image-text-to-text",
         tags=["share-grpo", "grpo", "reinforcement-learning", "lora", "sharevl-lite"],
         **extra,
@@ -95,6 +95,8 @@ def _introduction(source: Source, base: BaseModel, kind: str) -> str:
     model, share = source.recipe.model, source.recipe.share
     what = {
         "merged-16bit": "the adapter merged into the base model's weights, in their own layout and precision",
+        "merged-4bit": "the adapter merged into the base model's weights, and the text layers of the merged model "
+        "packed in 4 bits (NF4 with double quantisation); the vision tower and the head are not",
         "lora": "the adapter in PEFT's form, with the base model's processor beside it",
         "gguf": "the adapter merged into the base model's weights and converted to GGUF",
     }[kind]
@@ -105,8 +107,10 @@ def _introduction(source: Source, base: BaseModel, kind: str) -> str:
         f"{share.num_variants} variants of each question x {share.num_responses} responses, seed {source.recipe.seed}."
     )
     if model.load_in_4bit:
+        packed = kind == "merged-4bit"
+        here = "went into 16-bit weights before they were packed" if packed else "goes with 16-bit weights here"
         text += (
-            "\n\nThe adapter was trained against the base model in 4 bits (NF4) and goes with 16-bit weights here: "
+            f"\n\nThe adapter was trained against the base model in 4 bits (NF4) and {here}: "
             "they differ from the trained model by what the quantisation changed."
         )
     return text

@@ -7,30 +7,32 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sharevl_lite.hub import ADAPTER_FILES, ModelUpload
 
-from . import gguf, verify
+from . import four_bit, gguf, verify, verify_four_bit
 from .adapter import read_adapter
-from .base import INDEX, PROCESSING, BaseModel, find_base
+from .base import INDEX, PROCESSING, BaseModel, find_base, read_tensor, stored_tensors
 from .card import CARD, write_card
 from .errors import ExportError
 from .merge import copy_files, write_merged
-from .probes import find_probes
+from .probes import Probe, find_probes
 from .publish import check_space, check_target, published
-from .snippets import llama_command, vllm_command
+from .snippets import VLLM_NOTE, llama_command, vllm_command
 from .source import Source, find_source
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+FULL = ("merged-16bit", "merged-4bit")
+"""The formats that are a whole model of transformers."""
 OLDER_WEIGHTS = ("*.safetensors", INDEX)
 """What an earlier merged export may have left in a repository."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked. `tolerance` None: by the base's type. `base` None: the recipe's."""
+    """What is asked. `tolerance` None: by the base's type, or that of 4 bits. `base` None: the recipe's."""
 
     run: Path
     to: Path
@@ -73,7 +75,7 @@ def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
     _check(settings)
     check_target(settings.to)
     source = find_source(settings.run, settings.checkpoint)
-    converter = gguf.find_converter() if settings.kind == "gguf" else None
+    converter = _find_programs(settings)
     upload = ModelUpload(settings.push_to_hub, private=settings.private) if settings.push_to_hub else None
     base = find_base(settings.base or source.recipe.model.path, mergeable=settings.kind != "lora")
     check_space(settings.to, _needed(settings, source, base))
@@ -84,43 +86,117 @@ def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
         say("it was trained against 4-bit weights and is merged into, and compared with, the 16-bit ones")
     with published(settings.to) as folder:
         where = settings.push_to_hub or settings.to.name
-        if converter is not None:
+        if settings.kind == "gguf":
             checks = _write_gguf(settings, source, base, folder, converter)
         elif settings.kind == "lora":
             checks = _write_adapter(settings, source, base, folder)
+        elif settings.kind == "merged-4bit":
+            write = _write_four_bits if settings.saver == "own" else _write_four_bits_with_unsloth
+            checks = write(settings, source, base, folder)
         else:
-            checks = _write_merged(settings, source, base, folder)
+            checks = _write_merged(settings, source, base, folder).checks
         title = settings.push_to_hub or f"{source.recipe.name} ({settings.kind})"
         write_card(folder, source, base, settings.kind, title=title, where=where, checks=checks)
     say(f"verified: {'; '.join(checks)}")
     if upload is not None:
-        replaced = OLDER_WEIGHTS if settings.kind == "merged-16bit" else ()
+        replaced = OLDER_WEIGHTS if settings.kind in FULL else ()
         say(f"uploaded  {upload.send(settings.to, f'{settings.kind} of {source.label}', replaced=replaced)}")
     _last_words(settings, source, base, say)
     return settings.to
 
 
-def _write_merged(settings: Settings, source: Source, base: BaseModel, folder: Path) -> list[str]:
+@dataclass(frozen=True)
+class Merged:
+    """A verified merge: what was checked, on what, and what base and merged model say to it."""
+
+    checks: list[str]
+    probes: list[Probe]
+    expected: verify.Expected
+    logits: tuple[verify.Logits, ...]
+
+
+def _find_programs(settings: Settings) -> Path | None:
+    """What a format needs beside this program; returns llama.cpp's converter, where we run it ourselves.
+
+    Raises ExportError, before anything is written.
+    """
+    if settings.kind == "merged-4bit":
+        four_bit.require_bitsandbytes()
+    if (settings.kind, settings.saver) == ("gguf", "unsloth"):
+        from .unsloth import require_llama_cpp
+
+        require_llama_cpp()
+        return None
+    return gguf.find_converter() if settings.kind == "gguf" else None
+
+
+def _write_merged(settings: Settings, source: Source, base: BaseModel, folder: Path, name: str = "") -> Merged:
+    """Merges and verifies; Unsloth, which does both in one, writes GGUF files of this name beside `folder` as well."""
     changes = read_adapter(source.adapter, base)
     tolerance = verify.tolerance_of(base) if settings.tolerance is None else settings.tolerance
     steps = 0.5 if settings.saver == "own" else 2.0  # a GPU's matrix products may be coarser than float32's
     if settings.saver == "own":
         write_merged(base, changes, folder, settings.max_shard_bytes)
     else:
-        from .unsloth import save_merged
+        from . import unsloth
 
-        save_merged(source, base, folder)
+        if settings.kind == "gguf":
+            unsloth.save_gguf(source, base, folder, name, settings.gguf_type)
+        else:
+            unsloth.save_merged(source, base, folder)
     verify.check_files(base, folder)
     verify.check_tensors(base, folder)
     probes = find_probes(source, settings.prompts)
     expected = verify.expect(base, source, probes, folder, steps=steps)
     found = verify.check_logits(expected, source, probes, folder, tolerance, None)
-    return [
+    checks = [
         f"names, shapes and types of {len(base.tensors)} tensors are the base checkpoint's; it loads without a missing "
         "or unexpected key",
         f"{len(changes)} adapted weights are W + ΔW to {steps:g} units in the last place and hold {found.kept:.2%} of "
         "ΔW, all others are the base's bit for bit",
         found.sentence(),
+    ]
+    return Merged(checks, probes, expected, found.found)
+
+
+def _write_four_bits(settings: Settings, source: Source, base: BaseModel, folder: Path) -> list[str]:
+    lost = verify_four_bit.LOST if settings.tolerance is None else settings.tolerance
+    merged = folder / "merged"
+    merged.mkdir()
+    whole = _write_merged(replace(settings, tolerance=None), source, base, merged)
+    four_bit.pack(merged, base, folder, settings.max_shard_bytes)
+    verify.check_files(base, folder, four_bit.SAME)
+    tensors = stored_tensors(merged)
+    packed = verify_four_bit.check_packed(base, folder, lambda name: read_tensor(tensors[name], name))
+    effect = verify_four_bit.check_effect(whole.expected, whole.logits, source, whole.probes, base, folder, lost)
+    shutil.rmtree(merged)
+    return [*(f"before the quantisation: {check}" for check in whole.checks), packed.sentence(), effect.sentence()]
+
+
+def _write_four_bits_with_unsloth(settings: Settings, source: Source, base: BaseModel, folder: Path) -> list[str]:
+    from . import unsloth
+
+    changes = read_adapter(source.adapter, base)
+    if others := sorted(changes.keys() - four_bit.packed_names(base)):
+        raise ExportError(
+            f"--saver unsloth --format merged-4bit: the adapter changes {others[0]}, which stays in 16 bits; leave "
+            "--saver unsloth out"
+        )
+    unsloth.save_four_bits(source, base, folder)
+    verify.check_files(base, folder, four_bit.SAME)
+    packed = verify_four_bit.check_packed(
+        base,
+        folder,
+        lambda name: unsloth.weights_before_packing(base, changes, name),
+        slack=verify_four_bit.ROUNDING + unsloth.slack_of(base),
+    )
+    probes = find_probes(source, settings.prompts)
+    expected = verify.expect(base, source, probes)
+    lost = verify_four_bit.LOST if settings.tolerance is None else settings.tolerance
+    effect = verify_four_bit.check_effect(expected, expected.adapted, source, probes, base, folder, lost)
+    return [
+        f"packed by Unsloth, which adds ΔW to {len(changes)} weights that were packed before: {packed.sentence()}",
+        effect.sentence(),
     ]
 
 
@@ -141,12 +217,13 @@ def _write_adapter(settings: Settings, source: Source, base: BaseModel, folder: 
     return [verify.check_logits(expected, source, probes, folder, tolerance, base).sentence()]
 
 
-def _write_gguf(settings: Settings, source: Source, base: BaseModel, folder: Path, converter: Path) -> list[str]:
+def _write_gguf(settings: Settings, source: Source, base: BaseModel, folder: Path, converter: Path | None) -> list[str]:
     merged = folder / "merged"
     merged.mkdir()
-    checks = [f"before the conversion: {check}" for check in _write_merged(settings, source, base, merged)]
     name = re.sub(r"[^A-Za-z0-9._-]", "-", (settings.push_to_hub or settings.to.name).rpartition("/")[2])
-    gguf.convert(converter, merged, folder, name, settings.gguf_type)
+    checks = [f"before the conversion: {check}" for check in _write_merged(settings, source, base, merged, name).checks]
+    if converter is not None:
+        gguf.convert(converter, merged, folder, name, settings.gguf_type)
     checks.append(gguf.check_gguf(folder, merged, read_adapter(source.adapter, base)))
     shutil.rmtree(merged)
     return checks
@@ -158,6 +235,8 @@ def _needed(settings: Settings, source: Source, base: BaseModel) -> int:
             (source.adapter / name).stat().st_size for name in ADAPTER_FILES if (source.adapter / name).is_file()
         )
     weights = sum(tensor.nbytes for tensor in base.tensors.values())
+    if settings.kind == "merged-4bit":
+        return four_bit.size_of(base) + (weights if settings.saver == "own" else 0)
     return weights if settings.kind == "merged-16bit" else int(weights * (1 + gguf.WIDTHS[settings.gguf_type]))
 
 
@@ -195,5 +274,7 @@ def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callab
         say(f"next      cd {settings.to} && {llama_command(settings.to)}")
         return
     say(f"next      {vllm_command(source, base, settings.kind, where)}")
-    if settings.kind == "merged-16bit":
+    if settings.kind == "merged-4bit":
+        say(f"          {VLLM_NOTE}")
+    if settings.kind in FULL:
         say(f"          sharevl-lite eval {settings.to} --recipe {source.run / 'recipe.yaml'} --data DATA")

@@ -12,10 +12,14 @@ from sharevl_lite.rollout.serve_command import picture_size
 from .base import BaseModel
 from .source import Source
 
-LOADING = {
-    "merged-16bit": """\
+VLLM_NOTE = "vLLM from 0.28 on reads these 4 bits with its plug-in: pip install vllm-bnb-plugin"
+"""vLLM moved bitsandbytes out of itself (github.com/vllm-project/vllm/pull/43529)."""
+WHOLE_MODEL = """\
 processor = AutoProcessor.from_pretrained(path)
-model = AutoModelForImageTextToText.from_pretrained(path, dtype="auto", device_map="auto")""",
+model = AutoModelForImageTextToText.from_pretrained(path, dtype="auto", device_map="auto")"""
+LOADING = {
+    "merged-16bit": WHOLE_MODEL,
+    "merged-4bit": f"# pip install bitsandbytes\n{WHOLE_MODEL}",
     "lora": """\
 processor = AutoProcessor.from_pretrained(path)
 model = AutoModelForImageTextToText.from_pretrained({base!r}, dtype="auto", device_map="auto")
@@ -33,6 +37,8 @@ def usage(source: Source, base: BaseModel, kind: str, folder: Path, where: str) 
     yield "## Use with transformers"
     yield f"```python\n{transformers_snippet(source, base, kind, where)}```"
     yield "## Use with vLLM"
+    if kind == "merged-4bit":
+        yield f"{VLLM_NOTE.removesuffix('pip install vllm-bnb-plugin')}`pip install vllm-bnb-plugin`."
     yield f"```sh\n{vllm_command(source, base, kind, where)}\n```"
     yield _asking(source)
 

@@ -65,6 +65,8 @@ class Verification:
     tolerance: float
     """Share of the effect that the error may have."""
     kept: float
+    found: tuple[Logits, ...]
+    """What the export says on each probe."""
 
     def sentence(self) -> str:
         """The figures in words."""
@@ -91,8 +93,8 @@ def check_tensors(base: BaseModel, folder: Path, *, same_types: bool = True) -> 
     missing, extra = sorted(base.tensors.keys() - found.keys()), sorted(found.keys() - base.tensors.keys())
     if missing or extra:
         raise ExportError(
-            f"the export's tensors are not those of {base.name}: {len(missing)} missing ({_some(missing)}), "
-            f"{len(extra)} left over ({_some(extra)})"
+            f"the export's tensors are not those of {base.name}: {len(missing)} missing ({some(missing)}), "
+            f"{len(extra)} left over ({some(extra)})"
         )
     for name, tensor in base.tensors.items():
         if found[name].shape != tensor.shape or (same_types and found[name].dtype != tensor.dtype):
@@ -109,12 +111,12 @@ def expect(
 
     `steps` is how far a merged weight may be off, in units of its last place. Raises ExportError.
     """
-    with _loaded(base.folder, base.name) as (model, processor):
+    with loaded(base.folder, base.name) as (model, processor):
         inputs = encode(processor, source, probes)
         peft = attach(model, source.adapter)
         with peft.disable_adapter():
-            plain = _logits(peft, inputs, probes)
-        adapted = _logits(peft, inputs, probes)
+            plain = logits_of(peft, inputs, probes)
+        adapted = logits_of(peft, inputs, probes)
         kept = 1.0 if merged is None else check_weights(peft, base, merged, steps=steps)
     return Expected(inputs, plain, adapted, kept)
 
@@ -185,25 +187,21 @@ def check_logits(
 
     Raises ExportError that says what differs.
     """
-    with _loaded(folder if base is None else base.folder, str(folder), processor=folder) as (model, processor):
+    with loaded(folder if base is None else base.folder, str(folder), processor=folder) as (model, processor):
         inputs = encode(processor, source, probes)
-        _same_inputs(expected.inputs, inputs)
-        found = _logits(model if base is None else attach(model, folder), inputs, probes)
+        check_inputs(expected.inputs, inputs)
+        found = logits_of(model if base is None else attach(model, folder), inputs, probes)
     return compare(expected, found, probes, tolerance)
 
 
 def compare(expected: Expected, found: Sequence[Logits], probes: Sequence[Probe], tolerance: float) -> Verification:
     """Figures of `found` against base + adapter. Raises ExportError beyond the tolerance, and without an effect."""
     base, adapted, export = (torch.cat(list(part)).double() for part in (expected.base, expected.adapted, found))
-    effect, error = _rms(adapted - base), _rms(export - adapted)
+    effect, error = rms(adapted - base), rms(export - adapted)
     if not bool(export.isfinite().all()):
         raise ExportError("the export's logits are not finite; its type may be too narrow for the merged weights")
-    if effect <= NOISE * _rms(adapted):
-        raise ExportError(
-            f"the adapter does nothing to the logits on {len(probes)} prompts of the run (a change of {effect:.2g} in "
-            f"{_rms(adapted):.3g}); choose a later checkpoint, or more prompts with --prompts"
-        )
-    if error > tolerance * effect or _rms(export - base) <= tolerance * effect:
+    check_effect_is_there(effect, rms(adapted), len(probes))
+    if error > tolerance * effect or rms(export - base) <= tolerance * effect:
         raise ExportError(
             f"the export's logits are not those of base and adapter: off by {error:.3g} (root mean square), "
             f"{error / effect:.1%} of the {effect:.3g} by which the adapter moves them, where {tolerance:.0%} is "
@@ -220,7 +218,17 @@ def compare(expected: Expected, found: Sequence[Logits], probes: Sequence[Probe]
         largest_error=float((export - adapted).abs().max()),
         tolerance=tolerance,
         kept=expected.kept,
+        found=tuple(found),
     )
+
+
+def check_effect_is_there(effect: float, size: float, prompts: int) -> None:
+    """Raises ExportError where an effect on logits of this size is none; both are root mean squares."""
+    if effect <= NOISE * size:
+        raise ExportError(
+            f"the adapter does nothing to the logits on {prompts} prompts of the run (a change of {effect:.2g} in "
+            f"{size:.3g}); choose a later checkpoint, or more prompts with --prompts"
+        )
 
 
 def tolerance_of(base: BaseModel) -> float:
@@ -234,26 +242,33 @@ def tolerance_of(base: BaseModel) -> float:
 
 
 @contextmanager
-def _loaded(folder: Path, name: str, processor: Path | None = None) -> Iterator[tuple[Any, Any]]:
-    """A model and a processor from the disk, for as long as they are needed."""
+def loaded(folder: Path, name: str, processor: Path | None = None, packing: Any = None) -> Iterator[tuple[Any, Any]]:
+    """A model and a processor from the disk, for as long as they are needed; quantised on the way with `packing`.
+
+    Raises ExportError where it does not load whole, or the GPU does not hold it.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     gc.collect()  # what was loaded before: PEFT's wrappers refer to each other
+    device = default_device()
+    how: dict[str, Any] = {}
+    if packing is not None:
+        how = {"quantization_config": packing, "device_map": {"": device}}
     try:
         tools = AutoProcessor.from_pretrained(str(processor or folder))
         model, report = AutoModelForImageTextToText.from_pretrained(
-            str(folder), dtype="auto", attn_implementation="sdpa", output_loading_info=True
+            str(folder), dtype="auto", attn_implementation="sdpa", output_loading_info=True, **how
         )
     except (OSError, KeyError, ValueError) as error:
         raise ExportError(f"{name} does not load: {' '.join(str(error).split())}") from error
     wrong = {kind: list(keys) for kind, keys in _complaints(report) if keys}
     if wrong:
-        told = "; ".join(f"{len(keys)} {kind} ({_some([str(key) for key in keys])})" for kind, keys in wrong.items())
+        told = "; ".join(f"{len(keys)} {kind} ({some([str(key) for key in keys])})" for kind, keys in wrong.items())
         raise ExportError(f"{name} loads with {told}")
     try:
-        yield model.to(default_device()).eval(), tools
+        yield model.to(device).eval(), tools
     except torch.cuda.OutOfMemoryError as error:
         raise ExportError(
             "the GPU's memory does not hold the model; CUDA_VISIBLE_DEVICES= verifies on the CPU"
@@ -270,8 +285,8 @@ def _complaints(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 @torch.no_grad()
-def _logits(model: Any, inputs: Sequence[Mapping[str, Tensor]], probes: Sequence[Probe]) -> list[Logits]:
-    """Of the prompt's last token and of the response's tokens."""
+def logits_of(model: Any, inputs: Sequence[Mapping[str, Tensor]], probes: Sequence[Probe]) -> list[Logits]:
+    """Of the prompt's last token and of the response's tokens, in float32 arithmetic."""
     found = []
     with float32_arithmetic(model):
         for item, probe in zip(inputs, probes, strict=True):
@@ -281,7 +296,8 @@ def _logits(model: Any, inputs: Sequence[Mapping[str, Tensor]], probes: Sequence
     return found
 
 
-def _same_inputs(expected: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[str, Tensor]]) -> None:
+def check_inputs(expected: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[str, Tensor]]) -> None:
+    """Raises ExportError where the export's processor made other tensors of a probe than the base's."""
     for number, (before, after) in enumerate(zip(expected, found, strict=True)):
         odd = [name for name in before.keys() | after.keys() if not _equal(before.get(name), after.get(name))]
         if odd:
@@ -295,9 +311,11 @@ def _equal(before: Tensor | None, after: Tensor | None) -> bool:
     return before is not None and after is not None and torch.equal(before, after)
 
 
-def _rms(values: Tensor) -> float:
+def rms(values: Tensor) -> float:
+    """Root mean square."""
     return float(values.square().mean().sqrt())
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first three names, or a dash."""
     return ", ".join(names[:3]) or "-"

@@ -201,7 +201,7 @@ def four_bits(dtype: torch.dtype) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=[r".*visual\.", "lm_head"],
+        llm_int8_skip_modules=[r".*visual\.", "visual", "lm_head"],  # transformers matches the first, vLLM the second
     )
 
 

@@ -18,11 +18,15 @@ from typing import Any
 from sharevl_lite.config import ModelSection, Recipe
 
 SETTINGS = {
+    "UNSLOTH_AUTO_INSTALL": "0",  # it would install packages while it saves
     "UNSLOTH_COMPILE_DISABLE": "1",
     "UNSLOTH_COMPILE_LOCATION": str(Path.home() / ".cache" / "sharevl-lite" / "unsloth"),  # not the current folder
     "UNSLOTH_DISABLE_STATISTICS": "1",
+    "UNSLOTH_LLAMA_CPP_OFFLINE": "1",
 }
-"""Environment that Unsloth reads while it is imported; what the user has set stays."""
+"""Environment that Unsloth reads while it is imported or saves; what the user has set stays."""
+LLAMA_CPP = ("UNSLOTH_LLAMA_CPP_PATH", "UNSLOTH_LLAMA_CPP_SCRIPTS_DIR")
+"""Where it looks for llama.cpp's programs and its converter: in LLAMA_CPP_DIR, where that is set."""
 
 
 def import_unsloth() -> Any:
@@ -31,7 +35,10 @@ def import_unsloth() -> Any:
 
     if find_spec("unsloth") is None:
         raise PolicyError("model.loader: Unsloth is not installed; pip install unsloth, or choose model.loader: hf")
-    for name, value in SETTINGS.items():
+    settings = dict(SETTINGS)
+    if folder := os.environ.get("LLAMA_CPP_DIR"):
+        settings |= dict.fromkeys(LLAMA_CPP, str(Path(folder).expanduser()))
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     try:
         import unsloth

@@ -12,8 +12,31 @@ from pathlib import Path
 import gguf
 from safetensors.numpy import load_file
 
+
+class ModelBase:
+    """Unsloth reads from such classes, without running them, which models the converter knows."""
+
+    def register(*names):
+        return lambda model: model
+
+
+class MmprojModel(ModelBase):
+    pass
+
+
+@ModelBase.register("Qwen2_5_VLForConditionalGeneration")
+class Text(ModelBase):
+    pass
+
+
+@ModelBase.register("Qwen2_5_VLForConditionalGeneration")
+class Vision(MmprojModel):
+    pass
+
+
 parser = argparse.ArgumentParser()
 parser.add_argument("model", type=Path)
+parser.add_argument("--split-max-size")
 parser.add_argument("--outfile", required=True)
 parser.add_argument("--outtype", choices=["f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"])
 parser.add_argument("--mmproj", action="store_true")
@@ -25,6 +48,9 @@ if sabotage == "silent":
     sys.exit(0)
 kind = gguf.GGMLQuantizationType.Q8_0 if options.outtype == "q8_0" else gguf.GGMLQuantizationType.F16
 writer = gguf.GGUFWriter(options.outfile, "clip" if options.mmproj else "qwen2vl")
+writer.add_context_length(2048)
+writer.add_embedding_length(128)
+writer.add_block_count(4)
 names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2VL, 4)
 for name, tensor in load_file(str(options.model / "model.safetensors")).items():
     if name.startswith("visual.") != options.mmproj:

@@ -6,6 +6,8 @@ else on the CPU (see unsloth_on_cpu.py).
 
 import json
 import os
+import shutil
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,14 +20,17 @@ pytestmark = [
     pytest.mark.skipif(not OWN_PROCESS, reason="Unsloth is not installed, or not alone; make test-unsloth"),
 ]
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="Unsloth's checkpointing copies with CUDA streams")
+LLAMA_CPP = Path(tempfile.gettempdir()) / f"llama.cpp-of-tests-{os.getpid()}"
 if OWN_PROCESS:
     import unsloth_on_cpu  # noqa: F401
+
+    os.environ["LLAMA_CPP_DIR"] = str(LLAMA_CPP)  # Unsloth reads it once
 
     from sharevl_lite.policy.unsloth import import_unsloth
 
     import_unsloth()
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from test_packed_scores import ALL, SPLITTING, gradients, make_case, packed_scores  # noqa: E402
 from transformers import AutoModelForImageTextToText  # noqa: E402
 
@@ -132,13 +137,20 @@ def test_a_run_is_the_run_of_the_other_loader(tmp_path):
         assert records["unsloth"][0][name] == pytest.approx(records["hf"][0][name], rel=1e-4), name
 
 
-def test_its_run_is_exported_by_either_saver(tmp_path):
-    changes = ["--data.eval=null", "--share.num_responses=3", "--train.rollouts=2", f"--output-dir={tmp_path}"]
+@pytest.fixture(scope="module")
+def its_run(tmp_path_factory):
+    """A run that Unsloth trained."""
+    folder = tmp_path_factory.mktemp("runs")
+    changes = ["--data.eval=null", "--share.num_responses=3", "--train.rollouts=2", f"--output-dir={folder}"]
     changes += ["--train.problems_per_rollout=4", "--train.problems_per_update=2", "--rollout.max_completion_length=24"]
     assert main(["train", str(DEMO), *changes, "--name=run", "--model.loader=unsloth"]) == 0
+    return folder / "run"
+
+
+def test_its_run_is_exported_by_either_saver(its_run, tmp_path):
     for saver in ("own", "unsloth"):
         words = ["--to", str(tmp_path / saver), "--saver", saver, "--prompts", "1"]
-        assert main(["export", str(tmp_path / "run"), *words]) == 0
+        assert main(["export", str(its_run), *words]) == 0
     ours, theirs = (load_file(str(tmp_path / saver / "model.safetensors")) for saver in ("own", "unsloth"))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
@@ -156,3 +168,83 @@ def test_four_bits_are_for_the_text_layers():
     layers = model.config.text_config.num_hidden_layers
     assert len(packed) == 7 * layers
     assert all(".language_model.layers." in name for name in packed)
+
+
+@pytest.fixture
+def four_bits_on_a_cpu(monkeypatch):
+    """Without a GPU Unsloth looks for bitsandbytes' CUDA functions; loading and merging do without them."""
+    monkeypatch.setattr("unsloth.models.loader.ALLOW_BITSANDBYTES", True)
+
+
+def test_its_forced_merge_into_4_bits_is_verified(its_run, tmp_path, four_bits_on_a_cpu, capsys):
+    from sharevl_lite.export import verify_four_bit
+    from sharevl_lite.export.adapter import read_adapter
+    from sharevl_lite.export.base import find_base, read_tensor
+    from sharevl_lite.export.errors import ExportError
+
+    words = ["--saver", "unsloth", "--format", "merged-4bit", "--prompts", "2"]
+    assert main(["export", str(its_run), "--to", str(tmp_path / "lost"), *words]) == 2
+    assert "the adapter's effect is lost in 4 bits" in capsys.readouterr().err
+    assert not (tmp_path / "lost").exists()
+    run = shutil.copytree(its_run, tmp_path / "run")
+    file = run / "adapter" / "adapter_model.safetensors"
+    tensors = {name: 100.0 * t if "lora_B" in name else t for name, t in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    out = tmp_path / "out"
+    assert main(["export", str(run), "--to", str(out), *words]) == 0
+    assert "packed by Unsloth, which adds ΔW to 28 weights that were packed before" in capsys.readouterr().out
+    base = find_base("builtin:digits-vl")
+    config = json.loads((out / "config.json").read_text())
+    assert config.pop("quantization_config")["bnb_4bit_quant_type"] == "nf4"
+    assert config == json.loads((base.folder / "config.json").read_text())
+    changes = read_adapter(run / "adapter", base)
+    with pytest.raises(ExportError, match="is not its merged weight in NF4"):  # W + ΔW is not what Unsloth packs
+        verify_four_bit.check_packed(
+            base,
+            out,
+            lambda name: read_tensor(base.tensors[name], name) + (changes[name].delta() if name in changes else 0),
+        )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it loads in 4 bits")
+def test_where_it_loads_no_4_bits_it_is_said(its_run, tmp_path, capsys):
+    words = ["--to", str(tmp_path / "out"), "--saver", "unsloth", "--format", "merged-4bit"]
+    assert main(["export", str(its_run), *words]) == 2
+    assert "--saver unsloth: Unsloth loads no model in 4 bits here" in capsys.readouterr().err
+
+
+@pytest.fixture
+def llama_cpp():
+    """A folder of llama.cpp with a converter, and a quantiser that is looked for and not needed."""
+    LLAMA_CPP.mkdir()
+    shutil.copy(Path(__file__).parents[1] / "export" / "llama_cpp_standin.py", LLAMA_CPP / "convert_hf_to_gguf.py")
+    (LLAMA_CPP / "llama-quantize").write_text("#!/bin/sh\necho usage\n")
+    (LLAMA_CPP / "llama-quantize").chmod(0o755)
+    yield LLAMA_CPP
+    shutil.rmtree(LLAMA_CPP)
+
+
+def test_its_gguf_files_are_made_and_compared_without_a_network(its_run, tmp_path, llama_cpp, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("requests.sessions.Session.request", lambda *words, **_: asked.append(words))
+    monkeypatch.chdir(tmp_path)
+    words = ["--saver", "unsloth", "--format", "gguf", "--prompts", "1"]
+    assert main(["export", str(its_run), "--to", "digits", *words]) == 0
+    assert {file.name for file in (tmp_path / "digits").iterdir()} == {"digits.gguf", "mmproj-digits.gguf", "README.md"}
+    assert [file.name for file in tmp_path.iterdir()] == ["digits"]
+    said = capsys.readouterr().out
+    assert "28 adapted weights are W + ΔW to 2 units in the last place" in said
+    assert "the adapted weights of the language model are the merged ones" in said
+    assert asked == []
+
+
+def test_without_llama_cpp_it_fetches_none(its_run, tmp_path, llama_cpp, capsys):
+    (llama_cpp / "llama-quantize").unlink()
+    words = ["--to", str(tmp_path / "out"), "--saver", "unsloth", "--format", "gguf"]
+    assert main(["export", str(its_run), *words]) == 2
+    said = capsys.readouterr().err
+    assert "Unsloth finds no llama.cpp that is ready" in said
+    assert (
+        "set LLAMA_CPP_DIR to a folder of llama.cpp that holds convert_hf_to_gguf.py and a built llama-quantize" in said
+    )
+    assert not list(tmp_path.iterdir())
