@@ -1,10 +1,10 @@
 """GGUF files for llama.cpp, through its own converter, from an export that was merged and verified.
 
-Looked for in `$LLAMA_CPP_DIR` and on the PATH. It runs in this Python and needs the `gguf` package, which its own
-folder has. Two runs give two files: the language model, and with `--mmproj` the vision tower. What is verified
-afterwards is that both are whole GGUF files with as many tensors as they announce and, where `gguf` can be imported,
-that every adapted weight in the language model is the merged one up to the rounding of the type it was converted to.
-What llama.cpp computes with them is not verified.
+Looked for in `$LLAMA_CPP_DIR` and on the PATH. It runs in this Python and needs the packages `gguf`, which its own
+folder has, and `sentencepiece`. Two runs give two files: the language model, and with `--mmproj` the vision tower. What
+is verified afterwards is that both are whole GGUF files with as many tensors as they announce and, where `gguf` can be
+imported, that every adapted weight in the language model is the merged one up to the rounding of the type it was
+converted to. What llama.cpp computes with them is not verified.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def find_converter() -> Path:
     if found is None:
         raise ExportError(
             f"--format gguf needs llama.cpp's {CONVERTER}: git clone https://github.com/ggml-org/llama.cpp, "
-            "pip install gguf, and set LLAMA_CPP_DIR to its folder"
+            "pip install gguf sentencepiece, and set LLAMA_CPP_DIR to its folder"
         )
     return Path(found)
 
@@ -61,7 +61,9 @@ def _convert(converter: Path, merged: Path, target: Path, kind: str, words: Iter
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         said = "\n".join(done.stdout.strip().splitlines()[-8:])
-        raise ExportError(f"--format gguf: {' '.join(command[1:])} failed with code {done.returncode}:\n{said}")
+        lacking = re.search(r"^ModuleNotFoundError: No module named '([\w.]+)'", done.stdout, re.MULTILINE)
+        advice = f"\nIt runs in this Python: pip install {lacking[1].partition('.')[0]}" if lacking else ""
+        raise ExportError(f"--format gguf: {' '.join(command[1:])} failed with code {done.returncode}:\n{said}{advice}")
     if not target.is_file():
         raise ExportError(
             f"--format gguf: {CONVERTER} ended well and wrote no {target.name}; is it of another version?"

@@ -44,6 +44,8 @@ options = parser.parse_args()
 sabotage = os.environ.get("SABOTAGE")
 if sabotage == "fails":
     sys.exit("the model is of no known kind")
+if sabotage == "needs":
+    import a_module_that_nobody_has  # noqa: F401
 if sabotage == "silent":
     sys.exit(0)
 kind = gguf.GGMLQuantizationType.Q8_0 if options.outtype == "q8_0" else gguf.GGMLQuantizationType.F16

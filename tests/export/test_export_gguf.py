@@ -42,6 +42,7 @@ def test_language_model_and_vision_tower(run, export, converter, tmp_path, kind)
         ("torn", "digits.gguf is not a GGUF file"),
         ("silent", "ended well and wrote no digits.gguf"),
         ("fails", "failed with code 1:\nthe model is of no known kind"),
+        ("needs", "It runs in this Python: pip install a_module_that_nobody_has"),
     ],
 )
 def test_a_conversion_gone_wrong(exported, small_run, converter, tmp_path, monkeypatch, sabotage, told):
@@ -68,7 +69,9 @@ def test_without_llama_cpp_it_is_said_where_it_comes_from(run, export, tmp_path,
     monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     said = export(run, tmp_path / "out", "--format", "gguf", code=2)
-    assert "git clone https://github.com/ggml-org/llama.cpp, pip install gguf, and set LLAMA_CPP_DIR" in said
+    assert (
+        "git clone https://github.com/ggml-org/llama.cpp, pip install gguf sentencepiece, and set LLAMA_CPP_DIR" in said
+    )
     monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
     assert f"LLAMA_CPP_DIR is {tmp_path}, and there is no convert_hf_to_gguf.py in it" in export(
         run, tmp_path / "out", "--format", "gguf", code=2
