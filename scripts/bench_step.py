@@ -190,7 +190,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="fewer layers than the real model, to try the script on a GPU")
     parser.add_argument("--tiny", action="store_true", help="the shipped model, on any device")
     parser.add_argument("--without-sampling", action="store_true", help="made-up responses: scores and updates alone")
-    parser.add_argument("--only", nargs="+", metavar="WAY", default=DEFAULT, help="default: %(default)s")
+    ways = [way.name for way in WAYS]
+    told = f"of {', '.join(ways)} (default: {', '.join(DEFAULT)})"
+    parser.add_argument("--only", nargs="+", metavar="WAY", choices=ways, default=DEFAULT, help=told)
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder of the CSV and the logs")
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -14,13 +14,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .nf4 import unpack
+from sharevl_lite.policy.packed import HALF
 
-HALF = (torch.bfloat16, torch.float16)
+from .nf4 import unpack
 
 
 @contextlib.contextmanager

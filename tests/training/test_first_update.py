@@ -75,6 +75,9 @@ def test_what_needs_old_log_probs_first_has_them_first(small_recipe, passes, cha
 def test_a_sampler_with_another_model_is_noticed_before_the_optimizer_moves(small_recipe, monkeypatch):
     moved = []
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: moved.append(self))
+    run(small_recipe("honest", **BRIEF))
+    assert moved
+    moved.clear()
     honest = HFRolloutEngine._response
 
     def respond(self, ids_T, logprobs_T):
