@@ -11,7 +11,7 @@ FROM_HERE = PYTHONPATH=.:kernels:apps/explorer:$$PYTHONPATH $(if $(wildcard $(BI
 CODE := sharevl_lite kernels apps tests scripts notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-vllm test-unsloth bench bench-step bench-memory bench-transforms
+.PHONY: help install demo test test-gpu test-vllm test-unsloth test-beside bench bench-step bench-memory bench-transforms
 .PHONY: bench-explorer
 .PHONY: screenshots notebooks docs serve-docs lint types imports format clean
 
@@ -34,6 +34,7 @@ test: lint types imports docs ## Lint, types, import contracts, documentation, n
 test-gpu: ## The tests that need a CUDA device, with what is installed
 	$(FROM_HERE) -m pytest -m gpu tests/kernels tests/policy tests/rollout
 	SHAREVL_TEST_UNSLOTH=1 $(FROM_HERE) -m pytest -m unsloth tests/policy/test_unsloth.py
+	$(FROM_HERE) -m pytest tests/rollout/test_vllm_beside_unsloth.py
 
 test-vllm: $(VLLM)/.installed ## Rollouts with the real vLLM, its CPU build, in an environment of its own (4 GB)
 	$(VLLM)/bin/pytest -m vllm $(ENGINE_TESTS)
@@ -47,6 +48,9 @@ $(VLLM)/.installed: pyproject.toml scripts/prepare_cpu_vllm.py
 
 test-unsloth: install $(UNSLOTH)/.installed ## Unsloth's loader against ours, on the CPU too (200 MB beside .venv)
 	SHAREVL_TEST_UNSLOTH=1 PYTHONPATH=$(UNSLOTH) $(BIN)/pytest -m unsloth tests/policy/test_unsloth.py
+
+test-beside: install $(VLLM)/.installed $(UNSLOTH)/.installed ## Recipes with Unsloth and vLLM in one process, on the CPU too
+	PYTHONPATH=$(UNSLOTH) $(VLLM)/bin/pytest tests/rollout/test_vllm_beside_unsloth.py
 
 $(UNSLOTH)/.installed:
 	rm -rf $(UNSLOTH)

@@ -15,7 +15,8 @@ problems to warm up and one that counts; ways with one loader and one sampler sh
 - hf: packed rows, transformers samples as well (not by default).
 
 `--without-sampling` makes the responses up instead: scores and updates alone, without the minutes that vLLM takes to
-start.
+start. `--at-once` starts all processes together, where the GPU has room for them all; their steps still take turns,
+when the last one has started.
 
 `--tiny` takes the shipped 1.9M-parameter model, short prompts and transformers only: it tries the script on a CPU.
 """
@@ -23,6 +24,7 @@ start.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import shutil
@@ -51,6 +53,8 @@ import hashlib
 def coin(completion_ids, **columns):
     return [hashlib.sha256(repr(list(ids)).encode()).digest()[0] / 255 for ids in completion_ids]
 """
+READY = "ready\n"
+"""A process's line when it has started; it goes on when it gets one."""
 SHOWN = ("seconds/step", "seconds/rollout", "seconds/score", "seconds/update", "tokens_per_second", "peak_memory_mib")
 
 
@@ -105,8 +109,10 @@ def recipe(folder: Path, options: argparse.Namespace) -> Path:
     (folder / "coin.py").write_text(COIN)
     model, prompt, data = ("builtin:digits-vl", 96, "builtin:digits")
     if not options.tiny:
-        build_model(folder / "model", options.layers)
-        model, prompt, data = str(folder / "model"), PROMPT, str(build_data(folder, options.problems))
+        if options.model is None:
+            build_model(folder / "model", options.layers)
+        model, prompt = str((options.model or folder / "model").resolve()), PROMPT
+        data = str(build_data(folder, options.problems))
     sections: dict[str, Any] = {
         "name": "bench",
         "output_dir": str(folder / "runs"),
@@ -115,7 +121,7 @@ def recipe(folder: Path, options: argparse.Namespace) -> Path:
         "share": {"num_variants": 2, "num_responses": 6},
         "rollout": {
             "max_completion_length": options.response,
-            "batch_size": 256,
+            "batch_size": 12 * options.problems,
             "vllm_gpu_memory_utilization": options.vllm_share,
         },
         "reward": {
@@ -135,21 +141,51 @@ def recipe(folder: Path, options: argparse.Namespace) -> Path:
 # ---------------------------------------------------------------- all ways
 
 
+class Process:
+    """A process of ways that share a loader and a sampler (see `step_worker.py`)."""
+
+    def __init__(self, ways: list[Way], file: Path, options: argparse.Namespace) -> None:
+        self.ways = ways
+        self.log = options.out / f"step-{ways[0].loader}-{ways[0].engine}.log"
+        words = [sys.executable, __file__, *sys.argv[1:], "--work", str(file), *(way.name for way in ways)]
+        with self.log.open("w") as errors:
+            pipe = subprocess.PIPE
+            self.run = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=errors, text=True)
+
+    def wait_until_ready(self) -> None:
+        """Until it has loaded everything, or has ended."""
+        assert self.run.stdout is not None
+        next((line for line in self.run.stdout if line == READY), None)
+
+    def measure(self) -> Iterator[tuple[Way, dict[str, Any] | str]]:
+        """Lets it run; each way's record as it comes, or why there is none."""
+        assert self.run.stdin is not None
+        assert self.run.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.run.stdin.write("\n")
+            self.run.stdin.close()
+        missing = {way.name: way for way in self.ways}
+        for record in filter(None, map(as_record, self.run.stdout)):
+            yield missing.pop(record["way"]), record
+        self.run.wait()
+        for way in missing.values():
+            yield way, f"failed with exit code {self.run.returncode}, see {self.log}"
+
+
 def measure(ways: list[Way], file: Path, options: argparse.Namespace) -> Iterator[tuple[Way, dict[str, Any] | str]]:
     """Each way's record, or why there is none."""
-    for (loader, engine), group in groupby(ways, key=lambda way: (way.loader, way.engine)):
-        members = list(group)
-        missing = [package for package in members[0].needs if find_spec(package) is None]
-        if missing:
-            yield from ((way, f"not installed: {', '.join(missing)}") for way in members)
-            continue
-        words = [sys.executable, __file__, *sys.argv[1:], "--work", str(file), *(way.name for way in members)]
-        log = options.out / f"step-{loader}-{engine}.log"
-        with log.open("w") as errors, subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True) as run:
-            assert run.stdout is not None
-            found = {record["way"]: record for record in filter(None, map(as_record, run.stdout))}
-        for way in members:
-            yield way, found.get(way.name, f"failed with exit code {run.returncode}, see {log}")
+    groups = [list(group) for _, group in groupby(ways, key=lambda way: (way.loader, way.engine))]
+    missing = [[package for package in group[0].needs if find_spec(package) is None] for group in groups]
+    for group, packages in zip(groups, missing, strict=True):
+        if packages:
+            yield from ((way, f"not installed: {', '.join(packages)}") for way in group)
+    sound = [group for group, packages in zip(groups, missing, strict=True) if not packages]
+    for batch in [sound] if options.at_once else [[group] for group in sound]:
+        processes = [Process(group, file, options) for group in batch]
+        for process in processes:
+            process.wait_until_ready()
+        for process in processes:
+            yield from process.measure()
 
 
 def as_record(line: str) -> dict[str, Any] | None:
@@ -175,8 +211,9 @@ def versions() -> dict[str, str]:
 
 
 def chosen(options: argparse.Namespace) -> list[Way]:
-    """The ways that are asked for."""
-    ways = [way for way in (TINY_WAYS if options.tiny else WAYS) if way.name in options.only]
+    """The ways that are asked for, in that order."""
+    known = {way.name: way for way in (TINY_WAYS if options.tiny else WAYS)}
+    ways = [known[name] for name in options.only if name in known]
     return [replace(way, engine="random") for way in ways] if options.without_sampling else ways
 
 
@@ -187,13 +224,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--response", type=int, default=300, help="tokens of a response (default: 300)")
     parser.add_argument("--token-budget", type=int, default=16384, help="tokens of a packed row (default: 16384)")
     parser.add_argument("--vllm-share", type=float, default=0.3, help="vLLM's share of the GPU (default: 0.3)")
+    parser.add_argument("--model", type=Path, help="a folder that random_models.py has written, instead of a new model")
     parser.add_argument("--layers", type=int, help="fewer layers than the real model, to try the script on a GPU")
     parser.add_argument("--tiny", action="store_true", help="the shipped model, on any device")
     parser.add_argument("--without-sampling", action="store_true", help="made-up responses: scores and updates alone")
     ways = [way.name for way in WAYS]
     told = f"of {', '.join(ways)} (default: {', '.join(DEFAULT)})"
+    parser.add_argument("--at-once", action="store_true", help="start all processes together")
     parser.add_argument("--only", nargs="+", metavar="WAY", choices=ways, default=DEFAULT, help=told)
-    parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder of the CSV and the logs")
+    parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder of all figures and the logs")
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -219,33 +258,38 @@ def main() -> int:
     ways = chosen(options)
     results: dict[str, dict[str, Any] | str] = {}
     try:
-        with (options.out / "step.csv").open("w", newline="") as sheet:
+        with (options.out / "step.csv").open("w", newline="") as sheet, (options.out / "step.jsonl").open("w") as full:
             writer = csv.DictWriter(sheet, ["way", "status", *SHOWN, *where])
             writer.writeheader()
             for way, result in measure(ways, recipe(folder, options), options):
                 results[way.name] = result
-                show(way.name, results)
+                show(way.name, result)
                 figures = {key: result[key] for key in SHOWN} if isinstance(result, dict) else {}
                 writer.writerow({"way": way.name, "status": "ok" if figures else result, **figures, **where})
+                full.write(json.dumps(result) + "\n" if figures else "")
+                full.flush()
                 sheet.flush()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    compare(results)
     print(f"written to {options.out / 'step.csv'}")
     return int(any(isinstance(result, str) and result.startswith("failed") for result in results.values()))
 
 
-def show(name: str, results: dict[str, dict[str, Any] | str]) -> None:
-    """Prints one way, and how much faster it is than the baseline."""
-    result, baseline = results[name], results.get("baseline")
-    if isinstance(result, str):
-        print(f"{name:9} {result}", flush=True)
-        return
-    figures = "  ".join(f"{key.removeprefix('seconds/')} {result[key]:,.1f}" for key in SHOWN)
-    ratio = ""
-    if isinstance(baseline, dict) and name != "baseline":
-        speed = baseline["seconds/step"] / result["seconds/step"]
-        ratio = f"  {speed:.2f} x baseline" + (f" (goal {GOAL})" if name == "ours" else "")
-    print(f"{name:9} {figures}{ratio}", flush=True)
+def show(name: str, result: dict[str, Any] | str) -> None:
+    """Prints one way."""
+    if isinstance(result, dict):
+        result = "  ".join(f"{key.removeprefix('seconds/')} {result[key]:,.1f}" for key in SHOWN)
+    print(f"{name:9} {result}", flush=True)
+
+
+def compare(results: dict[str, dict[str, Any] | str]) -> None:
+    """Prints how much faster each way is than the baseline."""
+    baseline = results.get("baseline")
+    for name, result in results.items():
+        if isinstance(result, dict) and isinstance(baseline, dict) and result is not baseline:
+            speed = baseline["seconds/step"] / result["seconds/step"]
+            print(f"{name:9} {speed:.2f} x baseline" + (f" (goal {GOAL})" if name == "ours" else ""))
 
 
 if __name__ == "__main__":

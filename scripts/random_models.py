@@ -20,7 +20,7 @@ from sharevl_lite.policy.hf import resolve_model_path
 SHIPPED = "builtin:digits-vl"
 ROPE = {
     "qwen2_5_vl": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    "qwen3_vl": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+    "qwen3_vl": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True},
 }
 
 

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from bench_step import Way
+from bench_step import READY, Way
 from rich.console import Console
+from torch import nn
 
 from sharevl_lite import trainer
 from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
+from sharevl_lite.data import Problem
 from sharevl_lite.engines import load_policy_of, make_engine
 from sharevl_lite.intake import fit_prompts, read_sources
-from sharevl_lite.learn import Learner
+from sharevl_lite.learn import Learner, RowLoss, UpdatePlan
 from sharevl_lite.metrics_log import MetricsLog, read
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
@@ -35,7 +40,18 @@ WARM_UP = 2
 """Problems of the step that does not count."""
 
 
-class SeparateLearner(Learner):
+class TimedLearner(Learner):
+    """Tells on standard error when each row of an update was done: a step that is cut off still has a speed."""
+
+    def losses(self, model: nn.Module, plan: UpdatePlan, count: int, tokens: int) -> Iterator[RowLoss]:
+        """The rows' losses."""
+        began = time.monotonic()
+        for number, loss in enumerate(super().losses(model, plan, count, tokens), 1):
+            yield loss
+            print(f"row {number} of {len(plan.active_rows)}, {time.monotonic() - began:.2f} s", file=sys.stderr)
+
+
+class SeparateLearner(TimedLearner):
     """A prompt for every pair, as without packing."""
 
     def _groups(self, numbers: Sequence[int]) -> list[SegmentGroup]:
@@ -73,35 +89,65 @@ class RandomEngine:
 
 
 def work(ways: Sequence[Way], file: Path, problems: int) -> None:
-    """Measures these ways, which share loader and sampler; prints a line of JSON for each."""
+    """Starts what these ways share, warms them up, says so, waits for a line, and prints a line of JSON for each."""
+    began = time.monotonic()
     shared = recipe_of(file, ways[0])
     policy = load_policy_of(shared)
+    tell("model loaded", began)
     encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index, shared.data.prompt_template)
     rows = fit_prompts(shared, read_sources(shared).train, encoder, Console(stderr=True))
     random = ways[0].engine == "random"
     engine: RolloutEngine = RandomEngine(policy) if random else make_engine(shared, policy, max_images=2)
-    length = PASS * (shared.data.max_prompt_length + shared.rollout.max_completion_length)
+    tell("sampler started", began)
     with RewardScorer(shared.reward, Path()) as scorer:
+        bench = Bench(file, policy, encoder, rows, engine, scorer)
         for way in ways:
-            trainer.Learner = SeparateLearner if way.separate else Learner  # type: ignore[misc]
-            for kind, count in (("warm-up", WARM_UP), ("step", problems)):
-                changes = {"name": f"{way.name}-{kind}"} | ({"train.token_budget": length} if way.separate else {})
-                changes |= dict.fromkeys(("train.problems_per_rollout", "train.problems_per_update"), count)
-                recipe = recipe_of(file, way, **changes)
-                log = MetricsLog(recipe.run_dir / "metrics.jsonl")
-                recipe.run_dir.mkdir(parents=True)
-                if torch.cuda.is_available():
-                    torch.cuda.reset_peak_memory_stats()
-                collector = Collector(recipe, encoder, engine, scorer)
-                store = RolloutStore(recipe.run_dir)
-                trainer.ShareGRPOTrainer(recipe, policy, rows, collector, store=store, metrics_log=log).train()
-                record = json.dumps({"way": way.name, **read(log.path)[-1]})
-                print(record, file=sys.stderr if kind == "warm-up" else sys.stdout, flush=True)
+            print(json.dumps(bench.step(way, "warm-up", WARM_UP)), file=sys.stderr)
+        tell("warm", began)
+        print(READY, end="", flush=True)
+        sys.stdin.readline()
+        for way in ways:
+            print(json.dumps({"way": way.name} | bench.step(way, "step", problems)), flush=True)
     engine.close()
+
+
+def tell(what: str, began: float) -> None:
+    """Seconds since a time, on standard error."""
+    print(f"{what} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+
+@dataclass
+class Bench:
+    """What the ways of a process share."""
+
+    file: Path
+    policy: PackedPolicy
+    encoder: PromptEncoder
+    rows: Sequence[Problem]
+    engine: RolloutEngine
+    scorer: RewardScorer
+
+    def step(self, way: Way, kind: str, count: int) -> dict[str, Any]:
+        """The metrics of one step of `count` problems."""
+        changes: dict[str, object] = {"name": f"{way.name}-{kind}"}
+        changes |= dict.fromkeys(("train.problems_per_rollout", "train.problems_per_update"), count)
+        recipe = recipe_of(self.file, way, **changes)
+        if way.separate:
+            length = PASS * (recipe.data.max_prompt_length + recipe.rollout.max_completion_length)
+            recipe = recipe_of(self.file, way, **changes, **{"train.token_budget": length})
+        trainer.Learner = SeparateLearner if way.separate else TimedLearner  # type: ignore[misc]
+        log = MetricsLog(recipe.run_dir / "metrics.jsonl")
+        recipe.run_dir.mkdir(parents=True)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        collector = Collector(recipe, self.encoder, self.engine, self.scorer)
+        store = RolloutStore(recipe.run_dir)
+        trainer.ShareGRPOTrainer(recipe, self.policy, self.rows, collector, store=store, metrics_log=log).train()
+        return read(log.path)[-1]
 
 
 def recipe_of(file: Path, way: Way, **changes: object) -> Recipe:
     """The shared recipe with a way's loader and sampler."""
-    # The random engine's log-probs are nobody's: they are not compared.
-    sampler = {"rollout.max_sampler_gap": None} if way.engine == "random" else {"rollout.engine": way.engine}
+    # A gap is in the record; the random engine's log-probs are nobody's.
+    sampler = {"rollout.max_sampler_gap": None} | ({} if way.engine == "random" else {"rollout.engine": way.engine})
     return load_recipe(file, {"model.loader": way.loader} | sampler | changes)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from small_models import write_small_model
 from transformers import AutoModelForImageTextToText
 
 from sharevl_lite.memory_plan import PUBLISHED
@@ -27,7 +28,7 @@ PARAMETERS = {  # as their checkpoints say
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["--only packed", "--without-sampling"])
+@pytest.mark.parametrize("words", ["--only packed", "--without-sampling --at-once"])
 def test_each_way_trains_a_step(tmp_path, words):
     command = [sys.executable, str(SCRIPT), *["--tiny", "--problems", "2", "--response", "9", "--out"], str(tmp_path)]
     done = subprocess.run([*command, *words.split()], capture_output=True, text=True, check=False)
@@ -56,20 +57,8 @@ def test_random_models_have_the_published_sizes(monkeypatch):
 
 def test_a_random_model_reads_pictures(tmp_path, monkeypatch):
     """With the shipped processor: what a benchmark of either family asks of it."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    import random_models
-
-    small = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
-    for name, (family, sizes) in PUBLISHED.items():
-        text = sizes["text_config"] | small | {"head_dim": 16} if family == "qwen3_vl" else sizes["text_config"] | small
-        vision = sizes["vision_config"] | {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 4}
-        vision |= {"out_hidden_size": 64, "num_position_embeddings": 64}
-        vision |= {"deepstack_visual_indexes": [0, 1]} if family == "qwen3_vl" else {"fullatt_block_indexes": [1]}
-        monkeypatch.setitem(
-            random_models.PUBLISHED, name, (family, sizes | {"text_config": text, "vision_config": vision})
-        )
-        monkeypatch.setitem(random_models.ROPE, family, random_models.ROPE[family] | {"mrope_section": [2, 3, 3]})
-        random_models.write_random_model(name, tmp_path / family, dtype=torch.float32, layers=2)
+    for name, (family, _) in PUBLISHED.items():
+        write_small_model(name, tmp_path / family, monkeypatch)
         recipe = load_recipe(DEMO, {"model.path": str(tmp_path / family), "model.max_pixels": 100_352})
         policy = load_policy(recipe.model, seed=0)
         encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index)

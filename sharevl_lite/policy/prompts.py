@@ -1,7 +1,7 @@
 """From a variant to what a model reads: chat text, token ids, rotary positions and pixels.
 
 The rendered text keeps one placeholder per image (engines such as vLLM expand it themselves); the ids here are
-expanded by the processor. An image is known by a hash of its pixel values as the vision tower will see them, so that
+expanded by the processor. An image is known by a hash of its pixels in the size that the vision tower will see, so that
 equal images share one pass.
 """
 
@@ -93,7 +93,7 @@ class PromptEncoder:
 
         settings = self.processor.image_processor
         side = settings.patch_size * settings.merge_size
-        low, high = settings.size["shortest_edge"], settings.size["longest_edge"]
+        low, high = pixel_bounds(self.processor)
         height, width = smart_resize(image.height, image.width, factor=side, min_pixels=low, max_pixels=high)
         return image if image.size == (width, height) else image.resize((width, height), int(settings.resample))
 
@@ -109,9 +109,25 @@ class PromptEncoder:
             input_ids=ids_P[None], mm_token_type_ids=token_types_P[None], image_grid_thw=grids
         )
         pieces = [] if grids is None else _split_images(batch["pixel_values"], grids)
-        keyed = [(_key(image), image) for image in pieces]
+        keyed = [(_key(picture), image) for picture, image in zip(pictures, pieces, strict=True)]
         keys = tuple(key for key, _ in keyed)
         return EncodedPrompt(text, Prefix(ids_P, positions_31P[:, 0], keys), token_types_P, dict(keyed), pictures)
+
+
+def pixel_bounds(processor: Any) -> tuple[int, int]:
+    """Fewest and most pixels that an image has when a processor has resized it."""
+    size = processor.image_processor.size
+    return int(size["shortest_edge"]), int(size["longest_edge"])
+
+
+def pixel_settings(processor: Any) -> dict[str, Any]:
+    """A processor's bounds, for another processor of that model: by both of the names that they have.
+
+    One is not enough: Unsloth gives processors `max_pixels` of their own, which count for more than a `size` that is
+    handed to them.
+    """
+    low, high = pixel_bounds(processor)
+    return {"size": {"shortest_edge": low, "longest_edge": high}, "min_pixels": low, "max_pixels": high}
 
 
 def _split_images(patches_LD: Tensor, grids_I3: Tensor) -> list[ImagePixels]:
@@ -119,7 +135,8 @@ def _split_images(patches_LD: Tensor, grids_I3: Tensor) -> list[ImagePixels]:
     return [ImagePixels(patches, grid) for patches, grid in zip(patches_LD.split(counts), grids_I3, strict=True)]
 
 
-def _key(image: ImagePixels) -> str:
-    digest = hashlib.sha256(str(image.grid_3.tolist()).encode())
-    digest.update(image.patches_LD.float().contiguous().numpy().tobytes())
+def _key(picture: Image) -> str:
+    """Of the eight-bit pixels: the patches that follow from them are eight times the bytes."""
+    digest = hashlib.sha256(str(picture.size).encode())
+    digest.update(picture.convert("RGB").tobytes())
     return digest.hexdigest()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sharevl_lite.policy.hf import resolve_model_path, save_adapter
+from sharevl_lite.policy.prompts import pixel_settings
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.limits import BAN, check_frozen_vision, check_recipe, room_for
@@ -68,14 +69,14 @@ class VLLMRolloutEngine:
                     max_loras=1,
                     logprobs_mode="processed_logprobs",
                     limit_mm_per_prompt={"image": max_images, "video": 0},
-                    mm_processor_kwargs={"size": dict(self.policy.processor.image_processor.size)},
+                    mm_processor_kwargs=pixel_settings(self.policy.processor),
                     enforce_eager=section.vllm_enforce_eager,
                     quantization="bitsandbytes" if recipe.model.load_in_4bit else None,
                     seed=recipe.seed,
                     **self._device_settings(recipe),
                     **_launch_settings(self.policy.device.type),
                 )
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, ImportError) as error:
             raise RolloutError(
                 f"rollout.engine: vLLM did not start ({error}); lower rollout.vllm_gpu_memory_utilization or "
                 "data.max_prompt_length if memory is short, or choose rollout.engine: hf"
@@ -83,11 +84,12 @@ class VLLMRolloutEngine:
 
     def _device_settings(self, recipe: Recipe) -> dict[str, Any]:
         if self._can_sleep:
+            section = recipe.rollout
+            captured = {} if section.vllm_enforce_eager else {"compilation_config": graphs(section.batch_size)}
             return {
-                "gpu_memory_utilization": recipe.rollout.vllm_gpu_memory_utilization,
+                "gpu_memory_utilization": section.vllm_gpu_memory_utilization,
                 "enable_sleep_mode": True,
-                # Every rollout has its adapter: graphs without one would double the time of the start for nothing.
-                "compilation_config": {"cudagraph_specialize_lora": False},
+                **captured,
             }
         # A prompt read in pieces winds its request's random numbers back, which vLLM 0.31 cannot do on a CPU.
         longest = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
@@ -109,7 +111,7 @@ class VLLMRolloutEngine:
         adapter = LoRARequest(f"sync-{self._synced}", self._synced, str(self._adapter))
         try:
             outputs = self._llm.generate(
-                [_prompt(request) for request in requests],
+                [self._prompt(request) for request in requests],
                 [self._parameters(request, sampling) for request in requests],
                 lora_request=adapter,
                 use_tqdm=False,
@@ -154,6 +156,14 @@ class VLLMRolloutEngine:
     @property
     def _adapter(self) -> Path:
         return self._folder / str(self._synced)
+
+    def _prompt(self, request: SamplingRequest) -> dict[str, Any]:
+        prompt: dict[str, Any] = {"prompt": request.prompt.text}
+        if request.prompt.pictures:
+            # Said with each prompt, because an engine that Unsloth has made was not told.
+            bounds = pixel_settings(self.policy.processor)
+            prompt |= {"multi_modal_data": {"image": list(request.prompt.pictures)}, "mm_processor_kwargs": bounds}
+        return prompt
 
     def _parameters(self, request: SamplingRequest, sampling: Sampling) -> Any:
         from vllm import SamplingParams
@@ -229,6 +239,20 @@ def _launch_settings(device: str) -> dict[str, Any]:
     return {"distributed_executor_backend": "external_launcher"}
 
 
-def _prompt(request: SamplingRequest) -> dict[str, Any]:
-    pictures = list(request.prompt.pictures)
-    return {"prompt": request.prompt.text, **({"multi_modal_data": {"image": pictures}} if pictures else {})}
+def graphs(batch: int) -> dict[str, Any]:
+    """The CUDA graphs worth their part of the start, for batches of at most `batch` responses.
+
+    Decoding alone: prompts come in pieces that are longer than any graph. Sizes a quarter apart at most, an eighth from
+    64 on, where padding begins to cost something beside the weights that a step reads.
+    """
+    sizes = [1]
+    while sizes[-1] < batch:
+        size = sizes[-1]
+        step = 2 ** (size.bit_length() - 1) // (4 if size < 64 else 8)
+        sizes.append(min(size + max(step, 1), batch))
+    # Every rollout has its adapter: graphs without one are of no use, and not all versions leave them out for that.
+    return {
+        "cudagraph_mode": "FULL_DECODE_ONLY",
+        "cudagraph_capture_sizes": sizes,
+        "cudagraph_specialize_lora": False,
+    }

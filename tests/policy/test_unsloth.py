@@ -216,6 +216,7 @@ def test_where_it_loads_no_4_bits_it_is_said(its_run, tmp_path, capsys):
 @pytest.fixture
 def llama_cpp():
     """A folder of llama.cpp with a converter, and a quantiser that is looked for and not needed."""
+    pytest.importorskip("gguf")  # which the converter writes with
     LLAMA_CPP.mkdir()
     shutil.copy(Path(__file__).parents[1] / "export" / "llama_cpp_standin.py", LLAMA_CPP / "convert_hf_to_gguf.py")
     (LLAMA_CPP / "llama-quantize").write_text("#!/bin/sh\necho usage\n")

@@ -1,0 +1,91 @@
+"""The published recipes as they are run: Unsloth's model trains and vLLM samples, in one process.
+
+The models are small and random, in the recipes' families; pictures, pixel bounds, transforms, prompts and objective are
+the recipes' own. Each alone is tested elsewhere; Unsloth patches what both read (see `pixel_settings`).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from small_models import write_small_model
+
+from sharevl_lite.recipes import load_recipe
+from sharevl_lite.rollout.vllm import graphs
+
+ROOT = Path(__file__).parents[2]
+RECIPES = {
+    recipe.model.path: path
+    for path in sorted((ROOT / "configs").glob("*.yaml"), reverse=True)
+    if (recipe := load_recipe(path)).model.loader == "unsloth" and recipe.rollout.engine == "vllm"
+}
+"""One for each model."""
+COIN = """
+import hashlib
+
+def coin(completion_ids, **columns):
+    return [hashlib.sha256(repr(list(ids)).encode()).digest()[0] / 255 for ids in completion_ids]
+"""
+BOTH = pytest.mark.skipif(
+    find_spec("vllm") is None or find_spec("unsloth") is None, reason="needs vLLM and Unsloth; make test-beside"
+)
+
+
+@pytest.mark.vllm
+@pytest.mark.unsloth
+@pytest.mark.slow
+@BOTH
+@pytest.mark.parametrize("path", RECIPES.values(), ids=lambda path: path.stem)
+def test_a_recipe_trains_with_both(tmp_path, monkeypatch, path):
+    recipe = load_recipe(path)
+    write_small_model(recipe.model.path, tmp_path / "model", monkeypatch)
+    rows = []
+    for number, size in enumerate([(700, 400), (300, 900)]):
+        Image.effect_noise(size, 80).convert("RGB").save(tmp_path / f"{number}.png")
+        rows.append({"problem": f"<image>What is {number} + 1?", "images": [f"{number}.png"], "answer": "1"})
+    (tmp_path / "coin.py").write_text(COIN)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {
+        "model.path": tmp_path / "model",
+        "model.dtype": "float32",
+        "model.gradient_checkpointing": "false",  # Unsloth's needs CUDA streams
+        "data.train": tmp_path / "rows.jsonl",
+        "data.eval": "null",
+        "reward.functions": json.dumps([{"path": f"{tmp_path / 'coin.py'}:coin"}]),
+        "rollout.max_completion_length": 8,
+        "rollout.vllm_gpu_memory_utilization": 0.2,
+        "train.rollouts": 2,
+        "train.problems_per_rollout": 2,
+        "train.problems_per_update": 1,
+        "output_dir": tmp_path,
+        "name": "run",
+    }
+    words = [f"--{name}={value}" for name, value in changes.items()]
+    command = [sys.executable, str(Path(__file__).with_name("unsloth_vllm_command.py")), "train", str(path), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [step["update"] for step in steps] == [2, 4]
+    share = recipe.share
+    for step in steps:
+        assert step["sampler_gap"] < (1e-2 if torch.cuda.is_available() else 1e-4)
+        assert step["grad_norm"] > 0.0
+        assert step["tokens_separate"] / step["pairs"] > recipe.model.min_pixels / 32**2  # the picture is in each
+        assert 0 < step["sampled_tokens"] <= 2 * share.num_variants * share.num_responses * 8
+
+
+def test_graphs_are_few_and_reach_the_whole_batch():
+    for batch in (1, 2, 7, 64, 96, 256, 384, 1000):
+        sizes = graphs(batch)["cudagraph_capture_sizes"]
+        assert sizes[0] == 1
+        assert sizes[-1] == batch
+        assert sizes == sorted(set(sizes))
+        assert all(after <= before + max(1, before // 4) for before, after in pairwise(sizes))
+        assert len(sizes) <= 8 + 4 * 4 + 8 * max(0, batch.bit_length() - 6)

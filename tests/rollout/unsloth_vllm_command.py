@@ -1,0 +1,21 @@
+"""The command `sharevl-lite` with Unsloth and vLLM in its process, on a CPU too (see ../policy/unsloth_on_cpu.py)."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "policy"))
+
+import unsloth_on_cpu  # noqa: F401
+
+from sharevl_lite.policy.unsloth import import_unsloth
+
+if __name__ == "__main__":
+    import_unsloth()
+
+    import torch
+
+    from sharevl_lite.cli import main
+
+    if not torch.cuda.is_available():
+        import vllm_command  # noqa: F401
+    sys.exit(main(sys.argv[1:]))
