@@ -52,10 +52,10 @@ def test_a_recipe_trains_with_both(tmp_path, monkeypatch, path):
         rows.append({"problem": f"<image>What is {number} + 1?", "images": [f"{number}.png"], "answer": "1"})
     (tmp_path / "coin.py").write_text(COIN)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    changes = {
+    on_gpu = torch.cuda.is_available()  # where it is the recipe's precision and checkpointing, which needs CUDA streams
+    changes = {} if on_gpu else {"model.dtype": "float32", "model.gradient_checkpointing": "false"}
+    changes |= {
         "model.path": tmp_path / "model",
-        "model.dtype": "float32",
-        "model.gradient_checkpointing": "false",  # Unsloth's needs CUDA streams
         "data.train": tmp_path / "rows.jsonl",
         "data.eval": "null",
         "reward.functions": json.dumps([{"path": f"{tmp_path / 'coin.py'}:coin"}]),
@@ -75,7 +75,7 @@ def test_a_recipe_trains_with_both(tmp_path, monkeypatch, path):
     assert [step["update"] for step in steps] == [2, 4]
     share = recipe.share
     for step in steps:
-        assert step["sampler_gap"] < (1e-2 if torch.cuda.is_available() else 1e-4)
+        assert step["sampler_gap"] < (0.05 if on_gpu else 1e-4)
         assert step["grad_norm"] > 0.0
         assert step["tokens_separate"] / step["pairs"] > recipe.model.min_pixels / 32**2  # the picture is in each
         assert 0 < step["sampled_tokens"] <= 2 * share.num_variants * share.num_responses * 8

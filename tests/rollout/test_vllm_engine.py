@@ -230,6 +230,17 @@ def test_four_bits_without_the_plug_in_are_refused():
         check_four_bits()
 
 
+def test_a_start_that_fails_is_said(policy, recipe, monkeypatch):
+    from sharevl_lite.rollout.vllm import VLLMRolloutEngine
+
+    def lacking(**_):
+        raise ModuleNotFoundError("No module named 'compressed_tensors'")
+
+    monkeypatch.setattr("vllm.LLM", lacking)
+    with pytest.raises(RolloutError, match=r"vLLM did not start \(No module named 'compressed_tensors'\)"):
+        VLLMRolloutEngine(policy, recipe)
+
+
 def test_two_processes_with_an_engine_each_train_as_one(tmp_path):
     options = ["--rollout.engine=vllm", "--train.rollouts=2", "--train.problems_per_rollout=8"]
     options += ["--train.problems_per_update=4", "--data.eval=null", f"--output-dir={tmp_path}"]
