@@ -55,7 +55,11 @@ def coin(completion_ids, **columns):
 """
 READY = "ready\n"
 """A process's line when it has started; it goes on when it gets one."""
-SHOWN = ("seconds/step", "seconds/rollout", "seconds/score", "seconds/update", "tokens_per_second", "peak_memory_mib")
+SHOWN = (
+    *("seconds/step", "seconds/expand", "seconds/rollout", "seconds/score", "seconds/update"),
+    *("sampled/s", "trained/s", "peak_memory_mib"),
+)
+"""Of a step's metrics and :func:`rates`."""
 
 
 @dataclass(frozen=True)
@@ -188,13 +192,21 @@ def measure(ways: list[Way], file: Path, options: argparse.Namespace) -> Iterato
             yield from process.measure()
 
 
+def rates(record: dict[str, Any]) -> dict[str, float]:
+    """Tokens a second: sampled in the rollout; in the update those of all pairs, each with a prompt, packed or not."""
+    return {
+        "sampled/s": record["sampled_tokens"] / record["seconds/rollout"],
+        "trained/s": record["tokens_separate"] / record["seconds/update"],
+    }
+
+
 def as_record(line: str) -> dict[str, Any] | None:
     """A line of :func:`work`; None for what libraries print."""
     try:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and "way" in record else None
+    return record | rates(record) if isinstance(record, dict) and "way" in record else None
 
 
 def versions() -> dict[str, str]:

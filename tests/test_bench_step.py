@@ -38,7 +38,9 @@ def test_each_way_trains_a_step(tmp_path, words):
     for row in rows:
         assert row["status"] == "ok"
         assert 0 < float(row["seconds/update"]) < float(row["seconds/step"])
-        assert float(row["tokens_per_second"]) > 0
+        seconds = float(row["seconds/rollout"])
+        assert float(row["sampled/s"]) * seconds < 2 * 2 * 6 * 9 + 0.5  # problems, variants, responses, tokens
+        assert float(row["trained/s"]) * float(row["seconds/update"]) > 2 * 24 * 30  # pairs, a prompt and more each
     assert ("x baseline" in done.stdout) == (len(rows) > 1)
 
 
