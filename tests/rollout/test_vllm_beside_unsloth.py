@@ -57,7 +57,7 @@ def test_a_recipe_trains_with_both(tmp_path, monkeypatch, path):
     changes |= {
         "model.path": tmp_path / "model",
         "data.train": tmp_path / "rows.jsonl",
-        "data.eval": "null",
+        "data.eval": tmp_path / "rows.jsonl",
         "reward.functions": json.dumps([{"path": f"{tmp_path / 'coin.py'}:coin"}]),
         "rollout.max_completion_length": 8,
         "rollout.vllm_gpu_memory_utilization": 0.2,
@@ -71,7 +71,9 @@ def test_a_recipe_trains_with_both(tmp_path, monkeypatch, path):
     command = [sys.executable, str(Path(__file__).with_name("unsloth_vllm_command.py")), "train", str(path), *words]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    assert len(records) > len(steps)  # the held-out problems were asked
     assert [step["update"] for step in steps] == [2, 4]
     share = recipe.share
     for step in steps:
