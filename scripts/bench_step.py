@@ -35,7 +35,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +177,10 @@ class Process:
 
 def measure(ways: list[Way], file: Path, options: argparse.Namespace) -> Iterator[tuple[Way, dict[str, Any] | str]]:
     """Each way's record, or why there is none."""
-    groups = [list(group) for _, group in groupby(ways, key=lambda way: (way.loader, way.engine))]
+    shared: dict[tuple[str, str], list[Way]] = {}
+    for way in ways:
+        shared.setdefault((way.loader, way.engine), []).append(way)
+    groups = list(shared.values())
     missing = [[package for package in group[0].needs if find_spec(package) is None] for group in groups]
     for group, packages in zip(groups, missing, strict=True):
         if packages:
