@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import torch
 
 from sharevl_lite.policy.unsloth import import_unsloth
 from sharevl_lite.rollout.errors import RolloutError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sharevl_lite.config import Recipe
     from sharevl_lite.policy.packed import PackedPolicy
     from sharevl_lite.rollout.engine import RolloutEngine
+
+LOADERS = {"hf": "transformers", "unsloth": "Unsloth"}
 
 
 def check_engine(recipe: Recipe) -> None:
@@ -31,6 +37,17 @@ def check_servers(recipe: Recipe) -> None:
         from sharevl_lite.rollout.server import check_servers as look
 
         look(recipe)
+
+
+def tell_wait(console: Console, recipe: Recipe, part: Literal["model", "sampler"]) -> None:
+    """Says what is about to start, where that takes more than a few seconds."""
+    words = None
+    if part == "model" and (recipe.model.loader == "unsloth" or torch.cuda.is_available()):
+        words = f"loading {recipe.model.path} with {LOADERS[recipe.model.loader]}"
+    elif part == "sampler" and recipe.rollout.engine == "vllm":
+        words = "starting vLLM, which compiles: a minute or two the first time, less after that"
+    if words is not None:
+        console.print(f"{part:9} {words}", highlight=False, soft_wrap=True)
 
 
 def load_policy_of(recipe: Recipe) -> PackedPolicy:

@@ -19,7 +19,7 @@ from sharevl_lite.checkpoints import list_checkpoints
 from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import LoadedProblems, Problem, load_problems
-from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine
+from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.evaluation.asking import Ways, ask_all, find_source
 from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
@@ -107,6 +107,7 @@ def evaluate_target(target: str, settings: Settings | None = None) -> Evaluated:
     column = find_source(loaded.problems, settings.source_column)
     check_servers(recipe)
     place = _place(subject, settings)
+    tell_wait(Console(stderr=True), recipe, "model")
     policy = load_policy_of(recipe)
     if subject.adapter is not None:
         load_adapter(policy, subject.adapter)
@@ -191,6 +192,7 @@ def _collector(
     """Asks with the recipe's engine, which is closed at the end."""
     most_images = max([1, *(len(problem.images) for problem in problems)])
     with _own_adapter_folder(recipe, place) as own, RewardScorer(recipe.reward, Path()) as scorer:
+        tell_wait(Console(stderr=True), own, "sampler")
         engine = make_engine(own, policy, max_images=most_images)
         try:
             yield Collector(own, encoder, engine, scorer)

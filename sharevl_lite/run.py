@@ -32,7 +32,7 @@ from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import Problem
 from sharevl_lite.display import StepDisplay, before_after_table
-from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine
+from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.intake import fingerprint, fit_prompts, read_sources
 from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.policy.hf import load_adapter, save_adapter
@@ -110,6 +110,7 @@ def _scorer(recipe: Recipe) -> RewardScorer:
 
 def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[ShareGRPOTrainer, StepDisplay]:
     intake = read_sources(recipe)
+    tell_wait(console, recipe, "model")
     policy = load_policy_of(recipe)
     encoder = PromptEncoder(
         policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
@@ -119,6 +120,7 @@ def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[S
     _check_same_data(recipe, problems)
     display = StepDisplay(console, recipe.train.rollouts)
     most_images = max([1, *(len(problem.images) for problem in [*problems, *(held_out or [])])])
+    tell_wait(console, recipe, "sampler")
     engine = make_engine(recipe, policy, max_images=most_images)
     trainer = ShareGRPOTrainer(
         recipe,

@@ -71,6 +71,7 @@ def test_a_recipe_trains_with_both(tmp_path, monkeypatch, path):
     command = [sys.executable, str(Path(__file__).with_name("unsloth_vllm_command.py")), "train", str(path), *words]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert f"model     loading {tmp_path / 'model'} with Unsloth" in done.stdout
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if "loss" in record]
     assert len(records) > len(steps)  # the held-out problems were asked

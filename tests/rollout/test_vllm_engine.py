@@ -209,7 +209,8 @@ def test_vision_tokens_are_banned_and_noticed_where_they_are_not(tmp_path):
 
 def test_a_run_trains_on_what_vllm_samples(tmp_path):
     options = ["--rollout.engine", "vllm", "--train.rollouts", "3", "--eval.problems", "8", "--name", "run"]
-    run("-m", "sharevl_lite", "train", str(RECIPE), *options, "--output-dir", str(tmp_path))
+    out = run("-m", "sharevl_lite", "train", str(RECIPE), *options, "--output-dir", str(tmp_path))
+    assert "sampler   starting vLLM" in out
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "reward" in line]
     assert len(steps) == 3
