@@ -5,6 +5,7 @@ Imported after Unsloth, where a way is loaded with it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -26,6 +27,7 @@ from sharevl_lite.engines import load_policy_of, make_engine
 from sharevl_lite.intake import fit_prompts, read_sources
 from sharevl_lite.learn import Learner, RowLoss, UpdatePlan
 from sharevl_lite.metrics_log import MetricsLog, read
+from sharevl_lite.policy.fused import stock_layers
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import load_recipe
@@ -142,7 +144,9 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
         collector = Collector(recipe, self.encoder, self.engine, self.scorer)
         store = RolloutStore(recipe.run_dir)
-        trainer.ShareGRPOTrainer(recipe, self.policy, self.rows, collector, store=store, metrics_log=log).train()
+        run = trainer.ShareGRPOTrainer(recipe, self.policy, self.rows, collector, store=store, metrics_log=log)
+        with stock_layers(self.policy.model) if way.separate else contextlib.nullcontext():
+            run.train()
         return read(log.path)[-1]
 
 

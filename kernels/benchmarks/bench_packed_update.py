@@ -10,7 +10,8 @@ does once per image and rows do m·n times, is on neither side.
 
 The check: log-probs and gradients of both forms in bfloat16 against separate rows in float32 (root mean square in nats;
 norm of the difference over the norm). The forms are two draws of the same roundings, 5% apart by chance; a packed row
-that is more than 10% further off than separate rows has no time.
+that is more than 10% further off than separate rows has no time. Both forms run the layers of transformers and PEFT as
+they are; with the largest budget packed rows run once more with fused layers (`sharevl_lite/policy/fused.py`).
 `--profile` prints the kernels that a packed update spends its time in. The last row is the loss alone, as a share of
 the packed update: a fused kernel for it would pay above 2%.
 """
@@ -18,6 +19,7 @@ the packed update: a fused kernel for it would pay above 2%.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from sharevl_kernels.grouped_logprob import grouped_logprob
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from sharevl_lite.policy.fused import fuse, stock_layers
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.share import Clipping, PackedRow, Prefix, SegmentGroup, pack_row, plan_rows, policy_loss
 
@@ -93,6 +96,7 @@ def build_policy(shape: dict[str, int], device: torch.device) -> PackedPolicy:
             if "lora_B" in name:
                 parameter.normal_(0.0, 0.01)
     adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    fuse(adapted)
     return PackedPolicy(adapted, processor=None).train()
 
 
@@ -145,10 +149,11 @@ def loss_of(logprobs_BR: Tensor, advantages_B: Tensor, tokens: int) -> Tensor:
 
 
 class Updates:
-    """Both forms of one update on one group; packed rows have at most `budget` tokens."""
+    """Both forms of one update on one group; packed rows have at most `budget` tokens, and fused layers if so asked."""
 
-    def __init__(self, policy: PackedPolicy, group: Group, budget: int) -> None:
+    def __init__(self, policy: PackedPolicy, group: Group, budget: int, *, fused: bool = False) -> None:
         self.policy = policy
+        self.fused = fused
         self.group = group
         self.rows = packed_rows(group, budget)
         self.count = group.responses_BR.shape[0]
@@ -163,14 +168,19 @@ class Updates:
     def packed(self) -> None:
         """Gradients of the update from packed rows."""
         self.policy.zero_grad()
-        for row in self.rows:
-            self._backward(score_packed(self.policy, row), list(row.pairs))
+        with self._layers(self.fused):
+            for row in self.rows:
+                self._backward(score_packed(self.policy, row), list(row.pairs))
 
     def separate(self) -> None:
         """The same from separate rows."""
         self.policy.zero_grad()
-        for pairs in self.batches:
-            self._backward(score_separately(self.policy, self.group, pairs), pairs)
+        with self._layers(fused=False):
+            for pairs in self.batches:
+                self._backward(score_separately(self.policy, self.group, pairs), pairs)
+
+    def _layers(self, fused: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if fused else stock_layers(self.policy.model)
 
     def _backward(self, logprobs_BR: Tensor, pairs: list[int]) -> None:
         advantages_B = self.group.advantages_B[[pair % self.count for pair in pairs]]
@@ -186,34 +196,34 @@ class Updates:
     @torch.no_grad()
     def logprobs(self, packed: bool) -> Tensor:
         """Log-probs of all pairs in order."""
-        if not packed:
-            return torch.cat([score_separately(self.policy, self.group, pairs) for pairs in self.batches])
+        with self._layers(packed and self.fused):
+            if not packed:
+                return torch.cat([score_separately(self.policy, self.group, pairs) for pairs in self.batches])
+            scores = torch.cat([score_packed(self.policy, row) for row in self.rows])
         order = [pair for row in self.rows for pair in row.pairs]
-        scores = torch.cat([score_packed(self.policy, row) for row in self.rows])
         return scores[torch.tensor(order, device=scores.device).argsort()]
 
-    def gradient(self, run: Callable[[], None]) -> Tensor:
+    def gradient(self, run: Callable[[], object]) -> Tensor:
         """All adapter gradients of one form in a row."""
         run()
         return torch.cat([p.grad.flatten() for p in self.policy.parameters() if p.grad is not None]).clone()
 
 
-def compare(budgets: dict[int, Updates], run: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Times separate rows and packed rows of each budget in turns, checks them, and shows the times of what passes.
+def compare(packed: dict[str, Updates], run: argparse.Namespace, device: torch.device) -> list[Row]:
+    """Times separate rows and each form of packed rows in turns, checks them, and shows the times of what passes.
 
     Leaves the policy in float32.
     """
     case = f"P={run.prompt} R={run.response} m={run.variants} n={run.responses}"
     version = f"torch {torch.__version__}"
-    any_budget = next(iter(budgets.values()))
+    any_form = next(iter(packed.values()))
     separate = f"rows, batches of {ROWS_PER_BATCH}"
-    runs = {separate: any_budget.separate} | {
-        f"packed, rows of {budget}": updates.packed for budget, updates in budgets.items()
-    }
+    runs: dict[str, Callable[[], object]] = {separate: any_form.separate}
+    runs |= {name: updates.packed for name, updates in packed.items()}
     timings = measure_in_turns(runs, device, run.repeats)
     peaks = {name: peak_mib(form, device) for name, form in runs.items()}
-    loss = measure(any_budget.loss_alone, device, run.repeats).median * len(any_budget.rows)
-    errors = _errors(separate, budgets, runs)
+    loss = measure(any_form.loss_alone, device, run.repeats).median * len(any_form.rows)
+    errors = _errors(separate, packed, runs)
     # On a CPU both forms are float32 and differ by rounding alone.
     limits = [max(CHANCE * error, 1e-5) for error in errors[separate]]
     rows = [_row(case, separate, version, timings[separate], peaks[separate], 1.0, errors[separate])]
@@ -231,10 +241,10 @@ def compare(budgets: dict[int, Updates], run: argparse.Namespace, device: torch.
 
 
 def _errors(
-    separate: str, budgets: dict[int, Updates], runs: dict[str, Callable[[], None]]
+    separate: str, packed: dict[str, Updates], runs: dict[str, Callable[[], object]]
 ) -> dict[str, tuple[float, float]]:
     """Of log-probs and gradients, against separate rows of the same model in float32, which it is from here on."""
-    of = dict(zip(runs, [next(iter(budgets.values())), *budgets.values()], strict=True))
+    of = {separate: next(iter(packed.values()))} | packed
     found = {name: (of[name].logprobs(name != separate), of[name].gradient(run)) for name, run in runs.items()}
     of[separate].policy.float()
     logprobs, gradient = of[separate].logprobs(packed=False), of[separate].gradient(runs[separate])
@@ -295,11 +305,14 @@ def main() -> int:
     device = device_of(run)
     shape = SHAPE_3B if device.type == "cuda" else SHAPE_TINY
     policy, group = build_policy(shape, device), build_group(run, shape["vocab_size"], device)
-    budgets = {budget: Updates(policy, group, budget) for budget in run.token_budget}
+    packed = {f"packed, rows of {budget}": Updates(policy, group, budget) for budget in run.token_budget}
+    largest = max(run.token_budget)
+    fused = Updates(policy, group, largest, fused=True)
+    packed[f"packed and fused, rows of {largest}"] = fused
     if run.profile:
-        profile(budgets[max(budgets)], device)
+        profile(fused, device)
     table = Report("packed update", "× rows", device, run.out)
-    table.add(compare(budgets, run, device))
+    table.add(compare(packed, run, device))
     return table.finish()
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from sharevl_lite.config import ModelSection
 from sharevl_lite.policy.attention import check_full_attention
 from sharevl_lite.policy.errors import PolicyError
+from sharevl_lite.policy.fused import fuse
 from sharevl_lite.policy.packed import HALF, PackedPolicy
 
 BUILTIN_PREFIX = "builtin:"
@@ -129,6 +130,7 @@ def finish_policy(adapted: Any, processor: Any, section: ModelSection, *, temper
     policy = PackedPolicy(adapted, processor, temperature=temperature)
     if policy.base_dtype in HALF:
         _leave_casting_to_autocast(adapted)
+        fuse(adapted)
     return policy
 
 

@@ -99,11 +99,14 @@ def test_a_packed_update_is_checked_and_measured(tmp_path):
     done = run_script("bench_packed_update.py", *options, "--token-budget", "90")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = read(tmp_path / "packed_update.csv")
-    assert [row["what"] for row in rows] == ["rows, batches of 4", "packed, rows of 90", "policy loss alone"]
+    names = ["packed, rows of 90", "packed and fused, rows of 90"]
+    assert [row["what"] for row in rows] == ["rows, batches of 4", *names, "policy loss alone"]
     assert {row["status"] for row in rows} == {"ok"}
-    assert float(rows[1]["logprob_error"]) < 1e-4
-    assert 0 < float(rows[1]["gradient_error"]) < 1e-4
-    assert "of the faster packed update" in rows[2]["note"]
+    for row in rows[1:3]:
+        assert float(row["logprob_error"]) < 1e-4
+        assert 0 < float(row["gradient_error"]) < 1e-4
+    assert rows[1]["gradient_error"] != rows[2]["gradient_error"]  # other layers
+    assert "of the faster packed update" in rows[3]["note"]
 
 
 def test_advantages_are_checked_and_measured(tmp_path):

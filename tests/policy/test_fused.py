@@ -1,0 +1,159 @@
+"""Fused layers compute and learn what PEFT and transformers do, in fewer operations."""
+
+from collections import Counter
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_packed_scores import ALL, TEMPERATURE, exact, gradients, make_case, packed_scores, worst
+from tiny_models import FAMILIES, tiny_model, tiny_policy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sharevl_lite.config import ModelSection
+from sharevl_lite.policy.fused import LoRALinear, fuse, stock_layers
+from sharevl_lite.policy.hf import load_policy
+
+assert exact  # a fixture
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+    ),
+]
+VIEWS = {"view", "_unsafe_view", "t", "transpose", "expand", "detach", "alias", "select", "slice", "unsqueeze", "split"}
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations that write something."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        self.counts[name] += name not in VIEWS
+        return function(*args, **(kwargs or {}))
+
+
+def scores_and_slopes(policy, budget=ALL):
+    scores = packed_scores(policy, make_case(policy), budget)
+    return scores, gradients(policy, scores)
+
+
+def test_gradients_are_those_of_the_formula():
+    draw = torch.Generator().manual_seed(0)
+    x, weight, bias, a, b = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((2, 5, 4), (6, 4), (6,), (3, 4), (6, 3))
+    )
+    for tensor in (x, a, b):
+        tensor.requires_grad_()
+    for constant in (None, bias):
+        torch.testing.assert_close(
+            LoRALinear.apply(x, weight, constant, a, b, 0.7),
+            x @ (weight + 0.7 * b @ a).T + (0.0 if constant is None else constant),
+        )
+        assert torch.autograd.gradcheck(
+            lambda *t, c=constant: LoRALinear.apply(t[0], weight, c, *t[1:], 0.7), (x, a, b)
+        )
+    # Where nothing before the layer trains, its input gets no gradient.
+    LoRALinear.apply(x.detach(), weight, bias, a, b, 0.7).sum().backward()
+    assert x.grad is None
+    assert a.grad.abs().sum() > 0
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_a_fused_policy_scores_and_learns_alike(family, checkpointing):
+    policy = tiny_policy(family, dtype=torch.float64, temperature=TEMPERATURE, checkpointing=checkpointing).train()
+    expected, slopes = scores_and_slopes(policy)
+    layers = policy.config.text_config.num_hidden_layers
+    norms = 4 if family == "qwen3_vl" else 2
+    assert fuse(policy.model) == layers * (7 + norms) + 1
+    found, fused = scores_and_slopes(policy)
+    assert worst(found, expected) < 1e-12
+    assert fused.keys() == slopes.keys()
+    assert worst(fused.values(), slopes.values()) < 1e-10
+    with stock_layers(policy.model):
+        stock, steep = scores_and_slopes(policy)
+    assert worst(stock, expected) == 0.0
+    assert worst(steep.values(), slopes.values()) == 0.0
+    again, back = scores_and_slopes(policy)
+    assert worst(again, found) == 0.0
+    assert worst(back.values(), fused.values()) == 0.0
+    assert worst(found, expected) > 0.0  # other layers, indeed
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_is_as_close_to_float64_as_before(family, device):
+    truth, slopes = scores_and_slopes(tiny_policy(family, dtype=torch.bfloat16, temperature=TEMPERATURE).double())
+    policy = tiny_policy(family, dtype=torch.bfloat16, temperature=TEMPERATURE).to(device).train()
+    errors = []
+    for _ in range(2):
+        found, learned = scores_and_slopes(policy)
+        far = torch.cat(found).detach().double().cpu() - torch.cat(truth).detach()
+        errors.append(
+            (
+                far.square().mean().sqrt().item(),
+                sum((learned[key].double().cpu() - slopes[key]).square().sum() for key in slopes).sqrt().item(),
+            )
+        )
+        fuse(policy.model)
+    # Root mean squares of two draws of the same roundings: a quarter apart by chance.
+    assert errors[1][0] <= 1.25 * errors[0][0]
+    assert errors[1][1] <= 1.25 * errors[0][1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_takes_fewer_operations(family):
+    policy = tiny_policy(family, dtype=torch.bfloat16).train()
+    scores_and_slopes(policy)  # the vision tower's features are kept from here on
+    counts = []
+    for _ in range(2):
+        with Operations() as operations:
+            scores_and_slopes(policy)
+        counts.append(operations.counts)
+        fuse(policy.model)
+    before, after = counts
+    assert after["mm"] + after["addmm"] + after["addmm_"] == before["mm"] + before["addmm"]
+    layers = 7 * policy.config.text_config.num_hidden_layers
+    # Neither forward nor backward is scaled or added at the layer's width; a few inputs are the first layer's.
+    assert before["add"] - after["add"] >= 2 * layers - 3
+    assert before["mul"] - after["mul"] >= 2 * layers
+    assert after["mul_"] == before["mul_"]
+
+
+def test_the_reference_and_other_adapters_are_peft_s_own():
+    policy = tiny_policy("qwen2_5_vl")
+    case = make_case(policy)
+    with torch.no_grad():
+        with policy.reference():
+            plain = packed_scores(policy, case, ALL)
+        own = packed_scores(policy, case, ALL)
+        fuse(policy.model)
+        with policy.reference():
+            assert worst(packed_scores(policy, case, ALL), plain) < 1e-5
+        assert worst(packed_scores(policy, case, ALL), own) < 1e-5
+        policy.model.add_adapter("second", policy.model.peft_config["default"])
+        policy.model.set_adapter("second")  # its B is zero
+        assert worst(packed_scores(policy, case, ALL), plain) < 1e-5
+        assert worst(plain, own) > 1e-3
+
+
+def test_what_it_cannot_compute_stays_as_it_was():
+    targets = {"lora_dropout": {"lora_dropout": 0.1}, "dora": {"use_dora": True}, "bias": {"lora_bias": True}}
+    for name, options in targets.items():
+        model = get_peft_model(tiny_model("qwen2_5_vl"), LoraConfig(r=3, target_modules=["q_proj"], **options))
+        assert fuse(model) == 2 * 3 + 1, name  # the norms alone
+    model = get_peft_model(tiny_model("qwen2_5_vl"), LoraConfig(r=3, target_modules=["q_proj"]))
+    model.get_base_model().model.language_model.layers[0].self_attn.q_proj.base_layer.weight.requires_grad_()
+    assert fuse(model) == 2 * 3 + 1 + 2
+
+
+def test_half_precision_is_fused_and_float32_keeps_its_bits():
+    for dtype, fused in (("float32", False), ("bfloat16", True)):
+        policy = load_policy(ModelSection(path="builtin:digits-vl", dtype=dtype), seed=0)
+        assert any("_sharevl_fused" in module.__dict__ for module in policy.modules()) == fused
