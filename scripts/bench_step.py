@@ -8,8 +8,8 @@ tokens, and every response has its full length. Each way is the trainer of `shar
 problems to warm up and one that counts; ways with one loader and one sampler share both, in a process of their own
 (`step_worker.py`). Ways that need what is not installed are lines that say so.
 
-- baseline: transformers + PEFT as they are, every pair with its own copy of the prompt, four of them in a pass (without
-  padding), vLLM samples.
+- baseline: transformers + PEFT (without PEFT's casts of inputs), every pair with its own copy of the prompt, four of
+  them in a pass (without padding), vLLM samples.
 - packed: the same model in packed rows, with fused layers.
 - ours: packed rows and fused layers on Unsloth's model, vLLM samples.
 - hf: packed rows, transformers samples as well (not by default).
