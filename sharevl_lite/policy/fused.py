@@ -1,10 +1,10 @@
 """Fewer and smaller operations for the text layers of a half-precision policy, on any device.
 
-A packed pass of a few thousand tokens is many small operations beside its matrix products (docs/LOG.md counts them): PEFT
-writes a layer's output, the adapter's, the adapter's scaled and the sum, each as wide as the layer, and transformers
-normalises in eight steps. Here a linear layer with an adapter is one autograd function, whose low-rank products add themselves to the
-wide ones (`addmm`), and a norm is torch's own. Fewer roundings, otherwise the same mathematics (the LoRA of arXiv
-2106.09685).
+A packed pass of a few thousand tokens is many small operations beside its matrix products (docs/LOG.md counts them):
+PEFT writes a layer's output, the adapter's, the adapter's scaled and the sum, each as wide as the layer, and
+transformers normalises in eight steps. Here a linear layer with an adapter is one autograd function, whose low-rank
+products add themselves to the wide ones (`addmm`), and a norm is torch's own. Fewer roundings, otherwise the same
+mathematics (the LoRA of arXiv 2106.09685).
 
 :func:`fuse` puts this in front of what loaded the model (transformers and PEFT, or Unsloth, whose vision models run
 the stock layers where its compiler is off); :func:`stock_layers` does without it.
