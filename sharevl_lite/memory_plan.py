@@ -4,7 +4,8 @@ Weights, adapters and optimizer are counted from the model's configuration, exac
 
 - activations of a packed row of T tokens: a layer keeps, per token, about 8 widths, the keys and values and 4
   intermediate widths in the base's precision, and 2 widths in float32. With checkpointing one layer keeps that at a
-  time and every layer its input (Unsloth moves the inputs to the host);
+  time and every layer its input (Unsloth moves the inputs to the host). Fused layers keep 5 widths less, which the plan
+  leaves as a reserve until a GPU has shown it;
 - the head keeps the hidden gradients [T, H] in float32 and a workspace that is bounded (kernels/README.md);
 - sampling with transformers holds keys and values of a whole batch, and its logits in float32 three times over; while
   it reads a batch of prompts, a layer keeps 4 widths and 3 intermediate widths per token (docs/LOG.md compares that and
