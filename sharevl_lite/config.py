@@ -59,7 +59,7 @@ class ModelSection(Section):
     path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
     """Hub id, local folder, or `builtin:digits-vl` (the 1.9M-parameter model shipped for the CPU demo)."""
     loader: Literal["hf", "unsloth"] = "hf"
-    """`hf`: transformers and PEFT, on any device. `unsloth`: Unsloth's LoRA kernels and offloaded checkpointing, on a
+    """`hf`: transformers and PEFT, on any device. `unsloth`: Unsloth's loader and offloaded checkpointing, on a
     GPU (pip install unsloth)."""
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
     """Precision of the frozen base; `auto` is bfloat16 on a GPU that has it, else float32. Adapters are float32.

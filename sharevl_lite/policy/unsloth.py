@@ -1,8 +1,9 @@
-"""Loads a policy with Unsloth: its LoRA kernels and its offloaded checkpointing, behind the protocol of `policy.hf`.
+"""Loads a policy with Unsloth: its weights in 4 or 16 bits and its offloaded checkpointing, as `policy.hf` does.
 
 Unsloth patches transformers when it is imported, so it comes first: the command line calls :func:`import_unsloth`
 before anything heavy, and a script imports unsloth above sharevl_lite. Its compilation of whole blocks is switched off,
 because it does not get through a packed row's attention (UNSLOTH_COMPILE_DISABLE=0 in the environment asks for it).
+Vision models then run transformers' layers, which `policy.fused` shortens.
 
 With `rollout.engine: unsloth` the model shares its weights with a vLLM engine. Some pairs of versions then hold a
 vision tower that was cut to a third, which samples well and cannot score an image: :func:`check_vision_tower`.
