@@ -76,7 +76,12 @@ class VLLMRolloutEngine:
                     **self._device_settings(recipe),
                     **_launch_settings(self.policy.device.type),
                 )
-        except (RuntimeError, ValueError, ImportError) as error:
+        except ImportError as error:
+            raise RolloutError(
+                f"rollout.engine: vLLM did not start ({error}); install what it lacks (pip install '.[gpu]' takes "
+                "versions that go together), or choose rollout.engine: hf"
+            ) from error
+        except (RuntimeError, ValueError) as error:
             raise RolloutError(
                 f"rollout.engine: vLLM did not start ({error}); lower rollout.vllm_gpu_memory_utilization or "
                 "data.max_prompt_length if memory is short, or choose rollout.engine: hf"

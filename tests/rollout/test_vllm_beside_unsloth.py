@@ -27,12 +27,6 @@ RECIPES = {
     if (recipe := load_recipe(path)).model.loader == "unsloth" and recipe.rollout.engine == "vllm"
 }
 """One for each model."""
-COIN = """
-import hashlib
-
-def coin(completion_ids, **columns):
-    return [hashlib.sha256(repr(list(ids)).encode()).digest()[0] / 255 for ids in completion_ids]
-"""
 BOTH = pytest.mark.skipif(
     find_spec("vllm") is None or find_spec("unsloth") is None, reason="needs vLLM and Unsloth; make test-beside"
 )
@@ -46,6 +40,8 @@ BOTH = pytest.mark.skipif(
 def test_a_recipe_trains_with_both(tmp_path, monkeypatch, path):
     recipe = load_recipe(path)
     write_small_model(recipe.model.path, tmp_path / "model", monkeypatch)
+    from bench_step import COIN
+
     rows = []
     for number, size in enumerate([(700, 400), (300, 900)]):
         Image.effect_noise(size, 80).convert("RGB").save(tmp_path / f"{number}.png")

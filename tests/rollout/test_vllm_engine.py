@@ -238,7 +238,7 @@ def test_a_start_that_fails_is_said(policy, recipe, monkeypatch):
         raise ModuleNotFoundError("No module named 'compressed_tensors'")
 
     monkeypatch.setattr("vllm.LLM", lacking)
-    with pytest.raises(RolloutError, match=r"vLLM did not start \(No module named 'compressed_tensors'\)"):
+    with pytest.raises(RolloutError, match=r"did not start \(No module named 'compressed_tensors'\); install"):
         VLLMRolloutEngine(policy, recipe)
 
 
