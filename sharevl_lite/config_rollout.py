@@ -41,7 +41,8 @@ class RolloutSection(Section):
     batch_size: Count = 64
     """Responses generated together; with `engine: server`, requests of one process under way together."""
     vllm_gpu_memory_utilization: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.35
-    """Share of the GPU's memory for vLLM's weights and cache while it samples; it gives it back for the update."""
+    """Share of the GPU's memory for vLLM's weights and cache while it samples; it gives it back for the update. (On a
+    CPU: a share of the machine's memory, which it keeps.)"""
     vllm_enforce_eager: bool = False
     """Run vLLM without CUDA graphs: a quicker start, slower sampling, less memory."""
     server_urls: list[str] = []

@@ -60,10 +60,11 @@ class VLLMModel(BatchedModel):
                     generation_config="vllm",  # the parameters are ours: no repetition penalty of the checkpoint's
                     **({} if torch.cuda.is_available() else _on_a_cpu(longest)),
                 )
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
+        except (ImportError, OSError, KeyError, RuntimeError, ValueError, AssertionError) as error:
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise VariantsError(
-                f"vllm:{self.path}: vLLM did not start ({str(error).strip().splitlines()[0]}); give a local folder or "
-                "a Hub id you can reach, and free the GPU's memory for it"
+                f"vllm:{self.path}: vLLM did not start ({reason}); give a local folder or a Hub id you can reach, and "
+                "free the GPU's memory for it"
             ) from error
 
     def generate(self, requests: Sequence[ChatRequest]) -> list[Reply | NoReplyError]:

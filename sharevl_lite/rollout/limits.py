@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from sharevl_lite.rollout.errors import RolloutError
 
 if TYPE_CHECKING:
@@ -39,3 +41,20 @@ def room_for(rank: int) -> int:
     if room is None:
         raise RolloutError(f"model.lora.rank: vLLM takes ranks up to {LORA_RANKS[-1]}, not {rank}")
     return room
+
+
+def is_packed(policy: PackedPolicy) -> bool:
+    """Whether weights of the base are quantised, at loading or as stored."""
+    return getattr(policy.config, "quantization_config", None) is not None
+
+
+def engine_dtype(policy: PackedPolicy) -> str:
+    """vLLM's name for the precision of the policy's base.
+
+    Its widest is float32. Beside weights in 4 bits it takes 16 bits only: it sizes them by the precision of the rest.
+    """
+    dtype = policy.base_dtype
+    if is_packed(policy) and dtype in (torch.float32, torch.float64):
+        narrow = policy.device.type == "cuda" and not torch.cuda.is_bf16_supported()
+        dtype = torch.float16 if narrow else torch.bfloat16
+    return str(torch.float32 if dtype == torch.float64 else dtype).removeprefix("torch.")

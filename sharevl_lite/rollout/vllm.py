@@ -25,7 +25,7 @@ from sharevl_lite.policy.hf import resolve_model_path, save_adapter
 from sharevl_lite.policy.prompts import pixel_settings
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 from sharevl_lite.rollout.errors import RolloutError
-from sharevl_lite.rollout.limits import BAN, check_frozen_vision, check_recipe, room_for
+from sharevl_lite.rollout.limits import BAN, check_frozen_vision, check_recipe, engine_dtype, is_packed, room_for
 from sharevl_lite.vllm_start import room_to_start, set_environment
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class VLLMRolloutEngine:
             with room_to_start():
                 return LLM(
                     model=resolve_model_path(recipe.model.path),
-                    dtype=str(self.policy.base_dtype).removeprefix("torch."),
+                    dtype=engine_dtype(self.policy),
                     max_model_len=recipe.data.max_prompt_length + section.max_completion_length,
                     max_num_seqs=section.batch_size,
                     enable_lora=True,
@@ -81,24 +81,22 @@ class VLLMRolloutEngine:
                 f"rollout.engine: vLLM did not start ({error}); install what it lacks (pip install '.[gpu]' takes "
                 "versions that go together), or choose rollout.engine: hf"
             ) from error
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, AssertionError) as error:
             raise RolloutError(
-                f"rollout.engine: vLLM did not start ({error}); lower rollout.vllm_gpu_memory_utilization or "
-                "data.max_prompt_length if memory is short, or choose rollout.engine: hf"
+                f"rollout.engine: vLLM did not start ({str(error) or repr(error)}); lower "
+                "rollout.vllm_gpu_memory_utilization or data.max_prompt_length if memory is short, or choose "
+                "rollout.engine: hf"
             ) from error
 
     def _device_settings(self, recipe: Recipe) -> dict[str, Any]:
+        section = recipe.rollout
+        share = {"gpu_memory_utilization": section.vllm_gpu_memory_utilization}  # on a CPU, of the machine's memory
         if self._can_sleep:
-            section = recipe.rollout
             captured = {} if section.vllm_enforce_eager else {"compilation_config": graphs(section.batch_size)}
-            return {
-                "gpu_memory_utilization": section.vllm_gpu_memory_utilization,
-                "enable_sleep_mode": True,
-                **captured,
-            }
+            return {**share, "enable_sleep_mode": True, **captured}
         # A prompt read in pieces winds its request's random numbers back, which vLLM 0.31 cannot do on a CPU.
-        longest = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
-        return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, longest)}
+        longest = recipe.data.max_prompt_length + section.max_completion_length
+        return {**share, "enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, longest)}
 
     def sample(self, requests: Sequence[SamplingRequest], sampling: Sampling) -> list[list[Response]]:
         """`count` responses to each request, in order.
@@ -216,7 +214,7 @@ def _check(policy: PackedPolicy, recipe: Recipe) -> None:
         ) from error
     check_frozen_vision(policy)
     check_recipe(recipe)
-    if recipe.model.load_in_4bit:
+    if is_packed(policy):
         check_four_bits()
 
 
@@ -229,7 +227,7 @@ def check_four_bits() -> None:
     load_general_plugins()
     if "bitsandbytes" not in QUANTIZATION_METHODS:
         raise RolloutError(
-            f"model.load_in_4bit: vLLM {__version__} reads no weights in 4 bits without its plug-in; pip install "
+            f"rollout.engine: vLLM {__version__} reads no weights in 4 bits without its plug-in; pip install "
             "vllm-bnb-plugin, or choose rollout.engine: hf"
         )
 

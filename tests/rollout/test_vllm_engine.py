@@ -221,13 +221,16 @@ def test_a_run_trains_on_what_vllm_samples(tmp_path):
     assert steps[-1]["accuracy"] > steps[0]["accuracy"] + 0.2
 
 
-def test_four_bits_without_the_plug_in_are_refused():
+def test_four_bits_without_the_plug_in_are_refused(monkeypatch):
+    from vllm.model_executor.layers import quantization
+
     from sharevl_lite.rollout.vllm import check_four_bits
 
-    if find_spec("vllm_bnb_plugin") is None:
-        with pytest.raises(RolloutError, match=r"reads no weights in 4 bits .* pip install vllm-bnb-plugin"):
-            check_four_bits()
-    else:
+    if find_spec("vllm_bnb_plugin") is not None:
+        check_four_bits()
+    known = [name for name in quantization.QUANTIZATION_METHODS if name != "bitsandbytes"]
+    monkeypatch.setattr(quantization, "QUANTIZATION_METHODS", known)
+    with pytest.raises(RolloutError, match=r"reads no weights in 4 bits .* pip install vllm-bnb-plugin"):
         check_four_bits()
 
 
