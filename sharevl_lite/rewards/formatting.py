@@ -36,12 +36,15 @@ def extract_boxed(text: str) -> str | None:
     return None
 
 
-def is_well_formed(text: str) -> bool:
+def is_well_formed(text: str, prompt: str = "") -> bool:
     r"""Whether the whole response is `<think>…</think> … \boxed{…}`.
 
     It starts with `<think>` (white space may precede), has exactly one think block, and after the block a box that is
-    closed and not empty. Text between block and box, and after the box, is free.
+    closed and not empty. Text between block and box, and after the box, is free. Where the `prompt` ends with
+    `<think>`, as the templates of some models do, the response goes on from there.
     """
+    if prompt.rstrip().endswith(_THINK_OPEN):
+        text = _THINK_OPEN + text
     if not text.lstrip().startswith(_THINK_OPEN):
         return False
     if text.count(_THINK_OPEN) != 1 or text.count(_THINK_CLOSE) != 1:

@@ -11,8 +11,9 @@ The gold says how exact the prediction must be:
   (`\frac{1}{3}`) accepts a decimal that is right to about six significant digits;
 * `50\%` is 0.5, and since data sets drop the sign at will, also 50.
 
-Units: two different known units disagree (`5 cm`, `5 m`); a missing or unknown one is ignored, as both graders do.
-Exponents of units are ignored too (`25 cm` for `25 cm^2`).
+Words behind a number: `1.2 million` and `2 thirds` are multiplied out. Two different known units disagree (`5 cm`,
+`5 m`); a missing or unknown one is ignored, as both graders do. Exponents of units are ignored too (`25 cm` for
+`25 cm^2`). Words that calculate or negate (`6 minus two`) are no units, and what they follow is not one number.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _NUMBER = re.compile(
       | (?P<decimal>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:\ \d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)
         (?:(?:[eE]|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*)(?P<exponent>[+-]?\d+|\{\s*[+-]?\d+\s*\}))?
     )
-    (?:\s*(?P<percent>\\?%|percent\b))?
+    (?:\s*(?P<percent>\\?%|per\ ?cent\b))?
     """,
     re.VERBOSE,
 )
@@ -46,7 +47,7 @@ _UNIT = re.compile(
     \s*(?P<degree>\^\s*\\circ)?\s*
     (?:
         (?:\\(?:text|textrm|mathrm|rm|operatorname)\s*\{(?P<wrapped>[^{}0-9]{1,40})\}
-          | (?P<plain>[A-Za-z]+(?:\ [A-Za-z]+){0,2}))
+          | (?P<plain>[A-Za-z]+(?:\ [A-Za-z]+){0,3}))
         (?:\s*\^\s*\{?\d\}?)?
     )?
     \.?
@@ -65,6 +66,7 @@ _UNIT_NAMES = {
     "foot": "ft foot feet",
     "yard": "yd yard",
     "mile": "mi mile",
+    "ms": "ms millisecond",
     "second": "s sec second",
     "minute": "min minute",
     "hour": "h hr hour",
@@ -78,13 +80,42 @@ _UNIT_NAMES = {
     "pound": "lb pound",
     "ml": "ml milliliter millilitre",
     "litre": "l liter litre",
+    "newton": "n newton",
+    "joule": "j joule",
+    "kj": "kj kilojoule",
+    "watt": "w watt",
+    "kw": "kw kilowatt",
+    "volt": "v volt",
+    "hertz": "hz hertz",
     "degree": "deg degree",
     "radian": "rad radian",
     "dollar": "dollar usd",
     "cent": "cent",
     "unit": "unit",
+    "%": "percent pct",
 }
 _UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in names.split()}
+_PARTS = "third fourth fifth sixth seventh eighth ninth tenth"
+_FACTORS = {
+    "hundred": Fraction(100),
+    "thousand": Fraction(1000),
+    "million": Fraction(10**6),
+    "billion": Fraction(10**9),
+    "trillion": Fraction(10**12),
+    "dozen": Fraction(12),
+    "half": Fraction(1, 2),
+    "halve": Fraction(1, 2),
+    **{word: Fraction(1, number) for number, word in enumerate(_PARTS.split(), 3)},
+    "hundredth": Fraction(1, 100),
+    "thousandth": Fraction(1, 1000),
+    "millionth": Fraction(1, 10**6),
+}
+_CALCULATING = "plus minus times over divided multiplied mod modulo not and or squared cubed sin cos tan log exp sqrt"
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi "
+    "psi omega"
+)
+_NO_UNITS = frozenset([*_CALCULATING.split(), *_GREEK.split()])
 _UNIT_DIMENSIONS = re.compile(r"\b(?:square|squared|sq|cubic|cubed|cu)\b\.?|[.^]")
 
 
@@ -105,20 +136,25 @@ class Numeral:
         return self.face / 100 if self.percent else self.face
 
 
-def parse_numeral(answer: str) -> Numeral | None:
-    """Read a cleaned answer as one number with an optional unit; None when it is anything else."""
+def parse_numeral(answer: str, *, letters: bool = False) -> Numeral | None:
+    """Read a cleaned answer as one number with an optional unit; None when it is anything else.
+
+    With `letters` a single one is a unit as well: the m of `5 m`, which may be a factor.
+    """
     if len(answer) > _MAX_CHARACTERS:
         return None
     answer = answer.strip()
     number = _NUMBER.match(answer)
     if number is None:
         return None
-    unit = _parse_unit(answer[number.end() :])
+    behind = _parse_words(answer[number.end() :], letters=letters)
     face_and_step = _face_and_step(number)
-    if unit is None or face_and_step is None:
+    if behind is None or face_and_step is None:
         return None
-    face, step = face_and_step
-    return Numeral(-face if number["sign"] == "-" else face, step, number["percent"] is not None, unit)
+    (factor, unit), (face, step) = behind, face_and_step
+    percent = number["percent"] is not None or unit == "%"
+    face, step = face * factor, None if step is None else step * factor
+    return Numeral(-face if number["sign"] == "-" else face, step, percent, "" if unit == "%" else unit)
 
 
 def agrees(prediction: Numeral, gold: Numeral) -> bool:
@@ -193,23 +229,41 @@ def _fraction(text: str) -> Fraction | None:
     return Fraction(numerator, denominator) if denominator else None
 
 
-def _parse_unit(text: str) -> str | None:
-    """Known unit in the text behind a number, "" for none or an unknown one, None if the text is not a unit."""
-    unit = _UNIT.fullmatch(text)
-    if unit is None:
+def _parse_words(text: str, *, letters: bool) -> tuple[Fraction, str] | None:
+    """Factor and known unit in the text behind a number (1 and "" for none); None if the text says something else."""
+    found = _UNIT.fullmatch(text)
+    if found is None:
         return None
-    word = unit["wrapped"] or unit["plain"]
-    if unit["degree"] or word is None:
-        return "degree" if unit["degree"] else ""
-    name = _UNIT_DIMENSIONS.sub(" ", word.lower()).strip() or "unit"
-    known = _UNITS.get(name) or _UNITS.get(name.removesuffix("s"), "")
-    if unit["plain"] and not _is_plain_unit(text, word, known):
+    if found["degree"]:
+        return Fraction(1), "degree"
+    words = (found["wrapped"] or found["plain"] or "").lower().split()
+    factor = Fraction(1)
+    while words and (number := _factor(words[0])) is not None:
+        factor *= number
+        del words[0]
+    if not words:
+        return factor, ""
+    # `25 cm squared` is a unit, `5 squared` is 25.
+    if words[0] in _NO_UNITS or not (_NO_UNITS - {"squared", "cubed"}).isdisjoint(words):
         return None
-    return known
+    unit = _unit(" ".join(words))
+    if found["plain"] and not letters and not _is_plain_unit(text, words, unit):
+        return None
+    return factor, unit
 
 
-def _is_plain_unit(text: str, word: str, known: str) -> bool:
+def _factor(word: str) -> Fraction | None:
+    return _FACTORS.get(word) or _FACTORS.get(word.removesuffix("s"))
+
+
+def _unit(words: str) -> str:
+    """Name of a known unit, or empty. A plural has more than two letters: ms are no metres."""
+    name = _UNIT_DIMENSIONS.sub(" ", words).strip() or "unit"
+    return _UNITS.get(name) or (_UNITS.get(name.removesuffix("s"), "") if len(name) > 2 else "")
+
+
+def _is_plain_unit(text: str, words: list[str], known: str) -> bool:
     """Whether bare letters behind a number are a unit: `5cm`, `5 apples`; not `5 m` or `5ab`, which may be products."""
     if known:
-        return len(word) > 1
-    return text.startswith(" ") and all(len(part) >= 3 for part in word.split())
+        return len("".join(words)) > 1
+    return text.startswith(" ") and all(len(word) >= 3 for word in words)

@@ -133,7 +133,7 @@ class RewardScorer:
                 sample.completion[:_LOGGED_CHARACTERS],
             )
         accuracy = math.nan if verdict is None else float(verdict.correct)
-        form = float(is_well_formed(sample.completion))
+        form = float(is_well_formed(sample.completion, sample.prompt))
         total = self._section.format_weight * form
         if self._section.accuracy_weight:  # 0 * NaN would be NaN
             total += self._section.accuracy_weight * accuracy

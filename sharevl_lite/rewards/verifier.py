@@ -1,6 +1,6 @@
 r"""Is the boxed answer right? A ladder of rules; the first that accepts, or knows better, decides.
 
-    choice → exact → ratio → decimal → mathruler → math_verify → decimal (of an expression)
+    choice → exact → ratio → decimal → angle → mathruler → math_verify → decimal (of an expression)
 
 Sources: mathruler is the grader of the public Share-GRPO code (through EasyR1), math-verify the one of TRL. Both accept
 wrong answers, so cheap rules that know better come before them and end the ladder where they apply:
@@ -8,9 +8,12 @@ wrong answers, so cheap rules that know better come before them and end the ladd
 * words are compared as words: as products of letters "act" equals "cat", and mathruler takes "on" for "no";
 * two numbers are compared as numbers (see `numerals`): to mathruler `5e-9` is `1.2e-8`, to both 2e-8 is 1e-8;
 * `3:4` is a ratio, equal to 6:8 and not to 3/4, which says "of the whole"; math-verify divides;
-* mathruler is not asked about two equations (it drops both left sides, so y=3 would be x=3), digits with a space or
-  an underscore between (it would read `1 1/2` as 11/2 and `101_2` as 1012), nor LaTeX commands beyond a few: it drops
-  what it does not know, so `\sqrt[3]{16}` would be `\sqrt{16}` and `0.\overline{3}` 0.3.
+* an angle is named by its points in order, ABC or CBA; as products of letters ABC equals ACB;
+* neither grader is asked where both drop what matters: the base of `101_2`, a prime, text between two numbers
+  (`2 \text{ hours } 30 \text{ minutes}`; but `3 \text{ or } 4` lists them);
+* mathruler is not asked about two equations (it drops both left sides, so y=3 would be x=3), digits with a space
+  between (it would read `1 1/2` as 11/2), listed numbers (it takes 5 for `5 \text{ or } 6`), nor LaTeX commands beyond
+  a few: it drops what it does not know, so `\sqrt[3]{16}` would be `\sqrt{16}` and `0.\overline{3}` 0.3.
 
 math-verify gets both sides wrapped in `$…$`: it parses a bare `2 \sqrt{221}` as 221. Its LaTeX extraction is the
 default one; the plain-expression extraction stays off: it picks a number out of LaTeX that fails to parse. Its own
@@ -44,12 +47,22 @@ _MAX_CHARACTERS = 400
 _MAX_DEPTH = 12
 
 _OPTION = re.compile(r"\(?([A-H])(?:[).:]+\s*(.*))?")
+_LATE_OPTION = re.compile(r"\(?([I-Z])[).:]\s+(.+)")
+"""Letters from I on are choices only with a text behind: alone they are points, sides and Roman numerals, and names may
+begin alike (`J. Smith`), so that a text which is given counts."""
 _OPTION_PREFIX = re.compile(
     r"(?:the )?(?:correct )?(?:option|choice|answer|figure|graph|point)(?: is)?:? ?", re.IGNORECASE
 )
-_OTHER_OPTION = re.compile(r"(?:\b(?:and|or)\b|[,/&])\s*\(?[A-H]\b|\b[A-H][).:]\s*\S|\([a-h]\)")
+_NAMED_OPTION = re.compile(r"\(?([A-Z])(?:[).:]+\s*(.*))?")
+_OTHER_OPTION = re.compile(r"(?:\b(?:and|or)\b|[,/&])\s*\(?[A-Z]\b|\b[A-Z][).:]\s*\S|\([a-z]\)")
+_ANGLE = re.compile(r"(?:m\s*)?\\angle\s*\{?([A-Z]'*)\s*([A-Z]'*)\s*([A-Z]'*)\}?")
+_TEXT_IN_BETWEEN = re.compile(r"\d\s*\\(?:text|textrm|mathrm|rm)\s*\{(?!\s*(?:or|and)\s*\})[^{}]*[A-Za-z][^{}]*\}\s*\d")
+_BASE = re.compile(r"\d\s*_\s*\{?\s*\d")
+_PRIME = re.compile(r"'|\\prime(?![A-Za-z])")
 _READ_BY_MATHRULER = "frac|sqrt|sin|cos|tan|pi|theta|alpha|beta|infty|cup|cdot|times|circ|text|mathrm"
-_MISREAD_BY_MATHRULER = re.compile(rf"\d[ _]\{{?\d|\\sqrt\s*\[|\\(?!(?:{_READ_BY_MATHRULER})(?![A-Za-z]))[A-Za-z]")
+_MISREAD_BY_MATHRULER = re.compile(
+    rf"\d \{{?\d|\\text\s*\{{\s*(?:or|and)\s*\}}|\\sqrt\s*\[|\\(?!(?:{_READ_BY_MATHRULER})(?![A-Za-z]))[A-Za-z]"
+)
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,8 @@ class Verdict:
 
     correct: bool
     rule: str
-    """What decided: "choice", "exact", "ratio", "decimal", "mathruler" or "math_verify" accepted; "none" did; or
-    "no_box": there was no answer to look at."""
+    """What decided: "choice", "exact", "ratio", "decimal", "angle", "mathruler" or "math_verify" accepted; "none" did;
+    or "no_box": there was no answer to look at."""
     extracted: str | None
     """Content of the last box of the prediction."""
 
@@ -92,13 +105,19 @@ def judge(extracted: str, gold: str) -> Verdict:
         return Verdict(False, "none", extracted)
     answer, expected = drop_approximation(clean(extracted)), drop_approximation(clean(gold))
     option = _OPTION.fullmatch(unwrap_text(expected))
+    late = _LATE_OPTION.fullmatch(unwrap_text(expected))
     if option is not None:
-        letter = _named_option(answer)
+        letter, _ = _named_option(answer, "H")
         if letter is not None and letter == option[1]:
             return Verdict(True, "choice", extracted)
         if letter is not None or not option[2]:
             return Verdict(False, "none", extracted)
         expected = option[2]
+    elif late is not None:
+        letter, text = _named_option(answer, "Z")
+        if letter is not None and (letter != late[1] or not text):
+            return Verdict(letter == late[1], "choice" if letter == late[1] else "none", extracted)
+        answer, expected = text or answer, late[2]
     for name, rule in _LADDER:
         accepts = rule(answer, expected)
         if accepts is not None:
@@ -106,13 +125,16 @@ def judge(extracted: str, gold: str) -> Verdict:
     return Verdict(False, "none", extracted)
 
 
-def _named_option(answer: str) -> str | None:
-    """Letter that the answer names, as `B`, `(b)`, `B. 30` or `option B`; None for two letters or anything else."""
+def _named_option(answer: str, last: str) -> tuple[str | None, str]:
+    """Letter up to `last` that the answer names, and the text behind it: `B`, `(b)`, `B. 30`, `option B`.
+
+    None and "" for two letters or anything else.
+    """
     answer = _OPTION_PREFIX.sub("", unwrap_text(answer).strip(), count=1)
-    option = _OPTION.fullmatch(answer[:2].upper() + answer[2:])
-    if option is None or _OTHER_OPTION.search(option[2] or ""):
-        return None
-    return option[1]
+    option = _NAMED_OPTION.fullmatch(answer[:2].upper() + answer[2:])
+    if option is None or option[1] > last or _OTHER_OPTION.search(option[2] or ""):
+        return None, ""
+    return option[1], option[2] or ""
 
 
 def _by_text(answer: str, expected: str) -> bool | None:
@@ -133,8 +155,29 @@ def _by_number(answer: str, expected: str) -> bool | None:
     (left, answer), (gold_left, expected) = split_assignment(answer), split_assignment(expected)
     if gold_left and (not is_symbol(gold_left) or (left and text_key(left) != text_key(gold_left))):
         return None
-    stated, gold = parse_numeral(answer), parse_numeral(expected)
+    with_units = parse_numeral(answer, letters=True), parse_numeral(expected, letters=True)
+    if all(number is not None and number.unit for number in with_units):
+        stated, gold = with_units  # a letter that may be a factor is a unit beside another unit
+    else:
+        stated, gold = parse_numeral(answer), parse_numeral(expected)
     return None if stated is None or gold is None else agrees(stated, gold)
+
+
+def _by_angle(answer: str, expected: str) -> bool | None:
+    stated, gold = _ANGLE.fullmatch(answer), _ANGLE.fullmatch(expected)
+    if stated is None or gold is None:
+        return None
+    return stated.groups() in (gold.groups(), gold.groups()[::-1])
+
+
+def _by_reading(answer: str, expected: str) -> bool | None:
+    """False where both graders would drop something that the exact rule has found to differ."""
+    (left, right), (gold_left, gold_right) = split_assignment(answer), split_assignment(expected)
+    stated, gold = (answer, expected) if left and gold_left else (right, gold_right)
+    if len(_PRIME.findall(stated)) != len(_PRIME.findall(gold)):
+        return False
+    misread = any(pattern.search(side) for pattern in (_BASE, _TEXT_IN_BETWEEN) for side in (answer, expected))
+    return False if misread else None
 
 
 def _by_size(answer: str, expected: str) -> bool | None:
@@ -179,6 +222,8 @@ _LADDER: tuple[tuple[str, Callable[[str, str], bool | None]], ...] = (
     ("exact", _by_text),
     ("ratio", _by_ratio),
     ("decimal", _by_number),
+    ("angle", _by_angle),
+    ("none", _by_reading),
     ("none", _by_size),
     ("mathruler", _by_mathruler),
     ("math_verify", _by_math_verify),

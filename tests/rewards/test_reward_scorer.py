@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from sharevl_lite.config import RewardFunctionSection, RewardSection
-from sharevl_lite.rewards import RewardScorer, Sample, Verdict
+from sharevl_lite.rewards import RewardScorer, Sample, Verdict, is_well_formed
 from sharevl_lite.rewards.functions import RewardFunctionError, load_reward_function
 
 GOOD = r"<think>2+3</think> \boxed{5}"
@@ -208,3 +208,9 @@ def test_absolute_paths_and_equal_file_names(folder, tmp_path_factory):
     duplicate = RewardFunctionSection(path=f"{other}:short")
     with pytest.raises(RewardFunctionError, match="two reward functions are called 'short'"):
         RewardScorer(section(use("short"), duplicate), folder)
+
+
+def test_a_prompt_that_opens_the_thinking_is_continued():
+    assert is_well_formed(r"2+3</think> \boxed{5}", "<|im_start|>assistant\n<think>\n")
+    assert not is_well_formed(GOOD, "<|im_start|>assistant\n<think>\n")
+    assert not is_well_formed(r"2+3</think> \boxed{5}", "<|im_start|>assistant\n")

@@ -38,6 +38,16 @@ RIGHT = [  # (boxed answer, gold)
     ("A", "A. 30"),
     ("A. 30", "A. 30"),
     (r"\frac{1}{2}", "(C) 0.5"),
+    ("I", "I. nine"),
+    ("(i)", "I. nine"),
+    ("nine", "I. nine"),
+    ("option I", "I. nine"),
+    ("I. 9.0", "I. 9"),
+    ("N", "N"),
+    # angles
+    (r"\angle CBA", r"\angle ABC"),
+    (r"m\angle ABC", r"\angle ABC"),
+    ("f'(x) = 2x", "2x"),
     # percent, ratio
     ("0.5", r"50\%"),
     (r"50\%", "0.5"),
@@ -84,6 +94,19 @@ RIGHT = [  # (boxed answer, gold)
     ("5 centimeters", "5cm"),
     ("5 apples", "5"),
     (r"25\text{ cm}^2", "25"),
+    ("12.0 m", "12 m"),
+    ("12 m", "12"),
+    ("25 cm squared", "25"),
+    # words behind a number
+    ("5,000,000", "5 million"),
+    (r"5\text{ million}", "5000000"),
+    ("5 million dollars", r"\$5,000,000"),
+    ("1,234,567", "1.2 million"),
+    ("24", "2 dozen"),
+    ("2 thirds", r"\frac{2}{3}"),
+    ("3/2", "3 halves"),
+    (r"5\text{ percent}", "0.05"),
+    ("5 per cent", r"5\%"),
     # equations, sets, tuples, intervals
     ("3", "x=3"),
     ("x = 3", "x=3"),
@@ -142,6 +165,34 @@ WRONG = [
     ("5.1", "5"),
     ("60°", "30°"),
     (r"5\text{ m}", r"5\text{ cm}"),
+    ("12 m", "12 cm"),  # right to math-verify, as are the next five
+    ("12cm", "12m"),
+    ("12 kg", "12 g"),
+    ("12 s", "12 m"),
+    ("12 ms", "12 m"),
+    (r"12\text{ cm}", "12 m"),
+    ("5 thousand", "5 million"),
+    ("5 million", "5"),
+    ("2 thirds", "2 fifths"),
+    ("3 halves", "3"),
+    ("3 squared", "3"),
+    ("2 dozen", "2"),
+    ("2 and a half", "2"),
+    ("6 minus two", "6"),
+    ("5 not", "5"),
+    ("3 alpha", "3"),
+    ("J", "I. nine"),
+    ("J. nine", "I. nine"),
+    ("I. eight", "I. nine"),
+    ("J. Adams", "J. Smith"),
+    ("U.K.", "U.S."),
+    (r"\angle ACB", r"\angle ABC"),  # right to math-verify
+    ("101_2", "101_3"),  # right to math-verify, as are the next four
+    ("101_{8}", "101_{10}"),
+    ("5_2", "5"),
+    (r"2 \text{ hours } 30 \text{ minutes}", "2"),
+    ("x'", "x"),
+    (r"5\text{ or }6", "5"),  # right to mathruler
     ("x=4", "x=3"),
     ("y=3", "x=3"),  # right to mathruler
     ("(2,1)", "(1,2)"),
@@ -168,7 +219,7 @@ def boxed(answer: str) -> str:
 def test_right_answer(answer, gold):
     verdict = verify(boxed(answer), gold)
     assert verdict.correct, verdict
-    assert verdict.rule in {"choice", "exact", "ratio", "decimal", "mathruler", "math_verify"}
+    assert verdict.rule in {"choice", "exact", "ratio", "decimal", "angle", "mathruler", "math_verify"}
 
 
 @pytest.mark.parametrize(("answer", "gold"), WRONG)
