@@ -114,7 +114,8 @@ def evaluate_target(target: str, settings: Settings | None = None) -> Evaluated:
     encoder = PromptEncoder(
         policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
     )
-    problems = fit_prompts(recipe, loaded, encoder, Console(stderr=True))
+    kinds = {"each": recipe.share.transforms.kinds, "drawn": None, "none": []}[settings.variants]
+    problems = fit_prompts(recipe, loaded, encoder, Console(stderr=True), kinds=kinds)
     evaluation = _ask(subject, settings, policy, encoder, problems, column, place)
     if place is not None:
         place.save(evaluation)

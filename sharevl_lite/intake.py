@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -13,6 +13,8 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.data import LoadedProblems, Problem, load_problems
 from sharevl_lite.data.errors import RowFault
 from sharevl_lite.policy.prompts import PromptEncoder
+from sharevl_lite.variants.expand import announce
+from sharevl_lite.variants.transforms import TRANSFORMS, size_after
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,34 @@ def read_sources(recipe: Recipe) -> Intake:
     return Intake(train, load_problems(data.eval, data, split=data.eval_split, limit=recipe.eval.problems))
 
 
-def fit_prompts(recipe: Recipe, loaded: LoadedProblems, encoder: PromptEncoder, console: Console) -> list[Problem]:
-    """The problems whose prompts, rewrites included, fit `data.max_prompt_length`. Says how many rows were skipped."""
+def fit_prompts(
+    recipe: Recipe,
+    loaded: LoadedProblems,
+    encoder: PromptEncoder,
+    console: Console,
+    *,
+    kinds: Sequence[str] | None = None,
+) -> list[Problem]:
+    """The problems whose prompts fit `data.max_prompt_length`, rewritten and with transforms of these kinds as well.
+
+    `kinds` are those that training draws, by default. Says how many rows were skipped.
+    """
     section = recipe.data
+    transforms = recipe.share.transforms
+    drawn = kinds if kinds is not None else transforms.kinds if transforms.probability > 0.0 else ()
 
     def fits(problem: Problem) -> None:
-        sizes = problem.image_sizes
-        length = max(encoder.count_tokens(text, sizes) for text in (problem.text, *problem.variants))
+        _check_special_tokens(problem, encoder)
+        allowed = [kind for kind in drawn if problem.transforms is None or kind in problem.transforms]
+        try:
+            length, asked = _longest(problem, encoder, allowed, section.max_prompt_length)
+        except ValueError as error:  # sizes that the processor refuses
+            sizes = ", ".join(f"{width} × {height}" for width, height in problem.image_sizes)
+            raise RowFault(f"its images ({sizes} pixels) cannot be read by the model: {error}") from error
         if length > section.max_prompt_length:
             raise RowFault(
-                f"its prompt has {length} tokens, above data.max_prompt_length ({section.max_prompt_length}); raise "
-                "that, or lower model.max_pixels"
+                f"its prompt has {length} tokens{asked}, above data.max_prompt_length ({section.max_prompt_length}); "
+                "raise that, or lower model.max_pixels"
             )
 
     source = loaded.places[0].source
@@ -55,6 +74,37 @@ def fit_prompts(recipe: Recipe, loaded: LoadedProblems, encoder: PromptEncoder, 
             soft_wrap=True,
         )
     return checked.problems
+
+
+def _check_special_tokens(problem: Problem, encoder: PromptEncoder) -> None:
+    """Raises RowFault for text that a tokenizer would read as (part of) an image."""
+    for text in (problem.text, *problem.variants):
+        for token in encoder.vision_tokens:
+            if token in text:
+                raise RowFault(f"its text holds {token}, which the model reads as an image; write <image> for images")
+
+
+def _longest(problem: Problem, encoder: PromptEncoder, kinds: Sequence[str], most: int) -> tuple[int, str]:
+    """Tokens of the problem's longest prompt, and in words with which transform that is.
+
+    Transforms are counted only where their sentence and larger images could exceed `most`.
+    """
+    sizes, texts = problem.image_sizes, (problem.text, *problem.variants)
+    longest = plain = max(encoder.count_tokens(text, sizes) for text in texts)
+    asked = ""
+    if not sizes:
+        return plain, asked
+    images = encoder.count_image_tokens(sizes)
+    for transform in (TRANSFORMS[kind] for kind in kinds):
+        changed = [size_after(transform, size) for size in sizes]
+        sentence = transform.sentence(len(sizes))
+        growth = encoder.count_image_tokens(changed) - images if changed != list(sizes) else 0
+        if plain + growth + len(f"{sentence} ") <= most:  # no tokenizer makes more tokens than bytes
+            continue
+        length = max(encoder.count_tokens(announce(sentence, text), changed) for text in texts)
+        if length > longest:
+            longest, asked = length, f" when it is asked with {transform.name}"
+    return longest, asked
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:

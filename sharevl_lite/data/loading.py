@@ -247,6 +247,8 @@ def _answer(value: Any, label: str) -> str:
         raise RowFault(f"{label} is {reprlib.repr(value)}; give text or a number")
     if not isinstance(value, int) and not math.isfinite(value):  # a large int does not fit into a float
         raise RowFault(f"{label} is {value}; give a finite number or text")
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)  # a column with a gap makes floats of integers; 3.0 would accept all that rounds to it
     return str(value)
 
 

@@ -8,8 +8,10 @@ equal images share one pass.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,11 +83,21 @@ class PromptEncoder:
     def count_tokens(self, question: str, image_sizes: Sequence[tuple[int, int]]) -> int:
         """Length of the encoded prompt from the images' (width, height): no pixel is touched."""
         ids = self.processor.tokenizer(self.render(question), add_special_tokens=False).input_ids
+        return len(ids) - len(image_sizes) + self.count_image_tokens(image_sizes)
+
+    def count_image_tokens(self, image_sizes: Sequence[tuple[int, int]]) -> int:
+        """Tokens of images of these (width, height). Raises ValueError for a shape that the processor refuses."""
         if not image_sizes:
-            return len(ids)
+            return 0
         sizes = [(height, width) for width, height in image_sizes]
         expanded = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
-        return len(ids) - len(image_sizes) + sum(int(count) for count in expanded)
+        return sum(int(count) for count in expanded)
+
+    @cached_property
+    def vision_tokens(self) -> list[str]:
+        """Spellings that the tokenizer reads as an image, a video or the border of one."""
+        special = self.processor.tokenizer.get_added_vocab()
+        return sorted(token for token in special if re.fullmatch(r"<\|(?:image|video|vision)_\w+\|>", token))
 
     def _fit(self, image: Image) -> Image:
         """The image in the size its processor would give it (min and max pixels are set on it at load)."""

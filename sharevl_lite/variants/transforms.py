@@ -44,6 +44,15 @@ class Transform(Protocol):
         """The changed copy of an RGB image."""
 
 
+Size = tuple[int, int]
+
+
+def size_after(transform: Transform, size: Size) -> Size:
+    """(width, height) of an image of `size` when it is transformed."""
+    resized = getattr(transform, "resized", None)
+    return size if resized is None else resized(size)
+
+
 def _subject(images: int) -> str:
     return "The image" if images == 1 else "Each image"
 
@@ -77,6 +86,10 @@ class Rotation:
         """The turned image; `rng` is not used."""
         # Pillow counts angles counterclockwise, and moves pixels without resampling at multiples of 90 degrees.
         return image.rotate(-90 * self.quarter_turns_cw, expand=True)
+
+    def resized(self, size: Size) -> Size:
+        """Width and height swap with the odd turns."""
+        return size[::-1] if self.quarter_turns_cw % 2 else size
 
 
 @dataclass(frozen=True)
@@ -186,6 +199,16 @@ class Tilt:
         angle = self.degrees if self.direction == "counterclockwise" else -self.degrees
         return image.rotate(angle, Image.Resampling.NEAREST, expand=True, fillcolor="white")
 
+    def resized(self, size: Size) -> Size:
+        """The larger canvas."""
+        return _tilted(size, self.degrees)
+
+
+@lru_cache(maxsize=2**14)
+def _tilted(size: Size, degrees: int) -> Size:
+    """Canvas of a turn by so many degrees either way: Pillow's own, of a blank image."""
+    return Image.new("L", size).rotate(degrees, expand=True).size
+
 
 @dataclass(frozen=True)
 class Shrink:
@@ -206,6 +229,10 @@ class Shrink:
     def apply(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """The smaller image; `rng` is not used."""
         return image.reduce(self.factor)
+
+    def resized(self, size: Size) -> Size:
+        """Rounded up."""
+        return -(-size[0] // self.factor), -(-size[1] // self.factor)
 
 
 @dataclass(frozen=True)

@@ -324,6 +324,13 @@ def test_equal_files_share_one_image(tmp_path):
     assert first.image_sizes == (first.images[0].size,)
 
 
+@pytest.mark.parametrize(
+    ("given", "read"), [(3.0, "3"), (-2.0, "-2"), (0.0, "0"), (2.5, "2.5"), (7, "7"), ("3.0", "3.0")]
+)
+def test_whole_numbers_in_a_column_of_floats_are_integers(tmp_path, given, read):
+    assert load(write_jsonl(tmp_path / "p.jsonl", [row(answer=given)])).problems[0].answer == read
+
+
 def test_exif_orientation_is_applied(tmp_path):
     photo = Image.new("RGB", (40, 20), "white")
     photo.paste("black", (0, 0, 20, 20))  # the left half
