@@ -1,7 +1,8 @@
 """Dynamic sampling (DAPO, arXiv 2503.14476): problems that train nothing are replaced by further problems.
 
-A problem is silent when its m*n known rewards are all equal, or fewer than two are known: its global advantage is 0,
-and so is the local one. Round by round each silent place of the rollout is given its next spare problem, until none is
+A problem is silent when no pair of it has an advantage at the recipe's levels. With the shared level that is when its
+m*n known rewards are all equal, or fewer than two are known; with `share.levels: local`, when that holds within each of
+its variants. Round by round each silent place of the rollout is given its next spare problem, until none is
 silent, `rollout.max_extra_rounds` are over or the data has no spare left; what is silent then stays. Every process
 replaces its own places without a word to the others, so this may run ahead of the training.
 
@@ -13,20 +14,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
+
+from jaxtyping import Bool
+from torch import Tensor
 
 from sharevl_lite.collect import Rollout, join_rollouts, split_rollout
 
+Levels = Literal["hierarchical", "global", "local"]
 
-def replace_silent(rollout: Rollout, ask: Callable[[list[int]], Rollout], spares: Sequence[Sequence[int]]) -> Rollout:
+
+def silent_problems(rollout: Rollout, levels: Levels) -> Bool[Tensor, "P"]:
+    """Which problems train nothing: all advantages of their pairs are 0 at these levels (`share.levels`)."""
+    return (rollout.advantages.as_pairs(levels) == 0.0).flatten(1).all(1)
+
+
+def replace_silent(
+    rollout: Rollout, ask: Callable[[list[int]], Rollout], spares: Sequence[Sequence[int]], levels: Levels
+) -> Rollout:
     """The rollout with its silent problems replaced, in place and as many as before; `replaced` holds the others.
 
     `ask` samples the problems of these indices. `spares` lists, for each place of the rollout, the indices of the
-    problems that may take it, in the order of the rounds.
+    problems that may take it, in the order of the rounds. `levels` is the recipe's `share.levels`.
     """
     places = split_rollout(rollout)
     replaced = []
     for turn in range(max(map(len, spares), default=0)):
-        silent = [p for p, one in enumerate(places) if one.advantages.silent_P.any() and turn < len(spares[p])]
+        silent = [p for p, one in enumerate(places) if silent_problems(one, levels).any() and turn < len(spares[p])]
         if not silent:
             break
         further = ask([spares[p][turn] for p in silent])

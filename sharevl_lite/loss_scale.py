@@ -1,8 +1,13 @@
-"""Loss scaling for float16 bases: the backward pass runs on a larger loss, so that small gradients do not vanish.
+"""Gradients that can be trusted: finite in any precision, and large enough for float16.
+
+Loss scaling for float16 bases: the backward pass runs on a larger loss, so that small gradients do not vanish.
 
 float16 ends at 6e-8 below and 65,504 above. The loss is multiplied by a power of two, which costs no digit, and the
 float32 gradients of the adapters are divided by it. Where a gradient overflowed, the scale is halved and the update is
 computed again: unlike a scaler that skips the step, this never throws samples away.
+
+In other precisions nothing overflows at a smaller scale: a gradient that is not finite ends the run before the weights
+take it.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ GROW_AFTER = 200
 
 
 class LossScaleError(ValueError):
-    """Gradients that are not finite at any scale, with what to do."""
+    """Gradients that are not finite, at any scale, with what to do."""
 
 
 class LossScale:
@@ -38,14 +43,19 @@ class LossScale:
         Returns False where one is not finite: the gradients are dropped, the scale is halved, and the update is to be
         computed again. Raises LossScaleError where there is no smaller scale.
         """
-        if not self.enabled:
-            return True
         trained = [parameter for parameter in parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-        if bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all()):
-            torch._foreach_mul_(gradients, 1.0 / self.scale)
-            self._grow()
+        if all(torch.stack([gradient.isfinite().all() for gradient in gradients]).tolist() if gradients else ()):
+            if self.enabled:
+                torch._foreach_mul_(gradients, 1.0 / self.scale)
+                self._grow()
             return True
+        if not self.enabled:
+            raise LossScaleError(
+                "gradients are not finite; the update was not applied and earlier checkpoints are whole. Lower "
+                "train.learning_rate and go on with --resume auto, or look for what is extreme in the step's responses "
+                "and rewards"
+            )
         for parameter in trained:
             parameter.grad = None
         if self.scale <= LOWEST:

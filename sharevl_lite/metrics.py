@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sharevl_lite.collect import Rollout
-from sharevl_lite.dynamic import everything_asked
+from sharevl_lite.dynamic import Levels, everything_asked, silent_problems
 from sharevl_lite.learn import Learner, RowLoss, UpdatePlan
 
 
@@ -111,12 +111,12 @@ def tally_rollout(tally: Tally, rollout: Rollout) -> None:
         tally.peak(f"seconds/{name}", seconds)
 
 
-def tally_replaced(tally: Tally, rollout: Rollout) -> None:
-    """What dynamic sampling did."""
+def tally_replaced(tally: Tally, rollout: Rollout, levels: Levels) -> None:
+    """What dynamic sampling did, by the recipe's `share.levels`."""
     rounds = [len(gone.problems) for gone in rollout.replaced or ()]
     tally.total("replaced", max(rounds, default=0))  # a place that is replaced twice was so in the first round
     tally.total("extra_problems", sum(rounds))
-    tally.total("silent_left", int(rollout.advantages.silent_P.sum()))
+    tally.total("silent_left", int(silent_problems(rollout, levels).sum()))
 
 
 def tally_difficulties(tally: Tally, rollout: Rollout) -> None:

@@ -7,7 +7,12 @@ from sharevl_lite.data import Problem, Variant
 from sharevl_lite.dynamic import everything_asked, replace_silent
 from sharevl_lite.share import hierarchical_advantage
 
-SILENT, LIVELY, UNKNOWN = [[1.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]], [[float("nan")] * 2] * 2
+SILENT, LIVELY, UNKNOWN, SPLIT = (
+    [[1.0, 1.0], [1.0, 1.0]],
+    [[1.0, 0.0], [1.0, 1.0]],
+    [[float("nan")] * 2] * 2,
+    [[1.0, 1.0], [0.0, 0.0]],
+)
 
 
 class Data:
@@ -45,7 +50,7 @@ def ids(rollout):
 
 def test_silent_places_are_filled_and_the_others_stay():
     data = Data(LIVELY, SILENT, LIVELY, UNKNOWN, LIVELY, LIVELY, LIVELY)
-    found = replace_silent(data([0, 1, 2, 3]), data, [[4], [5], [], [6]])
+    found = replace_silent(data([0, 1, 2, 3]), data, [[4], [5], [], [6]], "hierarchical")
     assert ids(found) == [0, 5, 2, 6]
     assert data.asked == [[0, 1, 2, 3], [5, 6]]
     assert [ids(gone) for gone in found.replaced] == [[1, 3]]
@@ -64,7 +69,7 @@ def test_silent_places_are_filled_and_the_others_stay():
 
 def test_a_replacement_may_be_replaced_until_the_rounds_are_over():
     data = Data(SILENT, SILENT, SILENT, LIVELY, SILENT, LIVELY)
-    found = replace_silent(data([0, 1]), data, [[2, 4], [3, 5]])
+    found = replace_silent(data([0, 1]), data, [[2, 4], [3, 5]], "hierarchical")
     assert ids(found) == [4, 3], "the first place had no luck, and what it has is silent"
     assert data.asked == [[0, 1], [2, 3], [4]]
     assert [ids(gone) for gone in found.replaced] == [[0, 1], [2]]
@@ -73,14 +78,21 @@ def test_a_replacement_may_be_replaced_until_the_rounds_are_over():
 
 def test_without_spares_silent_problems_stay():
     data = Data(SILENT, LIVELY)
-    found = replace_silent(data([0, 1]), data, [[], []])
+    found = replace_silent(data([0, 1]), data, [[], []], "hierarchical")
     assert (ids(found), found.replaced, len(data.asked)) == ([0, 1], [], 1)
 
 
 def test_with_no_silent_problem_nothing_is_asked():
     data = Data(LIVELY, LIVELY, SILENT)
     rollout = data([0, 1])
-    found = replace_silent(rollout, data, [[2], []])
+    found = replace_silent(rollout, data, [[2], []], "hierarchical")
     assert (ids(found), found.replaced, len(data.asked)) == ([0, 1], [], 1)
     assert found.rewards_PMN is rollout.rewards_PMN
     assert everything_asked(found) is found
+
+
+def test_a_difference_between_variants_alone_teaches_only_the_shared_level():
+    data = Data(SPLIT, LIVELY)
+    assert ids(replace_silent(data([0]), data, [[1]], "hierarchical")) == [0]
+    assert ids(replace_silent(data([0]), data, [[1]], "global")) == [0]
+    assert ids(replace_silent(data([0]), data, [[1]], "local")) == [1]

@@ -19,12 +19,19 @@ def parameters(*gradients):
 
 def test_a_scale_that_is_off_changes_nothing(tmp_path):
     scale = LossScale(enabled=False)
-    (parameter,) = parameters([math.inf, 2.0])
+    (parameter,) = parameters([1e30, 2.0])
     assert scale.scale == 1.0
-    assert scale.unscale([parameter])
-    assert parameter.grad.tolist() == [math.inf, 2.0]
+    assert scale.unscale([parameter, nn.Parameter(torch.zeros(1))])
+    assert parameter.grad.tolist() == [torch.tensor(1e30).item(), 2.0]
+    assert scale.unscale([])
     scale.save(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_without_a_scale_gradients_that_are_not_finite_end_the_run(bad):
+    with pytest.raises(LossScaleError, match=r"gradients are not finite; the update was not applied .* --resume auto"):
+        LossScale(enabled=False).unscale(parameters([1.0], [bad, 1.0]))
 
 
 def test_finite_gradients_are_divided_exactly():

@@ -412,3 +412,25 @@ def test_entropies_are_those_of_the_predicted_distributions(family):
             expected.append(torch.distributions.Categorical(logits=logits).entropy())
     # float32 through three layers with wide weights
     torch.testing.assert_close(entropies_S, torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_processes_average_gradients_of_the_vision_tower_after_a_row_without_an_image(tmp_path):
+    """The last row of an update is the one that is averaged, and every trained weight must take part in it."""
+    policy = tiny_policy("qwen2_5_vl", adapt_vision=True).train()
+    asked = [
+        encoder(policy).encode("<image>What?", [picture("qwen2_5_vl", 2, 3, 0)]),
+        encoder(policy).encode("What?", []),
+    ]
+    rows = [pack_row([SegmentGroup(prompt.prefix, (torch.tensor([5, 6]),), (0,))]) for prompt in asked]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(policy)
+        for _ in range(2):
+            with model.no_sync():
+                model(rows[0], asked[0].images).logprobs_S.sum().backward()
+            model(rows[1], asked[0].images).logprobs_S.sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    trained = {name: p.grad for name, p in policy.named_parameters() if p.requires_grad}
+    assert all(gradient is not None for gradient in trained.values())
+    assert any("visual" in name and gradient.abs().sum() > 0 for name, gradient in trained.items())
