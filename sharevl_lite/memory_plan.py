@@ -6,6 +6,7 @@ Weights, adapters and optimizer are counted from the model's configuration, exac
   intermediate widths in the base's precision, and 2 widths in float32. With checkpointing one layer keeps that at a
   time and every layer its input (Unsloth moves the inputs to the host). Fused layers keep 5 widths less, which the plan
   leaves as a reserve until a GPU has shown it;
+- features of a rollout's pictures are kept until it is trained, up to a bound: at most a prompt's tokens each;
 - the head keeps the hidden gradients [T, H] in float32 and a workspace that is bounded (kernels/README.md);
 - sampling with transformers holds keys and values of a whole batch, and its logits in float32 three times over; while
   it reads a batch of prompts, a layer keeps 4 widths and 3 intermediate widths per token (docs/LOG.md compares that and
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from sharevl_lite.config import Recipe
+from sharevl_lite.policy.packed import FEATURE_CACHE_BYTES
 
 GIB = 2**30
 USABLE = 0.95
@@ -118,6 +120,8 @@ class ModelShape:
     intermediate: int = 0
     kv_width: int = 0
     vocabulary: int = 0
+    vision_levels: int = 1
+    """Widths of features that a picture's token has: 1, and one for each layer that gets some (Qwen3-VL)."""
 
     @property
     def parameters(self) -> int:
@@ -194,6 +198,7 @@ def measure_shape(config: Any) -> ModelShape:
         intermediate=text.intermediate_size,
         kv_width=text.num_key_value_heads * head_dim,
         vocabulary=text.vocab_size,
+        vision_levels=1 + len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ()),
     )
 
 
@@ -239,8 +244,14 @@ def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool)
         activations = layer + shape.layers * tokens * shape.hidden * width
     # Float16 is for GPUs older than Ampere, which compute the head with torch ops as a CPU does.
     kernel = gpu and model.dtype != "float16"
+    pictures = recipe.train.problems_per_rollout * recipe.share.num_variants
+    features = pictures * recipe.data.max_prompt_length * shape.hidden * shape.vision_levels * width
     logits = 4 * 4 * min(tokens, LOGIT_ROWS) * shape.vocabulary
-    return {"activations": activations, "head": WORKSPACE_BYTES + 4 * tokens * shape.hidden if kernel else logits}
+    return {
+        "activations": activations,
+        "features of pictures": min(features, FEATURE_CACHE_BYTES),
+        "head": WORKSPACE_BYTES + 4 * tokens * shape.hidden if kernel else logits,
+    }
 
 
 def _sampling_parts(recipe: Recipe, shape: ModelShape, width: int, total: int | None) -> dict[str, int]:

@@ -210,7 +210,7 @@ class ShareGRPOTrainer(Trainer):
         rollout = ask(self.schedule.problems(number))
         if not self.recipe.rollout.dynamic_sampling:
             return rollout
-        return replace_silent(rollout, ask, self.schedule.spares(number))
+        return replace_silent(rollout, ask, self.schedule.spares(number), self.recipe.share.levels)
 
     def _check_sampler(self) -> None:
         """Stops before the optimizer's first step on responses that the policy would hardly have given so.
@@ -275,12 +275,13 @@ class ShareGRPOTrainer(Trainer):
         record["tokens_per_second"] = record["sampled_tokens"] / record["seconds/step"]
         self._step_metrics = record
         self._store_rows("train", self._rollout, self._learner, self._clipped)
-        del self._rollout, self._learner, self._plans  # pixels and log-probs need not outlive the step
+        del self._rollout, self._learner, self._plans  # pixels, features and log-probs need not outlive the step
+        self.policy.forget_images()
 
     def _tally_choices(self) -> None:
         """What dynamic sampling replaced and how hard problems were asked; their success rates go on."""
         if self.recipe.rollout.dynamic_sampling:
-            tally_replaced(self._tally, self._rollout)
+            tally_replaced(self._tally, self._rollout, self.recipe.share.levels)
         if self.recipe.share.difficulty.adaptive:
             tally_difficulties(self._tally, self._rollout)
             visits = self.gather(visits_of(everything_asked(self._rollout)))

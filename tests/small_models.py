@@ -9,8 +9,8 @@ from sharevl_lite.memory_plan import PUBLISHED
 SMALL = {"hidden_size": 128, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-def write_small_model(name, folder, monkeypatch):
-    """Writes a model of the family that `name` is of, two layers deep, into `folder`."""
+def write_small_model(name, folder, monkeypatch, layers=2):
+    """Writes a model of the family that `name` is of, `layers` deep, into `folder`."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
     import random_models
 
@@ -21,4 +21,4 @@ def write_small_model(name, folder, monkeypatch):
     vision |= {"deepstack_visual_indexes": [0, 1]} if family == "qwen3_vl" else {"fullatt_block_indexes": [1]}
     monkeypatch.setitem(random_models.PUBLISHED, name, (family, sizes | {"text_config": text, "vision_config": vision}))
     monkeypatch.setitem(random_models.ROPE, family, random_models.ROPE[family] | {"mrope_section": [4, 6, 6]})
-    random_models.write_random_model(name, folder, dtype=torch.float32, layers=2)
+    random_models.write_random_model(name, folder, dtype=torch.float32, layers=layers)

@@ -166,7 +166,8 @@ def test_the_plan_is_what_an_h100_was_seen_to_take():
         recipe = load_recipe(f"configs/{name}.yaml", changes)
         plan = plan_memory(recipe, shape_of(recipe.model.path), total=80 * GIB, half=True)
         parts = getattr(plan, phase)
-        return sum(size for part, size in parts.items() if part != "CUDA and slack" and "vLLM" not in part) / GIB
+        unseen = ("CUDA and slack", "features of pictures")  # the prompts were text
+        return sum(size for part, size in parts.items() if part not in unseen and "vLLM" not in part) / GIB
 
     assert planned("r1_sharevl_qwen2_5_vl_7b", "training") == pytest.approx(21.65, rel=0.05)
     t4 = {"model.dtype": "bfloat16"}  # on an H100 the head has its kernel, which float16 is planned without

@@ -74,6 +74,10 @@ def use_prefix_attention(model: Any) -> None:
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation({"text_config": NAME})
+    # Unsloth's model with shared weights has copies of the configuration in its layers, which are not found by that.
+    for module in model.model.language_model.modules():
+        if (config := getattr(module, "config", None)) is not None:
+            config._attn_implementation = NAME
 
 
 def packed_arguments(layout: PrefixLayout) -> dict[str, Any]:

@@ -126,7 +126,8 @@ def _linear(layer: Any, adapter: str, plain: Any, x: Tensor, *args: Any, **kwarg
 def _norm(norm: Any, plain: Any, x: Tensor) -> Tensor:
     out: Tensor
     if x.dtype == norm.weight.dtype:
-        out = rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+        with torch.autocast(x.device.type, enabled=False):  # it would be in float32 on a GPU, from torch 2.13 on
+            out = rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
     else:
         out = plain(x)
     return out

@@ -64,7 +64,7 @@ class PackedPolicy(nn.Module):
         use_prefix_attention(self.base)
         self._features: OrderedDict[str, ImageFeatures] = OrderedDict()
         # Asked once, because adapters that are switched off for a reference pass ask for no gradient either.
-        self._vision_trains = any(p.requires_grad for p in self.base.model.visual.parameters())
+        self._vision_trained = [p for p in self.base.model.visual.parameters() if p.requires_grad]
 
     @property
     def base(self) -> Any:
@@ -142,6 +142,9 @@ class PackedPolicy(nn.Module):
                 extra["deepstack_visual_embeds"] = [
                     torch.cat([f.deepstack[i] for f in features]) for i in range(layers)
                 ]
+        elif self._vision_trained and torch.is_grad_enabled():
+            # A gradient of 0: processes average the gradients of the last row, and wait for one of every parameter.
+            embeds_TH = embeds_TH + 0.0 * torch.stack([p.sum() for p in self._vision_trained]).sum()
         if self.training and torch.is_grad_enabled():
             embeds_TH.requires_grad_(True)  # reentrant checkpointing needs an input with a gradient
         return self.base.model.language_model(
@@ -157,15 +160,19 @@ class PackedPolicy(nn.Module):
             self._features.move_to_end(key)
             return self._features[key]
         image = images[key]
-        with torch.set_grad_enabled(self._vision_trains and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(bool(self._vision_trained) and torch.is_grad_enabled()):
             output = self.base.model.get_image_features(
                 image.patches_LD.to(self.device), image.grid_3[None].to(self.device)
             )
         deepstack = getattr(output, "deepstack_features", None) or ()
         features = ImageFeatures(output.pooler_output[0], tuple(deepstack))
-        if not self._vision_trains:
+        if not self._vision_trained:
             self._remember(key, features)
         return features
+
+    def forget_images(self) -> None:
+        """Drops the features that are kept of pictures; a sampler on this device has their memory then."""
+        self._features.clear()
 
     def _remember(self, key: str, features: ImageFeatures) -> None:
         self._features[key] = features

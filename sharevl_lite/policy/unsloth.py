@@ -5,18 +5,21 @@ before anything heavy, and a script imports unsloth above sharevl_lite. Its comp
 because it does not get through a packed row's attention (UNSLOTH_COMPILE_DISABLE=0 in the environment asks for it).
 Vision models then run transformers' layers, which `policy.fused` shortens.
 
-With `rollout.engine: unsloth` the model shares its weights with a vLLM engine. Some pairs of versions then hold a
-vision tower that was cut to a third, which samples well and cannot score an image: :func:`check_vision_tower`.
+With `rollout.engine: unsloth` the model is rebuilt around the weights of a vLLM engine. Three things are mended then:
+Qwen2.5-VL's vision tower (:func:`_know_vision_tower`), the generation settings, and the attention of layers whose
+configurations are copies (`policy.attention`). A tower that is cut all the same is refused: :func:`check_vision_tower`.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sharevl_lite.config import ModelSection, Recipe
+from sharevl_lite.vllm_start import room_to_start
 
 SETTINGS = {
     "UNSLOTH_AUTO_INSTALL": "0",  # it would install packages while it saves
@@ -26,6 +29,7 @@ SETTINGS = {
     "UNSLOTH_LLAMA_CPP_OFFLINE": "1",
 }
 """Environment that Unsloth reads while it is imported or saves; what the user has set stays."""
+VISION_TYPE = "qwen2_5_vl_vision"
 LLAMA_CPP = ("UNSLOTH_LLAMA_CPP_PATH", "UNSLOTH_LLAMA_CPP_SCRIPTS_DIR")
 """Where it looks for llama.cpp's programs and its converter: in LLAMA_CPP_DIR, where that is set."""
 
@@ -91,7 +95,9 @@ def _load_base(loader: Any, recipe: Recipe) -> tuple[Any, Any]:
     check_supported(section.path)
     device = default_device()
     shared: dict[str, Any] = {}
+    longest = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
     if recipe.rollout.engine == "unsloth":
+        _know_vision_tower()
         shared = {
             "fast_inference": True,
             "gpu_memory_utilization": recipe.rollout.vllm_gpu_memory_utilization,
@@ -100,31 +106,54 @@ def _load_base(loader: Any, recipe: Recipe) -> tuple[Any, Any]:
             "enforce_eager": recipe.rollout.vllm_enforce_eager,
         }
     try:
-        model, processor = loader.from_pretrained(
-            path,
-            max_seq_length=max(
-                recipe.train.token_budget, recipe.data.max_prompt_length + recipe.rollout.max_completion_length
-            ),
-            dtype=dtype_of(section, device),
-            load_in_4bit=section.load_in_4bit,
-            device_map={"": str(device)},
-            use_gradient_checkpointing=_checkpointing(section),
-            random_state=recipe.seed,
-            **shared,
-        )
+        with room_to_start() if shared else nullcontext():
+            model, processor = loader.from_pretrained(
+                path,
+                max_seq_length=longest if shared else max(recipe.train.token_budget, longest),
+                dtype=dtype_of(section, device),
+                load_in_4bit=section.load_in_4bit,
+                device_map={"": str(device)},
+                use_gradient_checkpointing=_checkpointing(section),
+                random_state=recipe.seed,
+                **shared,
+            )
     except (OSError, KeyError, RuntimeError, NotImplementedError, ImportError) as error:
         raise PolicyError(
             f"model.path: Unsloth cannot load {section.path!r} ({_first_line(error)}); check it with sharevl-lite "
             "doctor, or choose model.loader: hf"
         ) from error
+    if shared:
+        model.generation_config = _generation_settings(path, model)
     return model, processor
 
 
-def check_vision_tower(model: Any) -> None:
-    """Raises PolicyError where an attention layer of the vision tower does not hold q, k and v for its width.
+def _know_vision_tower() -> None:
+    """Tells Unsloth that Qwen2.5-VL's vision tower has q, k and v in one matrix.
 
-    Seen with Unsloth 2026.10.9 and vLLM 0.25.1 under `fast_inference`: a third of the rows.
+    Unsloth 2026.10.9 looks for the type of the tower's own configuration in a list that has the model's: it would take
+    the matrix apart and keep v alone.
     """
+    import unsloth_zoo.empty_model
+    import unsloth_zoo.vllm_utils
+
+    for module in (unsloth_zoo.empty_model, unsloth_zoo.vllm_utils):
+        known = getattr(module, "QWEN_VL_MERGED_QKV_TYPES", ())
+        if "qwen2_5_vl" in known and VISION_TYPE not in known:
+            module.QWEN_VL_MERGED_QKV_TYPES = (*known, VISION_TYPE)
+
+
+def _generation_settings(path: str, model: Any) -> Any:
+    """The checkpoint's own, with all tokens that end a response: a rebuilt model has only one."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:  # it has none
+        return model.generation_config
+
+
+def check_vision_tower(model: Any) -> None:
+    """Raises PolicyError where an attention layer of the vision tower does not hold q, k and v for its width."""
     from sharevl_lite.policy.errors import PolicyError
 
     for number, block in enumerate(model.model.visual.blocks):

@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sharevl_lite.policy.hf import resolve_model_path, save_adapter
 from sharevl_lite.policy.prompts import pixel_settings
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
@@ -137,8 +139,9 @@ class VLLMRolloutEngine:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def wake(self) -> None:
-        """Takes the weights and the cache's memory back."""
+        """Takes the weights and the cache's memory back, out of what torch keeps of the update."""
         if self._asleep:
+            torch.cuda.empty_cache()  # vLLM maps its memory anew and asks nobody for it
             self._llm.wake_up()
             self._asleep = False
 
@@ -180,7 +183,7 @@ class VLLMRolloutEngine:
             stop_token_ids=list(self.end_ids),
             logit_bias=dict.fromkeys(self.policy.vision_token_ids, BAN),
             logprobs=0,
-            skip_special_tokens=True,
+            detokenize=False,  # once at the end: text after every token costs as much as choosing it
         )
 
     def _responses(self, request: SamplingRequest, output: Any) -> list[Response]:
@@ -200,7 +203,8 @@ class VLLMRolloutEngine:
         if banned:
             raise RolloutError(f"{key}: vLLM drew the vision tokens {sorted(banned)} although they are banned")
         logprobs = tuple(place[token].logprob for place, token in zip(completion.logprobs, ids, strict=True))
-        return Response(ids, logprobs, completion.text, truncated=not ids or ids[-1] not in self.end_ids)
+        text = self.policy.processor.tokenizer.decode(ids, skip_special_tokens=True)
+        return Response(ids, logprobs, text, truncated=not ids or ids[-1] not in self.end_ids)
 
 
 def _check(policy: PackedPolicy, recipe: Recipe) -> None:

@@ -1,5 +1,6 @@
 """`sharevl_prefix` in a model: set for good, read only by packed rows, refused where it would be wrong."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,18 @@ def test_text_layers_have_it_and_the_vision_tower_keeps_its_own(family):
     use_prefix_attention(model)
     assert model.model.language_model.config._attn_implementation == NAME
     assert model.model.visual.config._attn_implementation == before != NAME
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_with_a_configuration_of_their_own_have_it(family):
+    """Unsloth's model with shared weights is built so, and transformers looks for one object."""
+    model = tiny_model(family)
+    for layer in model.model.language_model.layers:
+        layer.self_attn.config = copy.deepcopy(layer.self_attn.config)
+    model.model.language_model.config = copy.deepcopy(model.model.language_model.config)
+    use_prefix_attention(model)
+    assert all(layer.self_attn.config._attn_implementation == NAME for layer in model.model.language_model.layers)
+    assert model.model.visual.blocks[0].attn.config._attn_implementation != NAME
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_packed_scores import ALL, TEMPERATURE, exact, gradients, make_case, packed_scores, worst
 from tiny_models import FAMILIES, tiny_model, tiny_policy
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sharevl_lite.config import ModelSection
@@ -157,3 +158,19 @@ def test_half_precision_is_fused_and_float32_keeps_its_bits():
     for dtype, fused in (("float32", False), ("bfloat16", True)):
         policy = load_policy(ModelSection(path="builtin:digits-vl", dtype=dtype), seed=0)
         assert any("_sharevl_fused" in module.__dict__ for module in policy.modules()) == fused
+
+
+def test_norms_stay_in_half_precision_under_a_gpus_autocast(monkeypatch):
+    """torch 2.13 lists them for float32, on GPUs alone; asked with tensors that have a device and no memory."""
+    policy = tiny_policy("qwen2_5_vl", dtype=torch.bfloat16)
+    fuse(policy.model)
+    norm = policy.base.model.language_model.layers[0].input_layernorm
+    monkeypatch.setattr(norm, "weight", None)
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with FakeTensorMode():
+            norm.weight = torch.nn.Parameter(torch.empty(32, device="cuda", dtype=torch.bfloat16))
+            assert norm(torch.empty(1, 5, 32, device="cuda", dtype=torch.bfloat16)).dtype == torch.bfloat16
+    finally:
+        torch.set_autocast_enabled("cuda", False)

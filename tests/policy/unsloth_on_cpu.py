@@ -5,6 +5,7 @@ them. Its Triton kernels run in Triton's interpreter. Imported before Unsloth.
 """
 
 import os
+import sys
 import types
 
 import torch
@@ -29,3 +30,14 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     for question, answer in ANSWERS.items():
         setattr(torch.cuda, question, lambda *_, answer=answer, **__: answer)
+
+
+def share_on_a_cpu():
+    """After Unsloth was imported: lets it rebuild a model around vLLM's weights where they are, in bfloat16."""
+    import unsloth_zoo.empty_model
+    import unsloth_zoo.vllm_utils  # noqa: F401
+
+    here = {"get_target_device": lambda *_: torch.device("cpu"), "SUPPORTS_BFLOAT16": True}
+    for module in [module for name, module in sys.modules.items() if name.startswith("unsloth")]:
+        for name in here.keys() & vars(module).keys():
+            setattr(module, name, here[name])

@@ -21,6 +21,7 @@ from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rollout.vllm import graphs
 
 ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "configs" / "digits_cpu.yaml"
 RECIPES = {
     recipe.model.path: path
     for path in sorted((ROOT / "configs").glob("*.yaml"), reverse=True)
@@ -78,6 +79,49 @@ def test_a_recipe_trains_with_both(tmp_path, monkeypatch, path):
         assert step["grad_norm"] > 0.0
         assert step["tokens_separate"] / step["pairs"] > recipe.model.min_pixels / 32**2  # the picture is in each
         assert 0 < step["sampled_tokens"] <= 2 * share.num_variants * share.num_responses * 8
+
+
+@pytest.mark.vllm
+@pytest.mark.unsloth
+@pytest.mark.slow
+@BOTH
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen3-VL-4B-Instruct"])
+def test_a_model_that_shares_its_weights_with_vllm_trains(tmp_path, monkeypatch, name):
+    """`rollout.engine: unsloth`, in bfloat16: trainer and sampler are one model, before and after an update."""
+    write_small_model(name, tmp_path / "model", monkeypatch, layers=3)
+    from bench_step import COIN
+
+    (tmp_path / "coin.py").write_text(COIN)
+    changes = {
+        "model.path": tmp_path / "model",
+        "model.loader": "unsloth",
+        "model.dtype": "bfloat16",
+        "model.gradient_checkpointing": "false",
+        "data.eval": "null",
+        "data.max_prompt_length": 200,
+        "share.num_responses": 4,
+        "reward.functions": json.dumps([{"path": f"{tmp_path / 'coin.py'}:coin"}]),
+        "rollout.engine": "unsloth",
+        "rollout.batch_size": 16,
+        "rollout.max_completion_length": 12,
+        "train.rollouts": 2,
+        "train.problems_per_rollout": 2,
+        "train.problems_per_update": 2,
+        "train.learning_rate": 0.05,
+        "output_dir": tmp_path,
+        "name": "run",
+    }
+    words = [f"--{name}={value}" for name, value in changes.items()]
+    command = [sys.executable, str(Path(__file__).with_name("unsloth_vllm_command.py")), "train", str(DEMO), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    assert len(steps) == 2
+    assert steps[0]["gap_mean"] != steps[1]["gap_mean"]  # the adapter that the second step samples with is another
+    for step in steps:
+        assert step["grad_norm"] > 0.0
+        assert step["sampler_gap"] < (0.05 if torch.cuda.is_available() else 0.01)
 
 
 def test_graphs_are_few_and_reach_the_whole_batch():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "policy"))
 
-import unsloth_on_cpu  # noqa: F401
+import unsloth_on_cpu
 
 from sharevl_lite.policy.unsloth import import_unsloth
 
@@ -18,4 +18,6 @@ if __name__ == "__main__":
 
     if not torch.cuda.is_available():
         import vllm_command  # noqa: F401
+
+        unsloth_on_cpu.share_on_a_cpu()
     sys.exit(main(sys.argv[1:]))
