@@ -14,13 +14,33 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY = ".tmp-"
 STALE_SECONDS = 3600.0
 """Age at which a temporary has surely lost its writer; none takes an hour."""
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Holds a lock on a folder that is there; it ends with the process. Without locks in its file system: nothing.
+
+    Raises BlockingIOError where another process holds it.
+    """
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def temporary_beside(final: str | Path) -> Path:

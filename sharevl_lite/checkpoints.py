@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from sharevl_lite.atomic import temporary_beside
 
 CHECKPOINT_PREFIX = "checkpoint-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, with what to do."""
+
+
+@contextlib.contextmanager
+def reading(checkpoint: str | Path) -> Iterator[None]:
+    """Around the reading of its files, whose readers raise what they like. Raises CheckpointError."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(
+            f"{checkpoint} is damaged ({str(error).strip().partition(chr(10))[0] or type(error).__name__}); remove it "
+            "and go on with --resume auto from the one before, or with --resume PATH from another"
+        ) from error
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

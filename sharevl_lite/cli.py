@@ -51,6 +51,7 @@ def _is_users_mistake(error: ValueError) -> bool:
         "RunError",
         "DataError",
         "BadRowError",
+        "CheckpointError",
         "DifficultyError",
         "EvaluationError",
         "PolicyError",

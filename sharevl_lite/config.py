@@ -56,7 +56,7 @@ class LoraSection(Section):
 class ModelSection(Section):
     """The vision-language model to fine-tune."""
 
-    path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
+    path: Annotated[str, Field(min_length=1)] = "Qwen/Qwen2.5-VL-3B-Instruct"
     """Hub id, local folder, or `builtin:digits-vl` (the 1.9M-parameter model shipped for the CPU demo)."""
     loader: Literal["hf", "unsloth"] = "hf"
     """`hf`: transformers and PEFT, on any device. `unsloth`: Unsloth's loader and offloaded checkpointing, on a
@@ -90,7 +90,7 @@ class ColumnNames(Section):
 class DataSection(Section):
     """Where the problems come from."""
 
-    train: str = "builtin:digits"
+    train: Annotated[str, Field(min_length=1)] = "builtin:digits"
     """A .parquet or .jsonl file, a folder of them, a Hub dataset id, or `builtin:digits`."""
     eval: str | None = None
     """Held-out problems, in the same forms. None: no evaluation."""

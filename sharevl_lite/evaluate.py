@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -29,12 +30,14 @@ from sharevl_lite.evaluation.saving import EVAL_DIR, Place, find_place
 from sharevl_lite.evaluation.statistics import RESAMPLES
 from sharevl_lite.evaluation.tables import show
 from sharevl_lite.intake import fit_prompts
-from sharevl_lite.policy.hf import load_adapter
+from sharevl_lite.policy.hf import load_adapter, resolve_model_path
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.run import ADAPTER_DIR, RECIPE_FILE, RunError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,19 @@ def find_subject(target: str, settings: Settings) -> Subject:
     adapter, run_dir = locate(Path(target))
     found = None if run_dir is None else run_dir / RECIPE_FILE
     described = found if settings.recipe_file is None else Path(settings.recipe_file)
+    if run_dir is None:
+        _check_model(target)
     words = [*settings.words(), *([] if run_dir else ["--model.path", target])]
     recipe = load_recipe(described, words) if described is not None else default_recipe(words)
     return Subject(target, recipe, adapter, run_dir)
+
+
+def _check_model(target: str) -> None:
+    """Raises RunError for what is no folder and cannot be a model of the Hub; PolicyError for an unknown built-in."""
+    if resolve_model_path(target) == target and not Path(target).is_dir() and not HUB_ID.fullmatch(target):
+        raise RunError(
+            f"{target}: no such run, checkpoint or model; give a folder, ORG/NAME on the Hub, or builtin:NAME"
+        )
 
 
 def _load(recipe: Recipe, settings: Settings) -> LoadedProblems:

@@ -77,11 +77,14 @@ def fit_prompts(
 
 
 def _check_special_tokens(problem: Problem, encoder: PromptEncoder) -> None:
-    """Raises RowFault for text that a tokenizer would read as (part of) an image."""
+    """Raises RowFault for text that a tokenizer would read as (part of) an image, or as the end of the question."""
     for text in (problem.text, *problem.variants):
-        for token in encoder.vision_tokens:
+        for token in encoder.control_tokens:
             if token in text:
-                raise RowFault(f"its text holds {token}, which the model reads as an image; write <image> for images")
+                raise RowFault(
+                    f"its text holds {token}, by which the model tells images and turns apart; write <image> for an "
+                    "image, and spell it otherwise where it is spoken of"
+                )
 
 
 def _longest(problem: Problem, encoder: PromptEncoder, kinds: Sequence[str], most: int) -> tuple[int, str]:

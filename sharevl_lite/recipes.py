@@ -178,7 +178,9 @@ def _pair_words(words: Iterable[str], draft: _Draft) -> Iterator[tuple[str, str]
         elif rest and not rest[0].startswith("--"):
             yield key, rest.pop(0)
         else:
-            draft.report_override(key, f"needs a value: {key} VALUE")
+            name = key.removeprefix("--").replace("-", "_")
+            known = find_knob(name) is not None or name in sections()
+            draft.report_override(key, f"needs a value: {key} VALUE" if known else _unknown_key(name, as_flag=True))
 
 
 def _override_value(key: str, text: str) -> Any:

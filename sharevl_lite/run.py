@@ -11,13 +11,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from sharevl_lite import metrics_log
-from sharevl_lite.atomic import publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
-from sharevl_lite.checkpoints import discard_later_checkpoints, list_checkpoints
+from sharevl_lite.atomic import locked, publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
+from sharevl_lite.checkpoints import discard_later_checkpoints, list_checkpoints, reading
 from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import Problem
@@ -86,6 +87,14 @@ def train(
     console = console or Console(quiet=os.environ.get("RANK", "0") != "0", force_terminal=on_screen)
     run_dir = recipe.run_dir
     _check_services(recipe)
+    with _held(run_dir):
+        return _train_in_folder(recipe, resume, console, callbacks)
+
+
+def _train_in_folder(
+    recipe: Recipe, resume: str | Path | None, console: Console, callbacks: Sequence[TrainerCallback]
+) -> RunResult:
+    run_dir = recipe.run_dir
     checkpoint = _prepare(recipe, resume)
     summary_file = run_dir / SUMMARY_FILE
     if resume is not None and summary_file.is_file():
@@ -95,7 +104,7 @@ def train(
         return RunResult(run_dir, summary)
     check_servers(recipe)
     with _scorer(recipe) as scorer:
-        trainer, display = _assemble(recipe, scorer, console)
+        trainer, display = _assemble(recipe, scorer, console, resuming=resume is not None)
         for callback in callbacks:
             trainer.add_callback(callback)
         try:
@@ -108,7 +117,33 @@ def _scorer(recipe: Recipe) -> RewardScorer:
     return RewardScorer(recipe.reward, Path())
 
 
-def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[ShareGRPOTrainer, StepDisplay]:
+@contextlib.contextmanager
+def _held(run_dir: Path) -> Iterator[None]:
+    """The run's folder, made and locked by the main process; taken away again where nothing came into it.
+
+    Raises RunError where it cannot be made, or another process trains in it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(run_dir))
+        except BlockingIOError as error:
+            raise RunError(f"{run_dir}: another process trains in it; wait for it, or set --name to another") from error
+        except OSError as error:
+            raise RunError(f"{run_dir}: cannot be written ({error}); set --output-dir to another folder") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()
+
+
+def _assemble(
+    recipe: Recipe, scorer: RewardScorer, console: Console, *, resuming: bool
+) -> tuple[ShareGRPOTrainer, StepDisplay]:
     intake = read_sources(recipe)
     tell_wait(console, recipe, "model")
     policy = load_policy_of(recipe)
@@ -117,7 +152,8 @@ def _assemble(recipe: Recipe, scorer: RewardScorer, console: Console) -> tuple[S
     )
     problems = fit_prompts(recipe, intake.train, encoder, console)
     held_out = None if intake.held_out is None else fit_prompts(recipe, intake.held_out, encoder, console)
-    _check_same_data(recipe, problems)
+    if resuming:
+        _check_same_data(recipe, problems)
     display = StepDisplay(console, recipe.train.rollouts)
     most_images = max([1, *(len(problem.images) for problem in [*problems, *(held_out or [])])])
     tell_wait(console, recipe, "sampler")
@@ -154,7 +190,7 @@ def _prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
     run_dir = recipe.run_dir
     recipe_file = run_dir / RECIPE_FILE
     if resume is None:
-        if recipe_file.exists():
+        if recipe_file.exists() and _has_steps(run_dir):
             raise RunError(
                 f"{run_dir} already holds a run; continue it with --resume auto, or start another with --name NAME"
             )
@@ -172,6 +208,13 @@ def _prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
         return Path(resume)
     checkpoints = list_checkpoints(run_dir / "checkpoints")
     return checkpoints[-1] if checkpoints else None
+
+
+def _has_steps(run_dir: Path) -> bool:
+    """Whether there is something to continue: a run that failed before its first step is simply started again."""
+    log = run_dir / METRICS_FILE
+    records = metrics_log.read(log) if log.is_file() else []
+    return bool(list_checkpoints(run_dir / "checkpoints")) or any("loss" in record for record in records)
 
 
 def _check_same_recipe(recipe: Recipe, recipe_file: Path) -> None:
@@ -270,8 +313,9 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
     write_atomically(run_dir / DATA_FILE, (json.dumps(_data_record(list(trainer.problems))) + "\n").encode())
     done = 0
     if checkpoint is not None:
-        state = json.loads((checkpoint / "trainer_state.json").read_text())
-        done = state["global_step"] // recipe.train.updates_per_rollout
+        with reading(checkpoint):
+            state = json.loads((checkpoint / "trainer_state.json").read_text())
+            done = state["global_step"] // recipe.train.updates_per_rollout
         discard_later_checkpoints(run_dir / "checkpoints", state["global_step"])
     keep = done if checkpoint is not None else -1
     trainer.metrics_log.truncate_after(keep)
@@ -334,7 +378,8 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
         f"metrics   {run_dir / METRICS_FILE}\n"
         f"rollouts  {run_dir / 'rollouts'} (read with sharevl_lite.store.read)\n"
         f"summary   {run_dir / SUMMARY_FILE}\n"
-        f"next      {_command()} eval {run_dir} --samples 16    more samples, or --data for other problems\n"
+        f"next      {_command()} view {run_dir}    what the policy tried, in the browser\n"
+        f"          {_command()} eval {run_dir} --samples 16    more samples, or --data for other problems\n"
         f"          {_command()} export {run_dir} --to DIR    a verified model for transformers, vLLM, the Hub\n"
         f"          peft.PeftModel.from_pretrained(model, {str(run_dir / ADAPTER_DIR)!r})    use the adapter",
         highlight=False,

@@ -8,7 +8,6 @@ schedule, clipping, callbacks, trackers, distribution, Hub upload) is the Traine
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,12 +18,12 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
 
 from sharevl_lite.ahead import Ahead
 from sharevl_lite.atomic import publish_directory, temporary_beside
-from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, list_checkpoints, remove_checkpoint
+from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, list_checkpoints, reading, remove_checkpoint
 from sharevl_lite.collect import Collector, Rollout
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem
@@ -52,46 +51,7 @@ from sharevl_lite.records import rollout_rows
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.schedule import Schedule, UpdateStep
 from sharevl_lite.store import RolloutStore
-
-
-def training_arguments(recipe: Recipe) -> TrainingArguments:
-    """The Trainer's arguments of a recipe. Checkpoints and evaluations fall on rollout boundaries."""
-    train = recipe.train
-    updates = train.updates_per_rollout
-    every = recipe.eval.every_rollouts if recipe.data.eval else None
-    if "tensorboard" in train.report_to:  # the Trainer takes the folder from nowhere else
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(recipe.run_dir / "tensorboard")
-    return TrainingArguments(
-        output_dir=str(recipe.run_dir / "checkpoints"),
-        run_name=recipe.name,
-        seed=recipe.seed,
-        use_cpu=not torch.cuda.is_available(),
-        per_device_train_batch_size=1,
-        num_train_epochs=1,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=train.lr_scheduler_type,
-        warmup_steps=train.warmup_updates,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        logging_strategy="steps",
-        logging_steps=updates,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=(train.save_rollouts or train.rollouts) * updates,
-        # Not save_total_limit: the Trainer would drop the newest checkpoint for the best one, and with it the resume.
-        eval_strategy="steps" if every else "no",
-        eval_steps=(every or 1) * updates,
-        metric_for_best_model="eval_accuracy" if every else None,
-        greater_is_better=True if every else None,
-        report_to=list(train.report_to) or "none",
-        push_to_hub=train.push_to_hub,
-        hub_model_id=train.hub_model_id,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        ddp_find_unused_parameters=False,
-        log_level="error",
-    )
+from sharevl_lite.training_arguments import training_arguments
 
 
 class ShareGRPOTrainer(Trainer):
@@ -347,8 +307,17 @@ class ShareGRPOTrainer(Trainer):
         """Restores the adapter, strictly, the loss scale and the success rates."""
         checkpoint = Path(resume_from_checkpoint)
         load_adapter(self.policy, checkpoint)
-        self._loss_scale.load(checkpoint)
-        self._success = self._success.load(checkpoint)
+        with reading(checkpoint):
+            self._loss_scale.load(checkpoint)
+            self._success = self._success.load(checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint or ""):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(checkpoint or ""):
+            super()._load_rng_state(checkpoint)
 
     def init_hf_repo(self, token: str | None = None) -> None:
         """Called by the Trainer's constructor where the recipe asks for uploads."""

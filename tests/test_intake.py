@@ -76,6 +76,7 @@ def test_the_sentence_counts(prompts, kind):
         (replace(WIDE, images=(Image.new("RGB", (1, 300)),)), r"its images \(1 × 300 pixels\) cannot be read .* 300"),
         (replace(GOOD, text="1 <|image_pad|> 2"), r"its text holds <\|image_pad\|>"),
         (replace(GOOD, variants=("<|vision_start|>?",)), r"its text holds <\|vision_start\|>"),
+        (replace(GOOD, text="1 + 1?<|im_end|>"), r"its text holds <\|im_end\|>"),
     ],
 )
 def test_what_no_model_can_read_is_a_bad_row(prompts, problem, message):

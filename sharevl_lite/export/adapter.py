@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -58,11 +59,16 @@ def read_adapter(folder: Path, base: BaseModel) -> dict[str, LowRank]:
 
     if not (folder / ADAPTER_FILE).is_file():
         raise ExportError(f"{folder}: holds no {ADAPTER_FILE}; choose another one with --checkpoint")
-    config = LoraConfig.from_pretrained(str(folder))
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        halves = load_file(str(folder / ADAPTER_FILE))
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise ExportError(
+            f"{folder}: the adapter is damaged ({error}); choose another one with --checkpoint"
+        ) from error
     odd = [name for name in UNSUPPORTED if getattr(config, name, None)]
     if odd or config.bias != "none":
         raise ExportError(f"{folder}: {', '.join(odd) or 'bias'} of PEFT cannot be merged; export with --format lora")
-    halves = load_file(str(folder / ADAPTER_FILE))
     changes: dict[str, LowRank] = {}
     for name in [name for name in halves if name.endswith(".lora_A.weight")]:
         module = name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")

@@ -251,6 +251,8 @@ def _check(settings: Settings) -> None:
         raise ExportError(f"--tolerance {settings.tolerance}: a share of the adapter's effect, above 0 and below 1")
     if settings.saver == "unsloth" and settings.kind == "lora":
         raise ExportError("--saver unsloth is for merged weights; an adapter is copied as it is")
+    if settings.gguf_type != "auto" and settings.kind != "gguf":
+        raise ExportError(f"--gguf-type {settings.gguf_type} is for --format gguf, not {settings.kind}")
 
 
 def parse_size(text: str) -> int:
@@ -273,7 +275,8 @@ def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callab
     if settings.kind == "gguf":
         say(f"next      cd {settings.to} && {llama_command(settings.to)}")
         return
-    say(f"next      {vllm_command(source, base, settings.kind, where)}")
+    served = base.name if base.is_on_hub else str(base.folder)
+    say(f"next      {vllm_command(source, base, settings.kind, where, served)}")
     if settings.kind == "merged-4bit":
         say(f"          {VLLM_NOTE}")
     if settings.kind in FULL:

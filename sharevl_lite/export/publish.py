@@ -7,13 +7,11 @@ so that what a killed one left is told from the work of another process and take
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from sharevl_lite.atomic import TEMPORARY, publish_directory, temporary_beside
+from sharevl_lite.atomic import TEMPORARY, locked, publish_directory, temporary_beside
 
 from .errors import ExportError
 
@@ -44,12 +42,15 @@ def check_space(folder: Path, need: int) -> None:
 def published(folder: Path) -> Iterator[Path]:
     """A folder to write into, which gets the name `folder` when the block ends well, and is removed when it does
     not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
     staging = temporary_beside(folder)
-    staging.mkdir()
     try:
-        with _locked(staging):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        staging.mkdir()
+    except OSError as error:
+        raise ExportError(f"--to {folder}: cannot be written ({error}); name another folder") from error
+    try:
+        with locked(staging):
             yield staging
             check_target(folder)
             if folder.is_dir():
@@ -62,19 +63,8 @@ def published(folder: Path) -> Iterator[Path]:
 
 def _remove_leftovers(folder: Path) -> None:
     for left in folder.parent.glob(f"{TEMPORARY}*-{folder.name}"):
-        with contextlib.suppress(OSError), _locked(left):  # its writer may be alive
+        with contextlib.suppress(OSError), locked(left):  # its writer may be alive
             shutil.rmtree(left)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Raises BlockingIOError where another process holds it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _gib(size: int) -> str:

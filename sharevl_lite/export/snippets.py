@@ -77,12 +77,15 @@ print(answer)
 """
 
 
-def vllm_command(source: Source, base: BaseModel, kind: str, where: str) -> str:
-    """The command that serves the export with vLLM's OpenAI-compatible server."""
+def vllm_command(source: Source, base: BaseModel, kind: str, where: str, served: str | None = None) -> str:
+    """The command that serves the export with vLLM's OpenAI-compatible server.
+
+    `served` is where an adapter's base is: by default its name, since a card is read on other machines.
+    """
     model, size = source.recipe.model, picture_size(source.recipe)
     kwargs = f" --mm-processor-kwargs {shlex.quote(json.dumps({'size': size}))}" if size else ""
     if kind == "lora":
-        served = base.name if base.is_on_hub else base.folder.name
+        served = served or (base.name if base.is_on_hub else base.folder.name)
         name = Path(where).name
         loras = f" --enable-lora --max-lora-rank {model.lora.rank} --lora-modules {shlex.quote(f'{name}={where}')}"
         return f"vllm serve {shlex.quote(served)}{loras}{kwargs}"

@@ -152,12 +152,16 @@ def save_adapter(policy: PackedPolicy, folder: Path) -> None:
 def load_adapter(policy: PackedPolicy, folder: Path) -> None:
     """Restores an adapter saved by :func:`save_adapter`, strictly. Raises PolicyError if any tensor does not match."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = folder / ADAPTER_FILE
     if not file.is_file():
         raise PolicyError(f"{folder} holds no {ADAPTER_FILE}")
-    saved = load_file(str(file))
+    try:
+        saved = load_file(str(file))
+    except (SafetensorError, OSError) as error:
+        raise PolicyError(f"{file} is damaged ({error}); use another checkpoint, or copy the file again") from error
     current = get_peft_model_state_dict(policy.model)
     wrong = sorted(saved.keys() ^ current.keys())
     wrong += [name for name in saved.keys() & current.keys() if saved[name].shape != current[name].shape]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PLACEHOLDER = "<image>"
+CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext|(?:image|video|vision)_\w+)\|>")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class PromptEncoder:
 
     def count_tokens(self, question: str, image_sizes: Sequence[tuple[int, int]]) -> int:
         """Length of the encoded prompt from the images' (width, height): no pixel is touched."""
-        ids = self.processor.tokenizer(self.render(question), add_special_tokens=False).input_ids
+        # Not verbose: what is too long is said by those who ask.
+        ids = self.processor.tokenizer(self.render(question), add_special_tokens=False, verbose=False).input_ids
         return len(ids) - len(image_sizes) + self.count_image_tokens(image_sizes)
 
     def count_image_tokens(self, image_sizes: Sequence[tuple[int, int]]) -> int:
@@ -94,10 +96,9 @@ class PromptEncoder:
         return sum(int(count) for count in expanded)
 
     @cached_property
-    def vision_tokens(self) -> list[str]:
-        """Spellings that the tokenizer reads as an image, a video or the border of one."""
-        special = self.processor.tokenizer.get_added_vocab()
-        return sorted(token for token in special if re.fullmatch(r"<\|(?:image|video|vision)_\w+\|>", token))
+    def control_tokens(self) -> list[str]:
+        """Spellings that the tokenizer reads as an image or video, the border of one, or the border of a turn."""
+        return sorted(filter(CONTROL.fullmatch, self.processor.tokenizer.get_added_vocab()))
 
     def _fit(self, image: Image) -> Image:
         """The image in the size its processor would give it (min and max pixels are set on it at load)."""

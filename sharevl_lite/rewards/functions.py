@@ -56,7 +56,7 @@ def call_reward_function(function: RewardFunction, name: str, arguments: dict[st
     """
     try:
         output = function(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardFunctionError(
             f"reward function {name!r} raised {type(error).__name__}: {error} (called with {', '.join(arguments)})"
         ) from error

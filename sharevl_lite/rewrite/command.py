@@ -49,6 +49,8 @@ def run(options: argparse.Namespace, unknown: list[str]) -> bool:
         check_samples=options.check_samples,
         check_template=options.check_template or TEMPLATE,
     )
+    if options.cache and options.rewriter == "rules" and options.check_with is None:
+        raise VariantsError("--cache holds the replies of a model; --with rules asks none")
     cache = Path(options.cache) if options.cache else None
     manifest = make_variants(
         settings, Path(options.out), cache=cache, concurrency=options.concurrency, timeout=options.timeout
@@ -58,6 +60,8 @@ def run(options: argparse.Namespace, unknown: list[str]) -> bool:
         f"{options.out}: {counts['problems']} problems, {counts['accepted']} rewrites accepted, {counts['rejected']} "
         f"rejected, {counts['without']} problems without any; see {Path(options.out) / REPORT}"
     )
+    if counts["accepted"] == 0:
+        print("no problem has a rewrite: trained on this, variants differ by their images alone")
 
     if manifest["failed"]:
         print(_incomplete(options.out, manifest["failed"]), file=sys.stderr)

@@ -89,10 +89,13 @@ def make_variants(
                 f"are gone ({cache} is no file); name their file with --cache, or remove {out} to ask for all of them"
             )
         say(f"{out}: asking again for {len(manifest['failed'])} problems whose requests had failed")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale_temporaries(out.parent)
     temporary = temporary_beside(out)
-    temporary.mkdir()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale_temporaries(out.parent)
+        temporary.mkdir()
+    except OSError as error:
+        raise VariantsError(f"--out {out}: cannot be written ({error}); name another folder") from error
     try:
         manifest = event_loop.run(_run(settings, recorded, temporary, cache, concurrency, timeout, say))
         publish_directory(temporary, out, replace=there)

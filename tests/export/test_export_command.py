@@ -255,3 +255,26 @@ def test_an_interrupt_removes_what_was_written(run, tmp_path, monkeypatch, capsy
     assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 130
     assert not list(tmp_path.glob("*out*"))
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_damaged_adapter_is_named(run, export, tmp_path, file):
+    damaged = run / "adapter" / file
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    assert "the adapter is damaged" in export(run, tmp_path / "out", code=2)
+
+
+def test_a_place_that_cannot_be_written(run, export, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "cannot be written" in export(run, tmp_path / "file" / "out", code=2)
+
+
+def test_an_adapters_base_is_named_where_it_is(run, export, tmp_path):
+    said = export(run, tmp_path / "out", "--format", "lora")
+    folder = said.partition("vllm serve ")[2].split()[0]
+    assert (Path(folder) / "config.json").is_file()
+    assert folder not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_type_of_gguf_for_another_format(run, export, tmp_path):
+    assert "--gguf-type f32 is for --format gguf" in export(run, tmp_path / "out", "--gguf-type", "f32", code=2)

@@ -1,0 +1,50 @@
+"""What a recipe is in the words of transformers' Trainer."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from transformers import TrainingArguments
+
+from sharevl_lite.config import Recipe
+
+
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """The Trainer's arguments of a recipe. Checkpoints and evaluations fall on rollout boundaries."""
+    train = recipe.train
+    updates = train.updates_per_rollout
+    every = recipe.eval.every_rollouts if recipe.data.eval else None
+    if "tensorboard" in train.report_to:  # the Trainer takes the folder from nowhere else
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(recipe.run_dir / "tensorboard")
+    return TrainingArguments(
+        output_dir=str(recipe.run_dir / "checkpoints"),
+        run_name=recipe.name,
+        seed=recipe.seed,
+        use_cpu=not torch.cuda.is_available(),
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_steps=train.warmup_updates,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        logging_strategy="steps",
+        logging_steps=updates,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=(train.save_rollouts or train.rollouts) * updates,
+        # Not save_total_limit: the Trainer would drop the newest checkpoint for the best one, and with it the resume.
+        eval_strategy="steps" if every else "no",
+        eval_steps=(every or 1) * updates,
+        metric_for_best_model="eval_accuracy" if every else None,
+        greater_is_better=True if every else None,
+        report_to=list(train.report_to) or "none",
+        push_to_hub=train.push_to_hub,
+        hub_model_id=train.hub_model_id,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+        log_level="error",
+    )

@@ -1,0 +1,72 @@
+"""The folder of a run: held by one process, made where it can be, and read with a message where it is damaged."""
+
+import pytest
+
+from sharevl_lite import train
+from sharevl_lite.atomic import locked
+from sharevl_lite.checkpoints import CheckpointError, list_checkpoints, remove_checkpoint
+from sharevl_lite.data.errors import DataError
+from sharevl_lite.policy.errors import PolicyError
+from sharevl_lite.rewards.functions import RewardFunctionError
+from sharevl_lite.run import RunError
+
+pytestmark = pytest.mark.slow
+FEW = {"train.rollouts": 2, "train.problems_per_rollout": 2, "train.problems_per_update": 2, "data.eval": None}
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(small_recipe):
+    recipe = small_recipe(**FEW)
+    recipe.run_dir.mkdir(parents=True)
+    for resume in (None, "auto"):
+        with locked(recipe.run_dir), pytest.raises(RunError, match="another process trains in it; wait for it, or set"):
+            train(recipe, resume=resume)
+    assert not list(recipe.run_dir.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_said_and_nothing_stays(small_recipe, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match=r"cannot be written .* set --output-dir to another folder"):
+        train(small_recipe(**FEW, output_dir=tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
+    recipe = small_recipe(**FEW | {"data.train": str(tmp_path / "nothing.jsonl")})
+    with pytest.raises(DataError):
+        train(recipe)
+    assert not recipe.run_dir.exists()
+
+
+def test_a_run_that_failed_in_its_first_step_is_started_again(small_recipe, tmp_path):
+    source = tmp_path / "reward.py"
+    functions = [{"path": f"{source}:mine", "weight": 0.5}]
+    source.write_text("import sys\n\ndef mine(completions, **columns):\n    sys.exit(3)\n")
+    with pytest.raises(RewardFunctionError, match="reward function 'mine' raised SystemExit: 3"):
+        train(small_recipe(**FEW, **{"reward.functions": functions}))
+    source = tmp_path / "fixed.py"
+    source.write_text("def mine(completions, **columns):\n    return [1.0] * len(completions)\n")
+    recipe = small_recipe(**FEW, **{"reward.functions": [{"path": f"{source}:mine", "weight": 0.4}]})
+    assert train(recipe).summary["steps"] == 2
+    with pytest.raises(RunError, match="already holds a run"):
+        train(recipe)
+
+
+DAMAGED = {
+    "optimizer.pt": (CheckpointError, r"checkpoint-1 is damaged .* go on with --resume auto from the one before"),
+    "scheduler.pt": (CheckpointError, "checkpoint-1 is damaged"),
+    "rng_state.pth": (CheckpointError, "checkpoint-1 is damaged"),
+    "trainer_state.json": (CheckpointError, "checkpoint-1 is damaged"),
+    "adapter_model.safetensors": (PolicyError, r"adapter_model.safetensors is damaged .* use another checkpoint"),
+}
+
+
+def test_a_damaged_checkpoint_is_named(small_recipe):
+    recipe = small_recipe(**FEW)
+    train(recipe)
+    (recipe.run_dir / "summary.json").unlink()  # as if it had been killed in the second step
+    remove_checkpoint(list_checkpoints(recipe.run_dir / "checkpoints")[-1])
+    for file, (error, message) in DAMAGED.items():
+        damaged = list_checkpoints(recipe.run_dir / "checkpoints")[-1] / file
+        whole = damaged.read_bytes()
+        damaged.write_bytes(whole[:100])
+        with pytest.raises(error, match=message):
+            train(recipe, resume="auto")
+        damaged.write_bytes(whole)
+    assert train(recipe, resume="auto").summary["steps"] == 2
