@@ -36,10 +36,10 @@ def test_from_the_run_to_a_response_by_clicks_and_back_by_links(page, served, tr
     stored = read(trained, steps=[1]).to_pylist()
     row = next(row for row in stored if f"problem={row['problem_id']}&" in page.url + "&")
     assert page.locator(".token").count() == len(row["token_ids"])
-    shown, url = page.locator("#sharevl main").inner_text(), page.url
+    shown, url = page.locator("#sharevl .content").inner_text(), page.url
     page.goto("about:blank")
     opened(page, url, ready=".tokens")
-    assert page.locator("#sharevl main").inner_text() == shown
+    assert page.locator("#sharevl .content").inner_text() == shown
     page.go_back()
     assert not errors
 

@@ -3,19 +3,15 @@
 import http.server
 import json
 import os
-import re
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
 
 import pytest
 from hostile_rows import rows
-from pages import opened
+from pages import opened, started
 from sharevl_explorer.command import main
 
 from sharevl_lite.store import RolloutStore
@@ -31,38 +27,6 @@ def small(tmp_path_factory):
         store = RolloutStore(folder)
         store.write("train", 1, rows(store, 1, {"a": f"one {number}", "b": "two"}))
     return folders
-
-
-@contextmanager
-def started(*words, **environment):
-    """The command in a process of its own; gives its address and a function that ends it and returns its output."""
-    command = [sys.executable, "-u", "-m", "sharevl_lite", "view", *map(str, words)]
-    changed = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", **environment}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=changed) as process:
-        said, ready = [], threading.Event()
-
-        def listen():
-            for line in process.stdout:
-                said.append(line)
-                if "Running on local URL" in line or "error" in line.lower():
-                    ready.set()
-            ready.set()
-
-        listener = threading.Thread(target=listen)
-        listener.start()
-
-        def finish():
-            process.terminate()
-            listener.join(30)
-            return "".join(said)
-
-        try:
-            assert ready.wait(60)
-            found = re.search(r"Running on local URL:\s+http://[^:]+:(\d+)", "".join(said))
-            assert found, "".join(said)
-            yield f"http://127.0.0.1:{found[1]}/", finish
-        finally:
-            process.kill()
 
 
 def answered(address, opener=None, data=None):
@@ -146,7 +110,7 @@ def test_against_compares_two_runs_and_another_host_is_warned_about(page, small)
     with started(small[0], "--against", small[1], "--host", "0.0.0.0") as (address, finish):
         opened(page, address, "?view=compare", ".movers")
         assert page.locator(".movers li").count() == 2
-        assert page.locator("header.bar nav").inner_text().split()[-2:] == ["first", "second"]
+        assert page.locator("nav.runs").inner_text().split() == ["first", "second"]
         page.locator(".movers .row").first.click()
         page.wait_for_selector(".card")
         assert page.locator(".card h3").all_inner_texts() == ["first, step 1", "second, step 1"]

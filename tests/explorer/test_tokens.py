@@ -39,10 +39,10 @@ def test_gaps_of_single_tokens_under_another_variant(page, served, trained):
     widest = max(gaps, key=abs)
     assert page.locator(".widest b").first.inner_text() == f"{widest:z.2f}".replace("-", "−")
     assert "".join(page.locator(".token").all_text_contents()).startswith(row["text"])
-    text = page.locator("#sharevl main").inner_text()
+    text = page.locator("#sharevl .content").inner_text()
     page.reload()
     page.wait_for_selector(".tokens")
-    assert page.locator("#sharevl main").inner_text() == text
+    assert page.locator("#sharevl .content").inner_text() == text
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def test_where_there_is_no_gap_it_says_so(page, served, trained):
     assert page.locator(".tabs [aria-current]").inner_text() == "log-prob"
     asked = read(trained, "eval", steps=[0])["problem_id"][0].as_py()
     opened(page, served(trained), f"?view=response&split=eval&step=0&problem={asked}&under=1", ".tokens")
-    assert "the response was not scored under variants" in page.locator("#sharevl main").inner_text()
+    assert "the response was not scored under variants" in page.locator("#sharevl .content").inner_text()
     assert page.locator(".tabs").count() == 0
 
 
