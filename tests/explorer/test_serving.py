@@ -3,6 +3,10 @@
 import http.server
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -129,3 +133,42 @@ def test_what_cannot_be_served_is_said(small, tmp_path, capsys):
     ):
         assert main([str(small[0]), *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_an_address_that_cannot_be_had_is_said_before_anything_is_loaded(small, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main([str(small[0]), "--port", str(port)]) == 2
+    assert f"--port {port}: another program listens there; give another one" in capsys.readouterr().err
+    assert main([str(small[0]), "--port", "70000"]) == 2
+    assert "a port is a number from 1 to 65535" in capsys.readouterr().err
+    assert main([str(small[0]), "--host", "203.0.113.7"]) == 2
+    assert "--host 203.0.113.7: cannot listen there" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_follow_waits_for_a_run_that_has_not_begun(page, tmp_path):
+    run = tmp_path / "to-come"
+
+    def begin():
+        time.sleep(4)
+        store = RolloutStore(run)
+        time.sleep(2)
+        store.write("eval", 0, rows(store, 0, {"a": "one"}))
+
+    threading.Thread(target=begin).start()
+    with started(run, "--follow") as (address, finish):
+        opened(page, address, "?view=step", ".problems")
+        assert f"{run}: no such folder yet; waiting for its first step" in finish()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_wait(tmp_path):
+    command = [sys.executable, "-u", "-m", "sharevl_lite", "view", str(tmp_path / "none"), "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert "waiting for its first step" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert "Traceback" not in process.stderr.read()

@@ -41,6 +41,13 @@ FORMULA = re.compile(
 """What is between delimiters is in one of the first five groups."""
 _DEEPEST = 40
 
+_EQUATIONS = ("text-align:right;padding:.25em 0 .25em .8em", "text-align:left;padding:.25em 0")
+_SIDES = {
+    **dict.fromkeys(("align", "aligned", "alignat", "split", "eqnarray"), _EQUATIONS),
+    **dict.fromkeys(("cases", "dcases"), ("text-align:left",)),
+}
+"""Where the cells of a table's columns stand, in turn: the equals signs below one another."""
+
 
 class _Unknown(Exception):
     """The formula holds something that is not set here."""
@@ -219,7 +226,14 @@ def _table(node: Any) -> Html:
             rows.append([[]])
         else:
             rows[-1][-1].append(child)
-    table = el("mtable", [el("mtr", [el("mtd", _row(cell)) for cell in row]) for row in rows])
+    sides = _SIDES.get(name, ("",))
+    table = el(
+        "mtable",
+        [
+            el("mtr", [el("mtd", _row(cell), style=sides[n % len(sides)] or None) for n, cell in enumerate(row)])
+            for row in rows
+        ],
+    )
     fences = TABLES[name]
     return el("mrow", fences[:1] and el("mo", fences[0]), table, fences[1:] and el("mo", fences[1]))
 

@@ -45,7 +45,7 @@ def _find(run: Path) -> tuple[Path | None, str]:
     cached = _cached(model)
     return (
         cached,
-        f"{run}, and {model} is no folder here and not in the Hub's local cache; `hf download {model} {FILE}`",
+        f"{run}, and {model} is no folder here and not in the Hub's local cache; hf download {model} {FILE} brings it",
     )
 
 
