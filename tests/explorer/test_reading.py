@@ -147,6 +147,14 @@ def test_following_keeps_what_is_open_and_tells_a_reader_of_a_new_step(page, ser
     assert not page.locator(".notice").is_visible()
 
 
+def test_neighbours_are_links_that_are_seen(long_step):
+    index = Index([long_step])
+    shown = str(render(index, "?view=response&step=1&problem=p-03&variant=1"))
+    assert re.search(r'<a class="button near" href="[^"]*" data-key="k" aria-label="previous response"', shown)
+    assert 'aria-label="next response"' not in shown, "it is the last"
+    assert 'aria-label="next problem"' in str(render(index, "?view=problem&step=1&problem=p-03"))
+
+
 def test_one_landmark_and_the_current_run_is_marked(tmp_path):
     runs = [tmp_path / parent / "same" for parent in ("first", "second")]
     for run in runs:

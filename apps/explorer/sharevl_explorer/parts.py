@@ -66,10 +66,17 @@ def badge(outcome: str) -> Html:
     return el(f"span.badge.{outcome}", el("i", symbol, aria_hidden="true"), label, title=meaning)
 
 
+_NEAR = {"k": ("←", "previous"), "j": ("→", "next")}
+
+
 def key(context: Context, name: str, href: str | None) -> Html | None:
-    """A hidden link that a key follows; in a file there are no keys."""
+    """A link that a key follows; in a file there are no keys. Those to a neighbour are seen as well."""
     if href is None or context.anchors is not None:
         return None
+    if name in _NEAR and context.state.view in ("problem", "response"):
+        sign, where = _NEAR[name]
+        told = f"{where} {context.state.view}"
+        return el("a.button.near", sign, href=href, data_key=name, aria_label=told, title=f"{told} ({name})")
     return el("a.key", href=href, data_key=name, tabindex=-1, aria_hidden="true")
 
 

@@ -40,7 +40,7 @@ def token_view(context: Context, row: Mapping[str, Any]) -> Html:
     return el(
         "section.panel",
         el("header.view", el("h3", "Tokens"), tabs("what the colours show", links) if others else None),
-        why and el("p.note", f"Tokens are shown as their numbers: {why}."),
+        el("p.note", f"Tokens are shown as their numbers: {why}.") if why and pieces else None,
         None if in_file else _missing(row, state.variant, state.under, others),
         shown,
         el("p.note", f"the first {limit:,} of {len(row['token_ids']):,} tokens; ", _all(context))
