@@ -20,7 +20,7 @@ from sharevl_lite.try_it import open_tryout
 
 CHOICE = """
 SELECT step, problem FROM problems WHERE run = 0 AND split = 'train'
-ORDER BY outcome = 'rescued' DESC, spread_global DESC, step DESC, problem LIMIT 1
+ORDER BY rescued DESC, spread_global DESC, step DESC, problem LIMIT 1
 """
 ASKED = """
 SELECT question, answer, images FROM variants WHERE run = 0 AND step = $step AND problem = $problem ORDER BY variant

@@ -25,7 +25,7 @@ WARNING = "lets others read the run without a password; see --auth"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Two runs that asked the same two problems."""
+    """Two runs that asked the same problem b, and under the id a different ones."""
     folders = [tmp_path_factory.mktemp("runs") / name for name in ("first", "second")]
     for number, folder in enumerate(folders):
         store = RolloutStore(folder)
@@ -113,11 +113,14 @@ def test_share_asks_for_a_link_and_a_failure_is_a_message(small, tmp_path):
 def test_against_compares_two_runs_and_another_host_is_warned_about(page, small):
     with started(small[0], "--against", small[1], "--host", "0.0.0.0") as (address, finish):
         opened(page, address, "?view=compare", ".movers")
-        assert page.locator(".movers li").count() == 2
+        assert page.locator(".movers li").count() == 1
+        assert "1 id with another question or right answer" in page.locator(".content details.note").inner_text()
         assert page.locator("nav.runs").inner_text().split() == ["first", "second"]
         page.locator(".movers .row").first.click()
         page.wait_for_selector(".card")
-        assert page.locator(".card h3").all_inner_texts() == ["first, step 1", "second, step 1"]
+        assert page.locator(".card h3").all_inner_texts() == ["first · step 1", "second · step 1"]
+        opened(page, address, "?view=compare&problem=p-a", ".card")
+        assert "different problems under this id" in page.locator(".note").inner_text()
         texts = page.locator(".card").all_inner_texts()
         assert "one 0" in texts[0]
         assert "one 1" in texts[1]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from sharevl_explorer.compare_view import compare_view
 from sharevl_explorer.index import Index
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, empty
+from sharevl_explorer.parts import Context, counted, empty
 from sharevl_explorer.problem_view import problem_view
 from sharevl_explorer.prose import shortened
 from sharevl_explorer.response_view import response_view
@@ -67,7 +67,7 @@ def _title(context: Context) -> str:
         "compare": f"compare {shortened(state.problem, 60)}".rstrip(),
         "try": "Try it",
     }[state.view]
-    return f"{place} · {run_names(context.index)[state.run]} · sharevl explorer".removeprefix(" · ")
+    return f"{place} · {context.index.names[state.run]} · sharevl explorer".removeprefix(" · ")
 
 
 def settle(index: Index, state: State) -> State:
@@ -89,7 +89,7 @@ def _bar(context: Context, *, offers_trial: bool) -> Html:
         ("Compare", fresh.link("compare"), "compare"),
         *([("Try it", fresh.link("try"), "try")] if offers_trial else []),
     )
-    names = run_names(index) if len(index.runs) > 1 else []
+    names = index.names if len(index.names) > 1 else []
     runs = [el("a", name, href=f"?run={n}", aria_current=_current(n == state.run)) for n, name in enumerate(names)]
     return el(
         "header.bar",
@@ -109,16 +109,6 @@ def _current(here: bool) -> str | None:
     return "page" if here else None
 
 
-def run_names(index: Index) -> list[str]:
-    """The folders' names, with as much of what is above them as tells them apart."""
-    paths = [run.absolute().parts for run in index.runs]
-    for length in range(1, max(map(len, paths)) + 1):
-        names = ["/".join(parts[-length:]) for parts in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [str(run) for run in index.runs]
-
-
 def _unreadable(index: Index) -> Html | None:
     if not index.unreadable:
         return None
@@ -128,7 +118,7 @@ def _unreadable(index: Index) -> Html | None:
     ]
     return el(
         "details.note",
-        el("summary", "⚠ 1 shard cannot be read" if len(lines) == 1 else f"⚠ {len(lines)} shards cannot be read"),
+        el("summary", f"⚠ {counted(len(lines), 'shard')} cannot be read"),
         el("ul", lines[:50]),
         role="status",
     )
@@ -143,7 +133,7 @@ def _help() -> Html:
         el(
             "p",
             "A variant's group of responses is rescued if its rewards are all equal while those of the whole problem "
-            "are not: alone it would teach nothing. A problem is rescued if all its variants are.",
+            "are not: alone it would teach nothing. A problem is rescued if one of its groups is, as in the metrics.",
         ),
         el("form", el("button", "Close"), method="dialog"),
         aria_label="help",

@@ -63,7 +63,7 @@ def _missing(row: Mapping[str, Any], source: int, under: int, others: Sequence[i
     if row["schema_version"] < 2 and row["scorers"]:
         why = "an older program wrote this step and kept means alone"
     elif not row["scorers"]:
-        why = "the response was not scored under variants (an evaluation, or no known reward)"
+        why = "the response was not scored under variants (an evaluation, no known reward, or a replaced problem)"
     else:
         why = "the response was scored under its own variant alone"
     return el("p.quiet", f"No gap of single tokens: {why}.")
