@@ -31,9 +31,7 @@ def _find(run: Path) -> tuple[Path | None, str]:
     recipe = run / "recipe.yaml"
     if not recipe.is_file():
         return None, f"{run}, and no recipe.yaml that names its model"
-    import yaml
-
-    model = str(yaml.safe_load(recipe.read_text())["model"]["path"])
+    model = _model(str(recipe), recipe.stat().st_mtime_ns)
     if model.startswith("builtin:"):
         folder = Path(str(files("sharevl_lite"))) / "assets" / model.removeprefix("builtin:")
     else:
@@ -59,6 +57,14 @@ def _cached(model: str) -> Path | None:
     except HFValidationError:  # a path of another machine
         return None
     return Path(found) if isinstance(found, str) else None
+
+
+@lru_cache(maxsize=4)
+def _model(recipe: str, written: int) -> str:
+    """The model that a recipe names, as the recipe was written at that time."""
+    import yaml
+
+    return str(yaml.safe_load(Path(recipe).read_text())["model"]["path"])
 
 
 @lru_cache(maxsize=4)
