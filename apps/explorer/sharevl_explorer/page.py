@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from sharevl_explorer.compare_view import compare_view
 from sharevl_explorer.index import Index
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, counted, empty
+from sharevl_explorer.parts import Context, empty
 from sharevl_explorer.problem_view import problem_view
 from sharevl_explorer.response_view import response_view
 from sharevl_explorer.run_view import run_view
@@ -73,7 +73,7 @@ def _bar(context: Context, *, offers_trial: bool) -> Html:
         ("Compare", fresh.link("compare"), "compare"),
         *([("Try it", fresh.link("try"), "try")] if offers_trial else []),
     )
-    runs = [("?" + urlencode({"run": n}), name) for n, name in enumerate(index.names)] if len(index.names) > 1 else []
+    runs = [("?" + urlencode({"run": n}), run.name) for n, run in enumerate(index.runs)] if len(index.runs) > 1 else []
     return el(
         "header.bar",
         el("strong", "sharevl", el("span.quiet", " explorer")),
@@ -99,10 +99,7 @@ def _unreadable(index: Index) -> Html | None:
         for path, why in sorted(index.unreadable.items())
     ]
     return el(
-        "details.note",
-        el("summary", f"⚠ {counted(len(lines), 'shard')} cannot be read"),
-        el("ul", lines[:50]),
-        role="status",
+        "details.note", el("summary", f"⚠ {len(lines)} shards cannot be read"), el("ul", lines[:50]), role="status"
     )
 
 
