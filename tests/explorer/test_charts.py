@@ -43,6 +43,13 @@ def test_a_line_is_left_open_where_a_step_is_missing(points, lines):
     assert [len(path.split()) for path in drawn] == lines
 
 
+@pytest.mark.parametrize("steps", [1, 99, 100, 101, 250, 1000])
+def test_of_many_points_a_hundred_are_links_and_the_newest_is(steps):
+    page = chart([(step, 0.001 * step) for step in range(1, steps + 1)])
+    assert min(steps, 50) <= page.count("<circle") <= 100
+    assert f'href="?step={steps}"' in page
+
+
 def test_a_damaged_step_leaves_the_lines_open(tmp_path):
     """Of the store's figures; what metrics.jsonl holds of the step is drawn."""
     store = RolloutStore(tmp_path)

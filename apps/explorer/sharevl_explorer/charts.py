@@ -48,7 +48,7 @@ class Line:
 
 
 def line_chart(title: str, lines: Sequence[Line], *, bounds: tuple[float, float] | None = None, hint: str = "") -> Html:
-    """A figure over steps; each point is a link to its step. The second line is broken into dashes.
+    """A figure over steps; its points are links to their steps. The second line is broken into dashes.
 
     A line is left open at a step without a value, and where steps are missing that the others stand close to.
     """
@@ -77,6 +77,8 @@ def line_chart(title: str, lines: Sequence[Line], *, bounds: tuple[float, float]
 
 
 _KINDS = ("", ".other")
+_POINTS = 100
+"""Points of a line that are links; more would stand too close to be hit. The newest is always one."""
 
 
 def _pieces(points: Sequence[tuple[int, float | None]]) -> list[list[tuple[int, float]]]:
@@ -100,11 +102,12 @@ def _path(piece: Sequence[tuple[int, float]], x: Callable[[float], float], y: Ca
 def _drawn(
     line: Line, kind: str, described: tuple[str, float, float], x: Callable[[float], float], y: Callable[[float], float]
 ) -> list[Html]:
-    """A line and its points, each a link. `described`: the title, the span that figures resolve, the points' radius."""
+    """A line and its points, as links. `described`: the title, the span that figures resolve, the points' radius."""
     title, span, radius = described
     known = [(step, value) for step, value in line.points if value is not None]
+    every = math.ceil(len(known) / _POINTS) or 1
     drawn = [el(f"path.line{kind}", d=_path(piece, x, y)) for piece in _pieces(line.points)]
-    for step, value in known:
+    for step, value in known[(len(known) - 1) % every :: every]:
         told = f"step {step}: {title} {figure(value, span)}" + (f" of {line.name}" if line.name else "")
         dot = el(f"circle.dot{kind}", cx=f"{x(step):.1f}", cy=f"{y(value):.1f}", r=radius)
         drawn.append(el("a", dot, el("title", told), href=line.link(step), aria_label=told, tabindex=-1))

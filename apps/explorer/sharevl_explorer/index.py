@@ -7,7 +7,7 @@ Spread is the population standard deviation of the total reward: over all m·n r
 n responses of a variant (local). A group is the responses to one variant. Its signal is, as in the training's metrics,
 
     own       its rewards differ
-    rescued   they do not, but those of the problem do: only the shared level of the advantage teaches anything
+    rescued   they do not, but those of the problem do: only the shared level of the advantage can teach
     none      nor do those of the problem
 
 and a problem's is none without a spread (`vanished_global`), rescued if one of its groups is (`rescued`), else own. A

@@ -26,7 +26,7 @@ SIGNALS = {
     "rescued": (
         "rescued",
         "⇄",
-        "the rewards of a group are all equal, those of the problem are not: only the shared advantage teaches there",
+        "the rewards of a group are all equal, those of the problem are not: only the shared advantage can teach there",
     ),
     "none": ("no signal", "○", "the rewards of the whole problem are all equal: nothing is learnt"),
 }
@@ -88,7 +88,7 @@ def untrained(split: str, rows: Sequence[Mapping[str, Any]]) -> str:
         return f"the split {split} is an evaluation, no update learns from it"
     if all(row["total"] is None for row in rows):
         return "no reward is known"
-    return "dynamic sampling replaced the problem, because its known rewards were all equal; no update saw it"
+    return "dynamic sampling replaced the problem, which would have trained nothing; no update saw it"
 
 
 _NEAR = {"k": ("←", "previous"), "j": ("→", "next")}

@@ -61,7 +61,7 @@ _OF_EVALUATION = (
 )
 _CAPTION = (
     "A group is the responses to one variant of a problem. Own signal: its rewards differ. Rescued: they do not, but "
-    "those of the problem do, so that only the shared advantage teaches. No signal: nor do those of the problem. "
+    "those of the problem do, so that only the shared advantage can teach. No signal: nor do those of the problem. "
     "Problems that dynamic sampling replaced are counted too, as in vanished_local and vanished_global of the metrics."
 )
 _CAPTION_OF_EVALUATION = "A group is the responses to one variant of a problem. No update learns from this split."
