@@ -20,7 +20,7 @@ from sharevl_lite.try_it import open_tryout
 
 CHOICE = """
 SELECT step, problem FROM problems WHERE run = 0 AND split = 'train'
-ORDER BY outcome = 'rescued' DESC, spread_global DESC, step DESC, problem LIMIT 1
+ORDER BY rescued DESC, spread_global DESC, step DESC, problem LIMIT 1
 """
 ASKED = """
 SELECT question, answer, images FROM variants WHERE run = 0 AND step = $step AND problem = $problem ORDER BY variant
@@ -48,7 +48,7 @@ def main(run: str, out: Path, model: str | None) -> None:
                 page = browser.new_page(viewport={"width": width, "height": 860}, color_scheme=scheme)
                 for name, query in views.items():
                     page.goto(blocks.local_url + query)
-                    page.wait_for_selector("#sharevl main section")
+                    page.wait_for_selector("#sharevl .content section")
                     page.wait_for_load_state("networkidle")
                     if name == "try":
                         ask(page, index, index.rows(ASKED, chosen)[0])

@@ -2,6 +2,7 @@
 
 <output_dir>/<name>/recipe.yaml        the resolved recipe
                     data.json          how many problems, and a digest of them
+                    tokenizer.json     the model's, for those who read the rollouts
                     metrics.jsonl      a line per step and evaluation
                     rollouts/, images/ the rollout store
                     checkpoints/       the newest checkpoints
@@ -44,7 +45,7 @@ from sharevl_lite.store import RolloutStore
 from sharevl_lite.trainer import ShareGRPOTrainer
 
 RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
-DATA_FILE = "data.json"
+DATA_FILE, TOKENIZER_FILE = "data.json", "tokenizer.json"
 # What a resumed run may change: nothing that decides what is asked, rewarded or optimised. ROUNDING is only about how
 # sums are grouped: the run goes on as it would have, but not bit for bit.
 REPORTING = frozenset({"train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub"})
@@ -311,6 +312,7 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
         remove_stale_temporaries(folder, older_than_seconds=0)
     write_atomically(run_dir / RECIPE_FILE, dump_recipe(recipe).encode())
     write_atomically(run_dir / DATA_FILE, (json.dumps(_data_record(list(trainer.problems))) + "\n").encode())
+    _keep_tokenizer(trainer, run_dir / TOKENIZER_FILE)
     done = 0
     if checkpoint is not None:
         with reading(checkpoint):
@@ -322,6 +324,13 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
     for split in ("train", "eval", "best"):
         trainer.store.discard_after(split, keep)
     return done
+
+
+def _keep_tokenizer(trainer: ShareGRPOTrainer, target: Path) -> None:
+    """Token ids of the store can be read wherever the run is copied. A tokenizer in Python alone has no such file."""
+    tokenizer = getattr(trainer.policy.processor.tokenizer, "backend_tokenizer", None)
+    if tokenizer is not None and not target.is_file():
+        write_atomically(target, tokenizer.to_str().encode())
 
 
 def _publish_adapter(trainer: ShareGRPOTrainer, run_dir: Path) -> None:

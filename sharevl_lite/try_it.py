@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from sharevl_explorer.trial import IMAGE_PIXELS, AskedVariant, Attempt, Trial, TrialError, Tryout
 
 from sharevl_lite.config import Recipe
@@ -186,6 +186,8 @@ def _decoded(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
+    except UnidentifiedImageError as error:
+        raise TrialError("This file is no image that can be read.") from error
     except Exception as error:  # Pillow raises a dozen kinds, its guard against decompression bombs among them
         raise TrialError(f"This file is no image that can be read ({type(error).__name__}: {error}).") from error
     if width * height > IMAGE_PIXELS:

@@ -16,7 +16,9 @@ def test_from_the_run_to_a_response_by_clicks_and_back_by_links(page, served, tr
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     opened(page, served(trained), ready=".charts")
-    assert page.locator(".chart svg").count() == 9
+    assert page.locator(".chart svg:visible").count() == 9
+    page.locator("details.more summary").click()
+    assert page.locator(".chart svg:visible").count() == 18
     assert page.locator(".bars a").count() == 2
     page.locator(".bars a").first.click()
     page.wait_for_selector(".problems")
@@ -36,10 +38,10 @@ def test_from_the_run_to_a_response_by_clicks_and_back_by_links(page, served, tr
     stored = read(trained, steps=[1]).to_pylist()
     row = next(row for row in stored if f"problem={row['problem_id']}&" in page.url + "&")
     assert page.locator(".token").count() == len(row["token_ids"])
-    shown, url = page.locator("#sharevl main").inner_text(), page.url
+    shown, url = page.locator("#sharevl .content").inner_text(), page.url
     page.goto("about:blank")
     opened(page, url, ready=".tokens")
-    assert page.locator("#sharevl main").inner_text() == shown
+    assert page.locator("#sharevl .content").inner_text() == shown
     page.go_back()
     assert not errors
 
@@ -56,7 +58,11 @@ def test_filters_and_sorting_are_in_the_address(page, served, trained):
     page.wait_for_url("**outcome=mixed**")
     page.wait_for_function("document.querySelector('#sharevl').dataset.shown === location.search")
     assert "sort=reward" in page.url
-    assert {text.strip() for text in page.locator(".badge").all_inner_texts()} <= {"◐mixed", "◐ mixed", "◐\nmixed"}
+    assert {text.strip() for text in page.locator(".badge.mixed, .badge.wrong, .badge.right").all_inner_texts()} <= {
+        "◐mixed",
+        "◐ mixed",
+        "◐\nmixed",
+    }
     wanted = table["problem_id"][0].as_py()
     page.goto(served(trained) + "?view=step&step=1")
     page.wait_for_selector(".problems")

@@ -68,3 +68,23 @@ def test_an_image_that_is_missing_or_damaged_leaves_a_frame(tmp_path):
         harm()
         assert main([str(tmp_path / "run"), "--export", str(target)]) == 0
         assert target.read_text().count("image missing") == 2 + 4
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path, capsys):
+    store = RolloutStore(tmp_path / "run")
+    store.write("train", 1, rows(store, 1, {"a": "one"}))
+    for target, message in (
+        (tmp_path / "none" / "out.html", "there is no folder"),
+        (tmp_path, "that is a folder; name a file in it"),
+    ):
+        assert main([str(tmp_path / "run"), "--export", str(target)]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_long_names_wrap_in_the_contents(page, tmp_path):
+    store = RolloutStore(tmp_path / "run")
+    store.write("train", 1, rows(store, 1, {"z" * 400: "one"}))
+    assert main([str(tmp_path / "run"), "--export", str(tmp_path / "out.html")]) == 0
+    page.goto((tmp_path / "out.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280

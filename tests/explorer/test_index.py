@@ -27,20 +27,30 @@ def stored(run, step, totals):
     return store.write("train", step, written)
 
 
-def test_outcomes_of_problems_and_of_variants(tmp_path):
+def test_outcomes_and_signals_of_problems(tmp_path):
     totals = {
         "rescued": [[1, 1], [0, 0]],
         "half": [[1, 1], [1, 0]],
         "mixed": [[1, 0], [0, 1]],
         "right": [[1, 1], [1, 1]],
         "wrong": [[0, 0], [0, 0]],
+        "shape": [[0.1, 0], [0, 0.1]],
         "unknown": [[None, None], [None, None]],
+        "one": [[0, None], [0, 0]],
     }
     stored(tmp_path, 1, totals)
-    index = Index([tmp_path])
-    found = {row["problem"][2:]: row for row in index.rows("SELECT * FROM problems")}
-    assert {name: row["outcome"] for name, row in found.items()} == {name: name for name in totals} | {"half": "mixed"}
-    assert {name: row["rescued"] for name, row in found.items() if row["rescued"]} == {"rescued": 2, "half": 1}
+    found = {row["problem"][2:]: row for row in Index([tmp_path]).rows("SELECT * FROM problems")}
+    told = {name: (row["outcome"], row["signal"], row["silent"], row["rescued"]) for name, row in found.items()}
+    assert told == {
+        "rescued": ("mixed", "rescued", 2, 2),
+        "half": ("mixed", "rescued", 1, 1),
+        "mixed": ("mixed", "own", 0, 0),
+        "right": ("right", "none", 2, 0),
+        "wrong": ("wrong", "none", 2, 0),
+        "shape": ("wrong", "own", 0, 0),
+        "unknown": ("unknown", "none", 2, 0),
+        "one": ("unknown", "none", 2, 0),
+    }
     assert found["rescued"]["spread_global"] == pytest.approx(0.5)
     assert found["rescued"]["spread_local"] == 0
     assert found["half"]["spread_global"] == pytest.approx(0.1875**0.5)
@@ -57,11 +67,22 @@ def test_filters_and_neighbours(tmp_path):
     assert names() == ["p-a", "p-b", "p-c"]
     assert names(sort="reward", down=1) == ["p-c", "p-a", "p-b"]
     assert names(sort="reward; DROP TABLE problems") == names()
-    assert names(outcome="rescued") == ["p-a"]
+    assert names(signal="rescued") == ["p-a", "p-c"]
+    assert names(signal="silent") == ["p-a", "p-b", "p-c"]
+    assert names(signal="none", outcome="wrong") == ["p-b"]
     assert names(low=0.5, high=0.5) == ["p-a"]
     assert names(q="A' OR 1=1") == []
     assert names(transform="rotate_90_cw", q="P-B") == ["p-b"]
     assert neighbours(index, State(step=1, problem="p-a", sort="reward", down=1)) == ("p-c", "p-b")
+
+
+def test_ids_are_in_natural_order_and_rewards_are_filtered_as_they_are_shown(tmp_path):
+    stored(tmp_path, 1, {"1": [[0.917, 0.917]] * 2, "10": [[0.924, 0.924]] * 2, "2": [[0.926, 0.926]] * 2})
+    index = Index([tmp_path])
+    assert [row["problem"] for row in problems(index, State(step=1)).rows] == ["p-1", "p-2", "p-10"]
+    within = problems(index, State(step=1, low=0.92, high=0.92))
+    assert [row["problem"] for row in within.rows] == ["p-1", "p-10"]
+    assert neighbours(index, State(step=1, problem="p-2")) == ("p-1", "p-10")
 
 
 def test_a_step_that_a_resume_writes_again_replaces_the_old(tmp_path):
@@ -128,4 +149,5 @@ def test_formulas_become_mathml_and_prices_do_not():
 def test_a_link_holds_the_whole_state_and_a_broken_one_opens():
     state = State(view="step", step=3, q="a&b=<c>", low=0.5, down=1)
     assert parse(state.to()) == state
+    assert parse("?view=step&outcome=rescued") == State(view="step", signal="rescued")
     assert parse("?view=nowhere&step=x&page=-4&low=nan&sort=%00") == State(sort="\0")

@@ -3,7 +3,8 @@
 import http.server
 import json
 import os
-import re
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,11 +12,10 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
 
 import pytest
 from hostile_rows import rows
-from pages import opened
+from pages import opened, started
 from sharevl_explorer.command import main
 
 from sharevl_lite.store import RolloutStore
@@ -25,44 +25,12 @@ WARNING = "lets others read the run without a password; see --auth"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Two runs that asked the same two problems."""
+    """Two runs that asked the same problem b, and under the id a different ones."""
     folders = [tmp_path_factory.mktemp("runs") / name for name in ("first", "second")]
     for number, folder in enumerate(folders):
         store = RolloutStore(folder)
         store.write("train", 1, rows(store, 1, {"a": f"one {number}", "b": "two"}))
     return folders
-
-
-@contextmanager
-def started(*words, **environment):
-    """The command in a process of its own; gives its address and a function that ends it and returns its output."""
-    command = [sys.executable, "-u", "-m", "sharevl_lite", "view", *map(str, words)]
-    changed = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", **environment}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=changed) as process:
-        said, ready = [], threading.Event()
-
-        def listen():
-            for line in process.stdout:
-                said.append(line)
-                if "Running on local URL" in line or "error" in line.lower():
-                    ready.set()
-            ready.set()
-
-        listener = threading.Thread(target=listen)
-        listener.start()
-
-        def finish():
-            process.terminate()
-            listener.join(30)
-            return "".join(said)
-
-        try:
-            assert ready.wait(60)
-            found = re.search(r"Running on local URL:\s+http://[^:]+:(\d+)", "".join(said))
-            assert found, "".join(said)
-            yield f"http://127.0.0.1:{found[1]}/", finish
-        finally:
-            process.kill()
 
 
 def answered(address, opener=None, data=None):
@@ -145,11 +113,14 @@ def test_share_asks_for_a_link_and_a_failure_is_a_message(small, tmp_path):
 def test_against_compares_two_runs_and_another_host_is_warned_about(page, small):
     with started(small[0], "--against", small[1], "--host", "0.0.0.0") as (address, finish):
         opened(page, address, "?view=compare", ".movers")
-        assert page.locator(".movers li").count() == 2
-        assert page.locator("header.bar nav").inner_text().split()[-2:] == ["first", "second"]
+        assert page.locator(".movers li").count() == 1
+        assert "1 id with another question or right answer" in page.locator(".content details.note").inner_text()
+        assert page.locator("nav.runs").inner_text().split() == ["first", "second"]
         page.locator(".movers .row").first.click()
         page.wait_for_selector(".card")
-        assert page.locator(".card h3").all_inner_texts() == ["first, step 1", "second, step 1"]
+        assert page.locator(".card h3").all_inner_texts() == ["first · step 1", "second · step 1"]
+        opened(page, address, "?view=compare&problem=p-a", ".card")
+        assert "different problems under this id" in page.locator(".note").inner_text()
         texts = page.locator(".card").all_inner_texts()
         assert "one 0" in texts[0]
         assert "one 1" in texts[1]
@@ -165,3 +136,42 @@ def test_what_cannot_be_served_is_said(small, tmp_path, capsys):
     ):
         assert main([str(small[0]), *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_an_address_that_cannot_be_had_is_said_before_anything_is_loaded(small, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main([str(small[0]), "--port", str(port)]) == 2
+    assert f"--port {port}: another program listens there; give another one" in capsys.readouterr().err
+    assert main([str(small[0]), "--port", "70000"]) == 2
+    assert "a port is a number from 1 to 65535" in capsys.readouterr().err
+    assert main([str(small[0]), "--host", "203.0.113.7"]) == 2
+    assert "--host 203.0.113.7: cannot listen there" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_follow_waits_for_a_run_that_has_not_begun(page, tmp_path):
+    run = tmp_path / "to-come"
+
+    def begin():
+        time.sleep(4)
+        store = RolloutStore(run)
+        time.sleep(2)
+        store.write("eval", 0, rows(store, 0, {"a": "one"}))
+
+    threading.Thread(target=begin).start()
+    with started(run, "--follow") as (address, finish):
+        opened(page, address, "?view=step", ".problems")
+        assert f"{run}: no such folder yet; waiting for its first step" in finish()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_wait(tmp_path):
+    command = [sys.executable, "-u", "-m", "sharevl_lite", "view", str(tmp_path / "none"), "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert "waiting for its first step" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert "Traceback" not in process.stderr.read()

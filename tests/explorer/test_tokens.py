@@ -1,5 +1,6 @@
 """The heat-map of tokens: as they were sampled, and by what another variant makes of them."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -38,10 +39,10 @@ def test_gaps_of_single_tokens_under_another_variant(page, served, trained):
     widest = max(gaps, key=abs)
     assert page.locator(".widest b").first.inner_text() == f"{widest:z.2f}".replace("-", "−")
     assert "".join(page.locator(".token").all_text_contents()).startswith(row["text"])
-    text = page.locator("#sharevl main").inner_text()
+    text = page.locator("#sharevl .content").inner_text()
     page.reload()
     page.wait_for_selector(".tokens")
-    assert page.locator("#sharevl main").inner_text() == text
+    assert page.locator("#sharevl .content").inner_text() == text
 
 
 @pytest.mark.slow
@@ -53,7 +54,7 @@ def test_where_there_is_no_gap_it_says_so(page, served, trained):
     assert page.locator(".tabs [aria-current]").inner_text() == "log-prob"
     asked = read(trained, "eval", steps=[0])["problem_id"][0].as_py()
     opened(page, served(trained), f"?view=response&split=eval&step=0&problem={asked}&under=1", ".tokens")
-    assert "the response was not scored under variants" in page.locator("#sharevl main").inner_text()
+    assert "the response was not scored under variants" in page.locator("#sharevl .content").inner_text()
     assert page.locator(".tabs").count() == 0
 
 
@@ -68,3 +69,74 @@ def test_a_response_scored_under_its_own_variant_alone(tmp_path):
     shown = str(render(Index([tmp_path]), "?view=response&step=1&problem=p-a&under=1"))
     assert "No gap of single tokens: the response was scored under its own variant alone." in shown
     assert "token 1: −0.500 nats" in shown
+
+
+def byte_tokenizer(target):
+    """A tokenizer whose tokens are single bytes, written as a model's `tokenizer.json`; gives the ids of a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(target))
+    return lambda text: tokenizer.encode(text).ids
+
+
+def run_of(folder, model, ids=(1, 2)):
+    """A run of one response with those token ids."""
+    store = RolloutStore(folder)
+    (row,) = rows(store, 1, {"a": "one"}, n=1, variants=1)
+    likely = [-0.5] * len(ids)
+    row = replace(row, token_ids=list(ids), sampling_logprobs=likely, scorer_logprobs=[likely])
+    store.write("train", 1, [row])
+    (folder / "recipe.yaml").write_text(f"model: {{path: '{model}'}}\n")
+    return folder
+
+
+def tokens_of(run):
+    return str(render(Index([run]), "?view=response&step=1&problem=p-a"))
+
+
+def test_bytes_of_one_character_are_one_piece(tmp_path):
+    encode = byte_tokenizer(tmp_path / "tokenizer.json")
+    text = "面积 🙂 é = 4"
+    shown = tokens_of(run_of(tmp_path, "none/of-it", encode(text)))
+    pieces = re.findall(r'<span class="token[^>]*>([^<]*)</span>', shown)
+    assert "".join(pieces) == text
+    assert len(pieces) == len(text.encode())
+    assert pieces[:3] == ["", "", "面"]
+    cut = run_of(tmp_path / "cut", tmp_path, encode("é🙂")[:-1])
+    assert re.findall(r'<span class="token[^>]*>([^<]*)</span>', tokens_of(cut)) == ["", "é", "", "", "\ufffd"]
+
+
+def test_the_tokenizer_is_looked_for_in_the_run_the_model_and_the_hubs_cache(tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    model.mkdir()
+    ids = byte_tokenizer(model / "tokenizer.json")("even")
+    assert '">e</span>' in tokens_of(run_of(tmp_path / "local", model, ids))
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    run = run_of(tmp_path / "hub-run", "Some/Model-3B", ids)
+    assert "Tokens are shown as their numbers: no tokenizer.json in" in tokens_of(run)
+    assert "hf download Some/Model-3B tokenizer.json" in tokens_of(run)
+    snapshot = cache / "models--Some--Model-3B" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    (snapshot / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    shown = tokens_of(run)
+    assert '">e</span>' in shown
+    assert "as their numbers" not in shown
+    (run / "tokenizer.json").write_text("{}")
+    assert "the tokenizer cannot be read" in tokens_of(run)
+    elsewhere = run_of(tmp_path / "moved", "/home/someone else/models/x", ids)
+    assert "/home/someone else/models/x is no folder here" in tokens_of(elsewhere)
+
+
+def test_training_keeps_the_tokenizer_in_the_run(trained):
+    from tokenizers import Tokenizer
+
+    row = read(trained, steps=[1]).to_pylist()[0]
+    kept = Tokenizer.from_file(str(trained / "tokenizer.json"))
+    assert kept.decode(row["token_ids"]) == row["text"]

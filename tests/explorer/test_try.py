@@ -117,6 +117,7 @@ def test_what_the_model_side_refuses(digits):
     for changes, message in (
         ({"image": png(wide)}, "50000 × 1000 pixels; at most 40 million"),
         ({"image": b"GIF89a"}, "no image that can be read"),
+        ({"image": b"no image"}, "no image that can be read"),
         (
             {"question": "<image> or <image>?", "image": png(Image.new("RGB", (56, 56)))},
             "has 2 <image> and there are 1",
@@ -124,8 +125,9 @@ def test_what_the_model_side_refuses(digits):
         ({"question": "how many? " * 300}, "allows 96"),
     ):
         given = {"question": "How many?", "answer": None, "image": None, "samples": 1, "tokens": 4} | changes
-        with pytest.raises(TrialError, match=message):
+        with pytest.raises(TrialError, match=message) as caught:
             digits.ask(Trial(**given))
+        assert " object at 0x" not in str(caught.value)
 
 
 FINE = {"question": "Why?", "answer": "", "image": None, "samples": "2", "tokens": 8}

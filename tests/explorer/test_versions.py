@@ -32,10 +32,10 @@ def test_a_store_of_version_1_opens_in_every_view(page, served, trained, tmp_pat
     for query, there in VIEWS:
         filled = query.format(step=1, problem=first_problem(trained))
         opened(page, served(trained), filled, there)
-        today = page.locator("#sharevl main").inner_text()
+        today = page.locator("#sharevl .content").inner_text()
         opened(page, served(old), filled, there)
         assert page.locator("details.note").count() == 0
-        shown = page.locator("#sharevl main").inner_text()
+        shown = page.locator("#sharevl .content").inner_text()
         if "view=response" in query:
             assert "an older program wrote this step and kept means alone" in shown
             assert page.locator(".token").first.get_attribute("title").endswith("nats")

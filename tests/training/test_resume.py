@@ -133,5 +133,7 @@ def test_interrupt_finishes_the_step_and_saves(command, environment, finish, who
     assert "--resume auto" in output
     saved = list_checkpoints(run / "checkpoints")
     assert len(saved) == 1
+    (run / "tokenizer.json").unlink()  # as a program left it that did not keep it
     finish(command("--resume", "auto", name="stopped", **{"train.save_rollouts": "null"}))
+    assert (run / "tokenizer.json").is_file()
     assert_same_run(whole, run)

@@ -40,10 +40,11 @@ def build(index: Index, *, follow: bool, tryout: Tryout | None = None) -> gr.Blo
         except TrialError as error:
             return str(refused(str(error)))
 
-    def revision(_: Any) -> int:  # Gradio passes one argument, whatever the page sends
+    def revision(_: Any) -> dict[str, int]:  # Gradio passes one argument, whatever the page sends
         if follow:
             index.refresh()
-        return index.revision
+        newest = max((step for split in index.splits() for step in index.steps(0, split)[-1:]), default=-1)
+        return {"revision": index.revision, "step": newest}
 
     with gr.Blocks(title=f"{index.runs[0].name} · sharevl explorer", analytics_enabled=False, fill_width=True) as app:
         gr.HTML(

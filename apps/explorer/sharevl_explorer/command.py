@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +13,11 @@ from typing import TYPE_CHECKING
 from sharevl_lite.store_schema import StoreError
 
 if TYPE_CHECKING:
+    from sharevl_explorer.index import Index
     from sharevl_explorer.trial import Tryout
+
+_PAUSE = 1.0
+"""Seconds between two looks for a run that has not begun."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="RUN2", help="a second run to compare it with")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind to (default: %(default)s)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
-    parser.add_argument("--follow", action="store_true", help="show new steps as they are written")
+    parser.add_argument("--follow", action="store_true", help="show new steps as they are written; waits for the first")
     parser.add_argument("--share", action="store_true", help="Gradio's public link")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for a login")
     parser.add_argument("--export", metavar="OUT.html", help="write problems to one file instead of serving")
@@ -32,17 +39,23 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
     """Serve or export; returns the exit code. `open_tryout` loads the model of the Try it view, once the run is read.
 
     Raises:
-        StoreError: the run, the login or what is to be exported is not as it must be.
+        StoreError: the run, the login, the address or what is to be exported is not as it must be.
     """
     from sharevl_explorer.index import Index
 
     auth = _login(options.auth)
-    index = Index([options.run_dir, *([options.against] if options.against else [])])
+    runs = [options.run_dir, *([options.against] if options.against else [])]
     if options.export:
         from sharevl_explorer.export import export
 
-        number = export(index, Path(options.export), options.problem, split=options.split, step=options.step)
-        print(f"{options.export}: {number} problems")
+        number = export(Index(runs), Path(options.export), options.problem, split=options.split, step=options.step)
+        print(f"{options.export}: {number} {'problem' if number == 1 else 'problems'}")
+        return 0
+    _check_address(options.host, options.port)
+    try:
+        index = _awaited(runs) if options.follow else Index(runs)
+    except KeyboardInterrupt:
+        print()
         return 0
     if not index.splits() and not options.follow:
         reasons = "; ".join(f"{path}: {why}" for path, why in index.unreadable.items())
@@ -57,6 +70,44 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
         if tryout is not None:
             tryout.close()
     return 0
+
+
+def _awaited(runs: Sequence[str]) -> Index:
+    """The index, once the run has a step to show, or a file that cannot be read."""
+    from sharevl_explorer.index import Index
+
+    index, told = None, ""
+    while True:
+        missing = [run for run in runs if not Path(run).is_dir()]
+        if index is None and not missing:
+            index = Index(runs)
+        elif index is not None:
+            index.refresh()
+        if index is not None and (index.splits() or index.unreadable):
+            return index
+        state = f"{missing[0]}: no such folder yet" if missing else f"{runs[0]}: no steps yet"
+        if state != told:
+            print(f"{state}; waiting for its first step (Ctrl-C ends this)", flush=True)
+        told = state
+        time.sleep(_PAUSE)
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Before anything is loaded. A port of 0 asks the system for any: only the host is tried then."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host.strip("[]"), port or 0))
+    except OverflowError as error:
+        raise StoreError(f"--port {port}: a port is a number from 1 to 65535") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            what = f"--port {port}: another program listens there; give another one, or leave --port out"
+        else:
+            told = "" if port is None else f" --port {port}"
+            what = f"--host {host}{told}: cannot listen there: {error.strerror}; 127.0.0.1 is this machine alone"
+        raise StoreError(what) from error
 
 
 def _login(written: str | None) -> tuple[str, str] | None:

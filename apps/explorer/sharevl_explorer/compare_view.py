@@ -1,14 +1,25 @@
-"""Compare: one problem across steps or runs, or the problems whose accuracy moved most."""
+"""Compare: one problem across steps or runs, or the problems whose accuracy moved most.
+
+Between two runs a problem is compared at steps that both have, so that a difference of the runs is not mistaken for the
+progress of training; ids under which they asked different problems are counted apart.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sharevl_explorer.charts import number, percent
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, badge, empty, picture, trail
+from sharevl_explorer.parts import Context, badge, counted, empty, picture, trail
+from sharevl_explorer.places import not_here, split_tabs
 from sharevl_explorer.prose import question, response, shortened
-from sharevl_explorer.queries import appearances, movers, repeated, responses
+from sharevl_explorer.queries import appearances, asked_alike, movers, repeated, responses, strangers
+
+_TEXTS = 4
+"""Responses that a card holds; the others are a click away."""
+_CHARACTERS = {"question": 400, "response": 1500}
+"""Of a text in a card."""
 
 
 def compare_view(context: Context) -> Html:
@@ -19,90 +30,170 @@ def compare_view(context: Context) -> Html:
 def _problem(context: Context) -> Html:
     state, index = context.state, context.index
     found = appearances(index, state.split, state.problem)
+    stations = (f"compare · {state.split}", context.link(problem="")), (state.problem[:200], None)
     if not found:
-        return empty("Not here", "No step of this split asked that problem.")
-    shown = found if len(found) <= 8 else [*found[:4], *found[-4:]]
-    left_out = f"; the first and last four of {len(found)} are shown" if len(found) > 8 else ""
+        return not_here(context, "No step of this split asked that problem.", *stations)
+    shown = _chosen(found)
+    hidden = [row for row in found if row not in shown]
+    asked = [
+        f"{index.names[run]}: {counted(sum(row['run'] == run for row in found), 'step')}"
+        for run in sorted({row["run"] for row in found})
+    ]
+    alike = asked_alike(index, state.split, state.problem)
     return el(
         "section.compare",
-        trail(("compare", context.link(problem="")), (state.problem, None)),
-        el("p.quiet", f"asked in {len(found)} steps{left_out}"),
+        trail(*stations),
+        el("p.quiet", f"asked in {'; '.join(asked)}", f", of which {len(shown)} are shown" if hidden else None),
+        None if alike else el("p.note", "The runs asked different problems under this id: see question and answer."),
         el("div.variants", [_appearance(context.at(run=row["run"], step=row["step"]), row) for row in shown]),
+        el("details", el("summary", "the other steps"), el("ul", [_elsewhere(context, row) for row in hidden]))
+        if hidden
+        else None,
     )
+
+
+def _chosen(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most eight appearances: the first and last of a run; of two runs at the same steps where there are such."""
+    runs = sorted({row["run"] for row in found})
+    steps = [{row["step"] for row in found if row["run"] == run} for run in runs]
+    both = set.intersection(*steps)
+    most = 4 if len(runs) == 1 else 2
+    chosen = [(run, step) for run, own in zip(runs, steps, strict=True) for step in _ends(both or own, most)]
+    return sorted(
+        (row for row in found if (row["run"], row["step"]) in chosen), key=lambda row: (row["step"], row["run"])
+    )
+
+
+def _ends(steps: set[int], most: int) -> list[int]:
+    ordered = sorted(steps)
+    return ordered if len(ordered) <= 2 * most else [*ordered[:most], *ordered[-most:]]
+
+
+def _elsewhere(context: Context, row: dict[str, Any]) -> Html:
+    there = context.at(run=row["run"], step=row["step"])
+    href = there.link("problem")
+    return el("li", el("a", _named(there), href=href), f" {percent(row['success'])} right")
+
+
+def _named(context: Context) -> str:
+    """The step, with its run where there are two."""
+    state, names = context.state, context.index.names
+    return f"{names[state.run]} · step {state.step}" if len(names) > 1 else f"step {state.step}"
 
 
 def _appearance(context: Context, row: dict[str, Any]) -> Html:
     state = context.state
     rows = responses(context.index, state.run, state.split, state.step, state.problem)
     first = rows[0] if rows else None
-    runs = f"{context.index.runs[state.run].name}, " if len(context.index.runs) > 1 else ""
-    texts = [
-        el(
-            "details",
-            el("summary", f"Q{r['variant_index']}·{r['response_index']} reward {number(r['total'])}"),
-            response(
-                r["text"],
-                full=False,
-                all_of_it=context.link("response", variant=r["variant_index"], response=r["response_index"]),
-            ),
-        )
-        for r in rows
-    ]
+    left_out = len(rows) - _TEXTS
     return el(
         "article.card",
-        el("h3", el("a", f"{runs}step {state.step}", href=context.link("problem"))),
+        el("h3", el("a", _named(context), href=context.link("problem"))),
         [picture(context, sha, f"image at step {state.step}") for sha in (first["image_sha"] if first else [])],
-        first and el("p", question(first["variant_text"])),
+        first and el("p", question(_start(first["variant_text"], "question"))),
+        first and el("p.quiet", "right answer ", el("bdi", shortened(first["answer"]))),
         el("p", f"{percent(row['success'])} right, reward {number(row['reward'])} ", badge(row["outcome"])),
-        texts,
+        [_text(context, response_row) for response_row in rows[:_TEXTS]],
+        el("p", el("a", f"{left_out} more", href=context.link("problem"))) if left_out > 0 else None,
     )
+
+
+def _text(context: Context, row: dict[str, Any]) -> Html:
+    whole = context.link("response", variant=row["variant_index"], response=row["response_index"])
+    return el(
+        "details",
+        el("summary", f"Q{row['variant_index']}·{row['response_index']} reward {number(row['total'])}"),
+        response(_start(row["text"], "response"), full=False, all_of_it=whole),
+        el("p", el("a", "the whole response", href=whole)),
+    )
+
+
+def _start(written: str, kind: str) -> str:
+    most = _CHARACTERS[kind]
+    return written if len(written) <= most else written[:most].rstrip() + " …"
 
 
 def _movers(context: Context) -> Html:
     state, index = context.state, context.index
-    steps = repeated(index, state)
-    later_run = 1 if len(index.runs) > 1 else 0
-    later = index.steps(later_run, state.split) if later_run else steps
-    if not steps or not later or (not later_run and len(steps) < 2):
-        others = [
-            el("a.button", f"split {name}", href=context.link(split=name, first=-1, last=-1))
-            for name in index.splits()
-            if name != state.split
-        ]
-        return el("section", empty("Nothing to compare", "No problem of this split was asked in two steps."), others)
-    first = state.first if state.first in steps else steps[0]
-    last = state.last if state.last in later else later[-1]
-    rows = movers(index, state.split, (0, first), (later_run, last))
+    later_run = len(index.runs) - 1
+    choices = _choices(context, later_run)
+    heading = el("header.view", trail((f"compare · {state.split}", None)), split_tabs(context, first=-1, last=-1))
+    if not choices[0] or not choices[1]:
+        lacking = "The runs do not both hold this split." if later_run else "No problem of this split was asked twice."
+        return el("section", heading, empty("Nothing to compare", lacking))
+    first, last = _defaults(state.first, state.last, choices, same_run=not later_run)
+    before, after = context.at(run=0, step=first), context.at(run=later_run, step=last)
+    pair = (0, first), (later_run, last)
+    rows, unlike = movers(index, state.split, *pair), strangers(index, state.split, *pair)
     return el(
         "section.compare",
-        trail(("compare", None)),
+        heading,
         el(
             "form.filters",
-            _choice("first", steps, first),
+            _choice(before, "first", choices[0]),
             " to ",
-            _choice("last", later, last),
+            _choice(after, "last", choices[1]),
             el("button", "Compare", type="submit"),
         ),
-        el("p.quiet", f"{state.split}: problems of both steps by how far their accuracy moved, the farthest 60"),
+        el(
+            "p.quiet",
+            f"problems by how far their accuracy is from {_named(before)} to {_named(after)}, the farthest 60",
+        ),
+        _warning(unlike),
         el("ol.movers", [_mover(context, row) for row in rows])
-        if rows
+        if rows or unlike
         else empty("No common problem", "Choose two steps that asked the same problems."),
     )
 
 
-def _choice(name: str, steps: list[int], chosen: int) -> Html:
-    options = [el("option", f"step {step}", value=step, selected=step == chosen) for step in steps]
+def _choices(context: Context, later_run: int) -> tuple[list[int], list[int]]:
+    """The steps to choose from: of one run those that share a problem with another, of two runs all."""
+    index, split = context.index, context.state.split
+    if later_run:
+        return index.steps(0, split), index.steps(later_run, split)
+    steps = repeated(index, context.at(run=0).state)
+    return steps, steps
+
+
+def _defaults(first: int, last: int, choices: tuple[list[int], list[int]], *, same_run: bool) -> tuple[int, int]:
+    """The steps as chosen; else the first and the last of one run, the newest that both have of two."""
+    both = [step for step in choices[0] if step in set(choices[1])]
+    ends = (choices[0][0], choices[1][-1]) if same_run else (both or choices[0])[-1:] + (both or choices[1])[-1:]
+    return first if first in choices[0] else ends[0], last if last in choices[1] else ends[1]
+
+
+def _choice(chosen: Context, name: str, steps: Sequence[int]) -> Html:
+    here = chosen.state.step
+    options = [el("option", _named(chosen.at(step=step)), value=step, selected=step == here) for step in steps]
     return el("select", options, name=name, aria_label=f"{name} step")
+
+
+def _warning(rows: Sequence[dict[str, Any]]) -> Html | None:
+    """Ids that mean different problems in the two runs, which therefore did not move."""
+    if not rows:
+        return None
+    lines = [
+        el(
+            "li",
+            el("code", row["problem"][:200]),
+            f": {shortened(row['question'], 90)} ({shortened(row['answer'], 30)}) and ",
+            f"{shortened(row['question_b'], 90)} ({shortened(row['answer_b'], 30)})",
+        )
+        for row in rows[:20]
+    ]
+    told = f"⚠ {counted(len(rows), 'id')} with another question or right answer in each run, not compared"
+    return el("details.note", el("summary", told), el("ul", lines), role="status")
 
 
 def _mover(context: Context, row: dict[str, Any]) -> Html:
     moved = row["moved"]
-    sign = "▲" if moved > 0 else "▼" if moved < 0 else "＝"
+    sign = "▲" if moved > 0 else "▼" if moved < 0 else "="
     shas = row["images"] or []
+    label = shortened(row["question"], 90) or row["problem"]
     return el(
         "li",
-        picture(context, shas[0], f"image of {row['problem']}", ".small") if shas else None,
-        el("a.row", shortened(row["question"], 90), href=context.link(problem=row["problem"]), data_row=True),
+        picture(context.at(run=0), shas[0], f"image of {row['problem']}", ".small") if shas else el("span"),
+        el("a.row", label, href=context.link(problem=row["problem"]), data_row=True),
         el("span.quiet", f"{percent(row['before'])} → {percent(row['after'])}"),
         el("b", f"{sign} {percent(abs(moved))}"),
     )

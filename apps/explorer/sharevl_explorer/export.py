@@ -39,7 +39,7 @@ def export(
         step: None: the newest.
 
     Raises:
-        StoreError: the step or a chosen problem is not stored.
+        StoreError: the step or a chosen problem is not stored, or the file cannot be written.
     """
     from sharevl_explorer.app import asset
 
@@ -50,7 +50,7 @@ def export(
     ids = list(chosen) or [row["problem"] for row in index.rows(_CHOICE, given)]
     album = Album()
     parts = [_problem(index, state, album, number, problem, ids) for number, problem in enumerate(ids)]
-    contents = el("ol", [el("li", el("a", problem, href=f"#p{n}")) for n, problem in enumerate(ids)])
+    contents = el("ol.contents", [el("li", el("a", problem, href=f"#p{n}")) for n, problem in enumerate(ids)])
     title = f"{index.runs[0].name}, step {state.step}"
     body = el("body", el("div", album.symbols(), el("div.frame", el("h1", title), contents, parts), id="sharevl"))
     head = el(
@@ -63,8 +63,19 @@ def export(
             f"<style>{asset('style.css')}body{{margin:0;background:var(--sx-ground);color-scheme:light dark}}</style>"
         ),
     )
-    write_atomically(target, ("<!doctype html>" + el("html", head, body, lang="en")).encode())
+    _write(target, ("<!doctype html>" + el("html", head, body, lang="en")).encode())
     return len(ids)
+
+
+def _write(target: Path, content: bytes) -> None:
+    if target.is_dir():
+        raise StoreError(f"--export {target}: that is a folder; name a file in it")
+    try:
+        write_atomically(target, content)
+    except FileNotFoundError as error:
+        raise StoreError(f"--export {target}: there is no folder {target.parent}; create it first") from error
+    except OSError as error:
+        raise StoreError(f"--export {target}: cannot be written: {error.strerror or error}") from error
 
 
 def _problem(index: Index, state: State, album: Album, number: int, problem: str, ids: Sequence[str]) -> Html:

@@ -4,13 +4,17 @@ A shard that is new, replaced (a resume writes steps again) or gone is noticed b
 :meth:`Index.refresh`. One that cannot be read is listed in `unreadable` and tried again at the next refresh.
 
 Spread is the population standard deviation of the total reward: over all m·n responses of a problem (global), over the
-n responses of a variant (local). A variant's group is
+n responses of a variant (local). A group is the responses to one variant. Its signal is, as in the training's metrics,
 
-    rescued   no spread inside the variant, spread across the problem: only sharing gives it a signal
-    mixed     right and wrong responses
-    wrong     all wrong;  right: all right;  unknown: no verdict is known
+    own       its rewards differ
+    rescued   they do not, but those of the problem do: only the shared level of the advantage can teach
+    none      nor do those of the problem
 
-and a problem is rescued if no variant of it has spread inside while the problem has.
+and a problem's is none without a spread (`vanished_global`), rescued if one of its groups is (`rescued`), else own. A
+group that is rescued or has none is silent (`vanished_local`). Apart from that, verdicts give an outcome:
+
+    wrong     every response is wrong;  right: every response is right;  mixed: both occur
+    unknown   a verdict is not known, and those that are do not differ
 """
 
 from __future__ import annotations
@@ -35,16 +39,16 @@ _TABLES = """
 CREATE TABLE responses (
     run INT, split VARCHAR, step BIGINT, problem VARCHAR, variant INT, response INT, truncated BOOL,
     total DOUBLE, accuracy DOUBLE, format DOUBLE, adv_global DOUBLE, adv_local DOUBLE, tokens INT, logprob DOUBLE,
-    gap DOUBLE, clip DOUBLE
+    gap DOUBLE, gaps INT, clip DOUBLE
 );
 CREATE TABLE variants (
     run INT, split VARCHAR, step BIGINT, problem VARCHAR, variant INT, question VARCHAR, transform VARCHAR,
-    images VARCHAR[], answer VARCHAR, outcome VARCHAR
+    images VARCHAR[], answer VARCHAR, outcome VARCHAR, signal VARCHAR
 );
 CREATE TABLE problems (
     run INT, split VARCHAR, step BIGINT, problem VARCHAR, variants INT, responses INT, success DOUBLE, reward DOUBLE,
-    spread_global DOUBLE, spread_local DOUBLE, outcome VARCHAR, rescued INT, truncated INT, question VARCHAR,
-    transforms VARCHAR, images VARCHAR[]
+    spread_global DOUBLE, spread_local DOUBLE, outcome VARCHAR, signal VARCHAR, silent INT, rescued INT, truncated INT,
+    replaced BOOL, question VARCHAR, answer VARCHAR, transforms VARCHAR, images VARCHAR[], id_order VARCHAR
 );
 """
 
@@ -54,40 +58,50 @@ CREATE OR REPLACE TEMP TABLE fresh AS SELECT
     truncated, rewards.total AS total, rewards.accuracy AS accuracy, rewards.format AS format, adv_global, adv_local,
     len(sampling_logprobs)::INT AS tokens, list_avg(sampling_logprobs)::DOUBLE AS logprob,
     list_avg([s.gap FOR s IN scorers IF s.variant_index <> variant_index]) AS gap,
+    len([s.gap FOR s IN scorers IF s.variant_index <> variant_index AND s.gap IS NOT NULL])::INT AS gaps,
     list_avg([s.clip_fraction FOR s IN scorers]) AS clip,
     variant_text AS question, transform, image_sha AS images, answer
 FROM read_parquet($paths)
 """
 
-_GROUPS = """
+_OUTCOME = """CASE WHEN count(accuracy) = 0 THEN 'unknown'
+    WHEN max(accuracy) <= 0 THEN if(count(accuracy) = count(*), 'wrong', 'unknown')
+    WHEN min(accuracy) >= 1 THEN if(count(accuracy) = count(*), 'right', 'unknown') ELSE 'mixed' END"""
+
+_GROUPS = f"""
 CREATE OR REPLACE TEMP TABLE grouped AS
 WITH whole AS (
-    SELECT step, problem, max(total) - min(total) > 1e-9 AS spreads FROM fresh GROUP BY step, problem
+    SELECT step, problem, coalesce(max(total) - min(total) > 1e-9, false) AS spreads FROM fresh GROUP BY step, problem
 )
 SELECT f.step, f.problem, f.variant, arg_min(f.question, f.response) AS question,
     arg_min(f.transform, f.response) AS transform, arg_min(f.images, f.response) AS images,
-    arg_min(f.answer, f.response) AS answer, stddev_pop(f.total) AS spread,
-    CASE WHEN max(f.total) - min(f.total) <= 1e-9 AND any_value(w.spreads) THEN 'rescued'
-         WHEN count(f.accuracy) = 0 THEN 'unknown'
-         WHEN max(f.accuracy) <= 0 THEN 'wrong' WHEN min(f.accuracy) >= 1 THEN 'right' ELSE 'mixed' END AS outcome
+    arg_min(f.answer, f.response) AS answer, stddev_pop(f.total) AS spread, {_OUTCOME} AS outcome,
+    CASE WHEN max(f.total) - min(f.total) > 1e-9 THEN 'own' WHEN any_value(w.spreads) THEN 'rescued' ELSE 'none'
+    END AS signal
 FROM fresh f JOIN whole w USING (step, problem) GROUP BY f.step, f.problem, f.variant
 """
 
-_PROBLEMS = """
+# Numbers in an id are padded, so that 2 stands before 10.
+_NATURAL = """array_to_string([if(regexp_full_match(piece, '[0-9]{1,18}'), lpad(piece, 18, '0'), piece)
+    FOR piece IN regexp_extract_all(problem, '[0-9]+|[^0-9]+')], '')"""
+
+_PROBLEMS = f"""
 WITH g AS (
-    SELECT step, problem, avg(spread) AS spread_local, count(*) AS variants, count(*) FILTER (outcome = 'rescued') AS
-    rescued, count(spread) AS judged, arg_min(question, variant) AS question, arg_min(images, variant) AS images,
+    SELECT step, problem, avg(spread) AS spread_local, count(*) AS variants,
+    count(*) FILTER (signal <> 'own') AS silent,
+    count(*) FILTER (signal = 'rescued') AS rescued, bool_or(signal = 'none') AS mute,
+    arg_min(question, variant) AS question, arg_min(answer, variant) AS answer, arg_min(images, variant) AS images,
     string_agg(DISTINCT transform, ', ' ORDER BY transform) AS transforms FROM grouped GROUP BY step, problem
 ), r AS (
     SELECT any_value(run) AS run, any_value(split) AS split, step, problem, count(*) AS n, avg(accuracy) AS success,
-    avg(total) AS reward, stddev_pop(total) AS spread_global, count(accuracy) AS known, max(accuracy) AS best,
-    min(accuracy) AS worst, count(*) FILTER (truncated) AS truncated FROM fresh GROUP BY step, problem
+    avg(total) AS reward, stddev_pop(total) AS spread_global, {_OUTCOME} AS outcome,
+    count(*) FILTER (truncated) AS truncated, count(total) > 0 AND count(adv_global) = 0 AS replaced
+    FROM fresh GROUP BY step, problem
 )
 INSERT INTO problems
-SELECT r.run, r.split, step, problem, g.variants, r.n, r.success, r.reward, r.spread_global, g.spread_local,
-    CASE WHEN g.rescued > 0 AND g.rescued = g.judged THEN 'rescued' WHEN r.known = 0 THEN 'unknown'
-         WHEN r.best <= 0 THEN 'wrong' WHEN r.worst >= 1 THEN 'right' ELSE 'mixed' END,
-    g.rescued, r.truncated, g.question, g.transforms, g.images
+SELECT r.run, r.split, step, problem, g.variants, r.n, r.success, r.reward, r.spread_global, g.spread_local, r.outcome,
+    CASE WHEN g.mute THEN 'none' WHEN g.rescued > 0 THEN 'rescued' ELSE 'own' END, g.silent, g.rescued, r.truncated,
+    r.replaced AND r.split = 'train', g.question, g.answer, g.transforms, g.images, {_NATURAL}
 FROM r JOIN g USING (step, problem)
 """
 
@@ -118,6 +132,7 @@ class Index:
         for run in self.runs:
             if not run.is_dir():
                 raise StoreError(f"{run}: no such run folder")
+        self.names = _told_apart(self.runs)
         self.unreadable: dict[Path, str] = {}
         self.revision = 0
         self._shards: dict[Path, Shard] = {}
@@ -183,6 +198,12 @@ class Index:
         """Readable steps, ascending."""
         return sorted(shard.step for shard in self._shards.values() if (shard.run, shard.split) == (run, split))
 
+    def damaged(self, run: int, split: str) -> list[int]:
+        """Steps whose files cannot be read."""
+        folder = self.runs[run] / "rollouts" / split
+        names = [_STEP_FILE.fullmatch(path.name) for path in self.unreadable if path.parent == folder]
+        return [int(name[1]) for name in names if name]
+
     def _listed(self) -> Iterator[Shard]:
         for number, run in enumerate(self.runs):
             for path in sorted((run / "rollouts").glob("*/step_*.parquet")):
@@ -239,11 +260,11 @@ class Index:
             cursor.execute("BEGIN")
             cursor.execute(
                 "INSERT INTO responses SELECT run, split, step, problem, variant, response, truncated, total, "
-                "accuracy, format, adv_global, adv_local, tokens, logprob, gap, clip FROM fresh"
+                "accuracy, format, adv_global, adv_local, tokens, logprob, gap, gaps, clip FROM fresh"
             )
             cursor.execute(
                 "INSERT INTO variants SELECT $run, $split, step, problem, variant, question, transform, images, "
-                "answer, outcome FROM grouped",
+                "answer, outcome, signal FROM grouped",
                 {"run": given["run"], "split": given["split"]},
             )
             cursor.execute(_PROBLEMS)
@@ -253,6 +274,16 @@ class Index:
         for shard in shards:
             self._shards[shard.path] = shard
             self.unreadable.pop(shard.path, None)
+
+
+def _told_apart(runs: Sequence[Path]) -> list[str]:
+    """Names of the runs' folders, with as many of the folders above as it takes to tell them apart."""
+    parts = [run.resolve().parts for run in runs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len({*names}) == len(names):
+            return names
+    return [f"{run.name} ({number})" for number, run in enumerate(runs, 1)]
 
 
 def _batches(shards: Sequence[Shard], size: int = 50) -> Iterator[list[Shard]]:

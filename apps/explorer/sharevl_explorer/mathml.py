@@ -1,7 +1,7 @@
 """LaTeX formulas as MathML, which browsers set without any script, in the app and in an exported file.
 
 Formulas are parsed by pylatexenc. One that it cannot parse, that nests deeply, or that uses a command not known here
-is shown as it was written.
+(`math_commands`) is shown as it was written.
 """
 
 from __future__ import annotations
@@ -11,31 +11,42 @@ from collections.abc import Sequence
 from typing import Any
 
 from sharevl_explorer.markup import Html, el, join, text
+from sharevl_explorer.math_commands import (
+    ABOVE,
+    ALPHABETS,
+    BELOW,
+    BINOMIALS,
+    BOLD,
+    FRACTIONS,
+    FUNCTIONS,
+    IGNORED,
+    LIMITS,
+    OPERATORS,
+    SPACES,
+    STACKED,
+    SYMBOLS,
+    TABLES,
+    WORDS,
+    context,
+    lettered,
+)
 
-FORMULA = re.compile(
-    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<![\s\\])\$(?![\d$])", re.S
-)
 LONGEST = 2000
+FORMULA = re.compile(
+    r"\$\$(.{1,4000}?)\$\$|\\\[(.{1,4000}?)\\\]|\\\((.{1,4000}?)\\\)"
+    r"|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<![\s\\])\$(?![\d$])"
+    r"|(\\begin\{(align|alignat|equation|eqnarray|gather)(\*?)\}.{1,4000}?\\end\{\6\7\})",
+    re.S,
+)
+"""What is between delimiters is in one of the first five groups."""
 _DEEPEST = 40
-_SYMBOL_NAMES = (
-    "alpha=α beta=β gamma=γ delta=δ epsilon=ϵ varepsilon=ε zeta=ζ eta=η theta=θ iota=ι kappa=κ lambda=λ mu=μ nu=ν xi=ξ "
-    "pi=π rho=ρ sigma=σ tau=τ upsilon=υ phi=ϕ varphi=φ chi=χ psi=ψ omega=ω Gamma=Γ Delta=Δ Theta=Θ Lambda=Λ Xi=Ξ Pi=Π "
-    "Sigma=Σ Phi=Φ Psi=Ψ Omega=Ω ell=ℓ infty=∞ emptyset=∅ partial=∂ nabla=∇ degree=° circ=∘ angle=∠ triangle=△"
-)
-_OPERATOR_NAMES = (
-    "cdot~⋅ times~× div~÷ pm~± mp~∓ le~≤ leq~≤ ge~≥ geq~≥ ne~≠ neq~≠ approx~≈ equiv~≡ sim~∼ cong~≅ propto~∝ in~∈ "
-    "notin~∉ subset~⊂ subseteq~⊆ cup~∪ cap~∩ to~→ rightarrow~→ Rightarrow~⇒ implies~⇒ iff~⇔ leftarrow~← sum~∑ prod~∏ "
-    "int~∫ ldots~… dots~… cdots~⋯ perp~⊥ parallel~∥ mid~∣ forall~∀ exists~∃ lvert~| rvert~| lfloor~⌊ rfloor~⌋ lceil~⌈ "
-    "rceil~⌉ langle~⟨ rangle~⟩ therefore~∴ because~∵ neg~¬ land~∧ lor~∨ prime~′ %~% $~$ {~{ }~} &~& #~# _~_ |~‖"
-)
-_SYMBOLS = dict(pair.split("=") for pair in _SYMBOL_NAMES.split())
-_OPERATORS = dict(pair.split("~") for pair in _OPERATOR_NAMES.split())
-_SPACES = {",": "0.17em", ":": "0.22em", ";": "0.28em", "!": "0", " ": "0.3em", "quad": "1em", "qquad": "2em"}
-_FUNCTION_NAMES = "sin cos tan cot sec csc arcsin arccos arctan log ln exp lim max min gcd det dim mod bmod"
-_FUNCTIONS = set(_FUNCTION_NAMES.split())
-_WORDS = {"text", "textbf", "mathrm", "operatorname", "textit", "mbox", "mathbf", "mathit"}
-_ACCENTS = {"overline": "‾", "bar": "‾", "vec": "→", "hat": "^", "tilde": "~"}
-_TABLES = {"matrix": "", "pmatrix": "()", "bmatrix": "[]", "vmatrix": "||", "cases": "{", "aligned": "", "array": ""}
+
+_EQUATIONS = ("text-align:right;padding:.25em 0 .25em .8em", "text-align:left;padding:.25em 0")
+_SIDES = {
+    **dict.fromkeys(("align", "aligned", "alignat", "split", "eqnarray"), _EQUATIONS),
+    **dict.fromkeys(("cases", "dcases"), ("text-align:left",)),
+}
+"""Where the cells of a table's columns stand, in turn: the equals signs below one another."""
 
 
 class _Unknown(Exception):
@@ -44,15 +55,21 @@ class _Unknown(Exception):
 
 def formula(latex: str, *, block: bool = False) -> Html:
     """A formula, without its delimiters, as MathML; as the code it is if it cannot be set."""
+    return as_mathml(latex, block=block) or el("code.latex", latex)
+
+
+def as_mathml(latex: str, *, block: bool = False) -> Html | None:
+    """A formula, without its delimiters, as MathML; None if it cannot be set."""
     from pylatexenc.latexwalker import LatexWalker
 
     try:
         if len(latex) > LONGEST or _depth(latex) > _DEEPEST:
-            raise _Unknown
-        nodes, _, _ = LatexWalker(latex, tolerant_parsing=False).get_latex_nodes(pos=0)
+            return None
+        written = re.sub(r"(?<!\\)%", r"\\%", latex)  # between dollars nobody means a comment
+        nodes, _, _ = LatexWalker(written, latex_context=context(), tolerant_parsing=False).get_latex_nodes(pos=0)
         body = _row(nodes)
     except Exception:  # whatever a model writes between dollars, the page shows it
-        return el("code.latex", latex)
+        return None
     return el("math", body, display="block" if block else "inline", title=latex)
 
 
@@ -67,8 +84,11 @@ def _depth(latex: str) -> int:
 def _row(nodes: Sequence[Any]) -> Html:
     """Nodes one after another, with `^` and `_` bound to what stands before them."""
     atoms: list[Any] = []
+    fence = False
     for node in nodes or ():
-        atoms += _atoms(node)
+        found = _atoms(node)
+        atoms += found[1:] if fence and found[:1] == [el("mo", ".")] else found  # `\left.` is a fence not drawn
+        fence = type(node).__name__ == "LatexMacroNode" and node.macroname in ("left", "right", "middle")
     out: list[Html] = []
     place = 0
     while place < len(atoms):
@@ -88,10 +108,12 @@ def _row(nodes: Sequence[Any]) -> Html:
 
 
 def _scripted(base: Html, scripts: dict[str, Html]) -> Html:
+    bounds = re.sub("<[^>]*>", "", base) in LIMITS and base.startswith("<mo")
+    sub, sup, both = ("munder", "mover", "munderover") if bounds else ("msub", "msup", "msubsup")
     if len(scripts) == 2:
-        return el("msubsup", base, scripts["_"], scripts["^"])
+        return el(both, base, scripts["_"], scripts["^"])
     ((kind, script),) = scripts.items()
-    return el("msup" if kind == "^" else "msub", base, script)
+    return el(sup if kind == "^" else sub, base, script)
 
 
 def _atoms(node: Any) -> list[Any]:
@@ -101,13 +123,13 @@ def _atoms(node: Any) -> list[Any]:
     if kind == "LatexGroupNode":
         return [_row(node.nodelist)]
     if kind == "LatexSpecialsNode":
-        return [el("mo", node.specials_chars)]
+        if node.specials_chars == "~":
+            return [el("mspace", width=SPACES[" "])]
+        return _characters(node.specials_chars)
     if kind == "LatexMacroNode":
         return _macro(node)
     if kind == "LatexEnvironmentNode":
         return [_table(node)]
-    if kind == "LatexCommentNode":
-        return []
     raise _Unknown
 
 
@@ -121,48 +143,80 @@ def _characters(chars: str) -> list[Any]:
         elif piece[0].isalpha():
             atoms.append(el("mi", piece))
         elif not piece.isspace():
-            atoms.append(el("mo", "−" if piece == "-" else piece))
+            atoms.append(el("mo", {"-": "−", "'": "′"}.get(piece, piece)))
     return atoms
 
 
-def _macro(node: Any) -> list[Any]:  # noqa: PLR0911 - one return per kind of command
+def _macro(node: Any) -> list[Any]:
     name = node.macroname
-    given = list((node.nodeargd.argnlist if node.nodeargd else []) or [])
-    if name in _SYMBOLS:
-        return [el("mi", _SYMBOLS[name])]
-    if name in _OPERATORS:
-        return [el("mo", _OPERATORS[name])]
-    if name in _SPACES:
-        return [el("mspace", width=_SPACES[name])]
-    if name in _FUNCTIONS:
-        return [el("mi", name), el("mspace", width="0.17em")]
-    if name in ("left", "right", "displaystyle", "limits", "big", "Big", "bigl", "bigr"):
+    if name in SYMBOLS:
+        return [el("mi", SYMBOLS[name])]
+    if name in OPERATORS:
+        return [el("mo", OPERATORS[name])]
+    if name in SPACES:
+        return [el("mspace", width=SPACES[name])]
+    if name in FUNCTIONS:
+        return [_function(name)]
+    if name in ("left", "right", "middle") or name in IGNORED:
         return []
-    if name in ("frac", "dfrac", "tfrac"):
-        return [el("mfrac", _row([given[0]]), _row([given[1]]))]
+    given = list((node.nodeargd.argnlist if node.nodeargd else []) or [])
+    if not given or given[-1] is None:
+        raise _Unknown
+    return [_applied(name, given)]
+
+
+def _function(name: str) -> Html:
+    return el("mo", name, form="prefix", lspace="0", rspace="0.17em", movablelimits="true" if name in LIMITS else None)
+
+
+def _applied(name: str, given: list[Any]) -> Html:  # noqa: PLR0911 - one return per kind of command
+    """A command with its arguments."""
+    if name in FRACTIONS:
+        return el("mfrac", _row([given[0]]), _row([given[1]]), displaystyle=FRACTIONS[name])
+    if name in BINOMIALS:
+        parts = el("mfrac", _row([given[0]]), _row([given[1]]), linethickness=0, displaystyle=BINOMIALS[name])
+        return el("mrow", el("mo", "("), parts, el("mo", ")"))
     if name == "sqrt":
         root = _row([given[1]])
-        return [el("mroot", root, _row([given[0]])) if given[0] is not None else el("msqrt", root)]
-    if name in _WORDS and given and given[-1] is not None:
-        return [el("mtext", _plain(given[-1]))]
-    if name == "boxed" and given:
-        return [el("mrow.boxed", _row(given))]
-    if name in _ACCENTS and given:
-        return [el("mover", _row(given), el("mo", _ACCENTS[name]))]
+        return el("mroot", root, _row([given[0]])) if given[0] is not None else el("msqrt", root)
+    if name in WORDS:
+        return _words(name, given[-1])
+    if name == "operatorname":
+        return _function(_plain(given[-1]))
+    if name in ("boxed", "fbox"):
+        return el("mrow.boxed", _row(given))
+    if name in ALPHABETS:
+        return el("mi", lettered(name, _plain(given[-1])))
+    if name in BOLD:
+        return el("mrow", _row(given), style="font-weight:bold")
+    if name in ABOVE:
+        return el("mover", _row(given), el("mo", ABOVE[name]))
+    if name in BELOW:
+        return el("munder", _row(given), el("mo", BELOW[name]))
+    if name in STACKED:
+        return el(STACKED[name], _row([given[1]]), _row([given[0]]))
+    if name == "pmod":
+        return el("mrow", el("mspace", width="1em"), el("mo", "("), _function("mod"), _row(given), el("mo", ")"))
     raise _Unknown
+
+
+def _words(name: str, node: Any) -> Html:
+    if name.startswith("math") and "\\" in node.latex_verbatim():
+        return _row([node])
+    return el("mtext", _plain(node), style="font-weight:bold" if name in ("textbf", "mathbf") else None)
 
 
 def _plain(node: Any) -> str:
     written = node.latex_verbatim()
-    inner = written[1:-1] if written.startswith("{") else written
-    if "\\" in inner:
+    inner = re.sub(r"\\([%$&#_{} ])", r"\1", written[1:-1] if written.startswith("{") else written)
+    if "\\" in inner or "$" in written.replace(r"\$", ""):
         raise _Unknown
-    return inner.replace(" ", " ")
+    return re.sub("[ ~]", "\u00a0", inner)
 
 
 def _table(node: Any) -> Html:
     name = node.environmentname.rstrip("*")
-    if name not in _TABLES:
+    if name not in TABLES:
         raise _Unknown
     rows: list[list[list[Any]]] = [[[]]]
     for child in node.nodelist:
@@ -172,8 +226,15 @@ def _table(node: Any) -> Html:
             rows.append([[]])
         else:
             rows[-1][-1].append(child)
-    table = el("mtable", [el("mtr", [el("mtd", _row(cell)) for cell in row]) for row in rows])
-    fences = _TABLES[name]
+    sides = _SIDES.get(name, ("",))
+    table = el(
+        "mtable",
+        [
+            el("mtr", [el("mtd", _row(cell), style=sides[n % len(sides)] or None) for n, cell in enumerate(row)])
+            for row in rows
+        ],
+    )
+    fences = TABLES[name]
     return el("mrow", fences[:1] and el("mo", fences[0]), table, fences[1:] and el("mo", fences[1]))
 
 
@@ -182,7 +243,16 @@ def with_formulas(written: str) -> Html:
     parts: list[Any] = []
     end = 0
     for match in FORMULA.finditer(written):
-        latex = next(group for group in match.groups() if group is not None)
-        parts += [text(written[end : match.start()]), formula(latex, block=match[0].startswith(("$$", "\\[")))]
+        parts += [text(written[end : match.start()]), formula(inside(match), block=is_block(match))]
         end = match.end()
     return join([*parts, text(written[end:])])
+
+
+def inside(match: re.Match[str]) -> str:
+    """The formula of a match of `FORMULA`, without its delimiters."""
+    return next(group for group in match.groups()[:5] if group is not None)
+
+
+def is_block(match: re.Match[str]) -> bool:
+    """Whether the formula stands on a line of its own."""
+    return match[0].startswith(("$$", "\\[", "\\begin"))

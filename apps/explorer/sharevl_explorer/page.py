@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from urllib.parse import urlencode
 
 from sharevl_explorer.compare_view import compare_view
 from sharevl_explorer.index import Index
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, empty
+from sharevl_explorer.parts import Context, counted, empty
 from sharevl_explorer.problem_view import problem_view
+from sharevl_explorer.prose import shortened
 from sharevl_explorer.response_view import response_view
 from sharevl_explorer.run_view import run_view
 from sharevl_explorer.state import State, parse
@@ -48,17 +48,33 @@ def render(index: Index, query: str, tryout: Tryout | None = None) -> Html:
         "div.frame",
         _bar(context, offers_trial=tryout is not None),
         _unreadable(index),
-        el("main", view),
+        el("div.content", view),
         _help(),
         data_revision=revision,
+        data_title=_title(context),
     )
+
+
+def _title(context: Context) -> str:
+    """What the browser calls the page: its view and what is shown in it, then the run."""
+    state = context.state
+    step = f"step {state.step}" + (f" of {state.split}" if state.split != "train" else "")
+    place = {
+        "run": "",
+        "step": step,
+        "problem": f"{shortened(state.problem, 60)}, {step}",
+        "response": f"Q{state.variant}·{state.response} of {shortened(state.problem, 60)}, {step}",
+        "compare": f"compare {shortened(state.problem, 60)}".rstrip(),
+        "try": "Try it",
+    }[state.view]
+    return f"{place} · {context.index.names[state.run]} · sharevl explorer".removeprefix(" · ")
 
 
 def settle(index: Index, state: State) -> State:
     """The state with its run, split and step resolved to what there is."""
     state = replace(state, run=state.run if 0 <= state.run < len(index.runs) else 0)
     splits = index.splits(state.run)
-    if state.split not in splits and splits and state.view in ("run", "compare"):
+    if state.split not in splits and splits and (state.view in ("run", "compare") or state.step == -1):
         state = replace(state, split=splits[0])
     steps = index.steps(state.run, state.split)
     return replace(state, step=steps[-1]) if state.step == -1 and steps else state
@@ -73,22 +89,24 @@ def _bar(context: Context, *, offers_trial: bool) -> Html:
         ("Compare", fresh.link("compare"), "compare"),
         *([("Try it", fresh.link("try"), "try")] if offers_trial else []),
     )
-    runs = [("?" + urlencode({"run": n}), run.name) for n, run in enumerate(index.runs)] if len(index.runs) > 1 else []
+    names = index.names if len(index.names) > 1 else []
+    runs = [el("a", name, href=f"?run={n}", aria_current=_current(n == state.run)) for n, name in enumerate(names)]
     return el(
         "header.bar",
         el("strong", "sharevl", el("span.quiet", " explorer")),
         el(
             "nav",
-            [
-                el("a", name, href=href, aria_current="page" if view == state.view else None)
-                for name, href, view in links
-            ],
-            [el("a", name, href=href) for href, name in runs],
+            [el("a", name, href=href, aria_current=_current(view == state.view)) for name, href, view in links],
             aria_label="views",
         ),
+        el("nav.runs", runs, aria_label="runs") if runs else None,
         el("button", "◐", type="button", data_theme=True, aria_label="light or dark", title="light or dark"),
         el("button", "?", type="button", data_help=True, aria_label="help"),
     )
+
+
+def _current(here: bool) -> str | None:
+    return "page" if here else None
 
 
 def _unreadable(index: Index) -> Html | None:
@@ -99,7 +117,10 @@ def _unreadable(index: Index) -> Html | None:
         for path, why in sorted(index.unreadable.items())
     ]
     return el(
-        "details.note", el("summary", f"⚠ {len(lines)} shards cannot be read"), el("ul", lines[:50]), role="status"
+        "details.note",
+        el("summary", f"⚠ {counted(len(lines), 'shard')} cannot be read"),
+        el("ul", lines[:50]),
+        role="status",
     )
 
 
@@ -112,7 +133,7 @@ def _help() -> Html:
         el(
             "p",
             "A variant's group of responses is rescued if its rewards are all equal while those of the whole problem "
-            "are not: alone it would teach nothing. A problem is rescued if all its variants are.",
+            "are not: alone it would teach nothing. A problem is rescued if one of its groups is, as in the metrics.",
         ),
         el("form", el("button", "Close"), method="dialog"),
         aria_label="help",

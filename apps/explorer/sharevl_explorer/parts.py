@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,15 +16,21 @@ from sharevl_explorer.state import State
 _SHA = re.compile(r"[0-9a-f]{64}")
 OUTCOMES = {
     "wrong": ("all wrong", "✕", "every response is wrong"),
-    "mixed": ("mixed", "◐", "right and wrong responses inside a variant"),
+    "mixed": ("mixed", "◐", "right and wrong responses"),
+    "right": ("all right", "✓", "every response is right"),
+    "unknown": ("verdict missing", "?", "a verdict is not known, and those that are do not differ"),
+}
+"""Verdicts: label, symbol, meaning."""
+SIGNALS = {
+    "own": ("own signal", "●", "the rewards of every group differ"),
     "rescued": (
         "rescued",
         "⇄",
-        "no reward spread inside a variant, but across the variants: only sharing gives a signal",
+        "the rewards of a group are all equal, those of the problem are not: only the shared advantage can teach there",
     ),
-    "right": ("all right", "✓", "every response is right"),
-    "unknown": ("unknown", "?", "no verdict is known"),
+    "none": ("no signal", "○", "the rewards of the whole problem are all equal: nothing is learnt"),
 }
+"""What an update can learn from, as the index defines it: label, symbol, meaning."""
 
 
 @dataclass(frozen=True)
@@ -60,31 +66,43 @@ def picture(context: Context, sha: str, alt: str, kind: str = "") -> Html:
     return el("span.picture.missing", "image missing", role="img", aria_label=f"{alt} (missing)", title=sha[:80])
 
 
-def badge(outcome: str) -> Html:
-    """The outcome as symbol and word."""
-    label, symbol, meaning = OUTCOMES[outcome]
-    return el(f"span.badge.{outcome}", el("i", symbol, aria_hidden="true"), label, title=meaning)
+def badge(kind: str) -> Html:
+    """An outcome or a signal as symbol and word."""
+    label, symbol, meaning = (OUTCOMES | SIGNALS)[kind]
+    return el(f"span.badge.{kind}", el("i", symbol, aria_hidden="true"), label, title=meaning)
+
+
+def counted(number: int, noun: str) -> str:
+    """1 step, 2 steps, 1,000 steps."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def trains(split: str) -> bool:
+    """Whether updates learn from a split's responses; an evaluation has rewards, but no advantages."""
+    return split == "train"
+
+
+def untrained(split: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Why responses of one problem took no part in an update, as the store's schema has it."""
+    if not trains(split):
+        return f"the split {split} is an evaluation, no update learns from it"
+    if all(row["total"] is None for row in rows):
+        return "no reward is known"
+    return "dynamic sampling replaced the problem, which would have trained nothing; no update saw it"
+
+
+_NEAR = {"k": ("←", "previous"), "j": ("→", "next")}
 
 
 def key(context: Context, name: str, href: str | None) -> Html | None:
-    """A hidden link that a key follows; in a file there are no keys."""
+    """A link that a key follows; in a file there are no keys. Those to a neighbour are seen as well."""
     if href is None or context.anchors is not None:
         return None
+    if name in _NEAR and context.state.view in ("problem", "response"):
+        sign, where = _NEAR[name]
+        told = f"{where} {context.state.view}"
+        return el("a.button.near", sign, href=href, data_key=name, aria_label=told, title=f"{told} ({name})")
     return el("a.key", href=href, data_key=name, tabindex=-1, aria_hidden="true")
-
-
-def step_keys(context: Context) -> list[Html | None]:
-    """`[` and `]` go to the step before and after."""
-    state = context.state
-    steps = context.index.steps(state.run, state.split)
-    if state.step not in steps:
-        return []
-    place = steps.index(state.step)
-    return [
-        key(context, sign, context.link(step=steps[other], page=1))
-        for sign, other in (("[", place - 1), ("]", place + 1))
-        if 0 <= other < len(steps)
-    ]
 
 
 def trail(*stations: tuple[str, str | None]) -> Html:

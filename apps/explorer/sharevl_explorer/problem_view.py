@@ -7,7 +7,8 @@ from typing import Any
 
 from sharevl_explorer.charts import number, percent
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, empty, key, picture, step_keys, tabs, trail
+from sharevl_explorer.parts import Context, key, picture, tabs, untrained
+from sharevl_explorer.places import not_here, other_steps, place, same_problem, step_keys
 from sharevl_explorer.prose import question, shortened, word_diff
 from sharevl_explorer.queries import neighbours, responses
 
@@ -24,23 +25,24 @@ def problem_view(context: Context) -> Html:
     """One problem of one step; `variant` marks a column."""
     state = context.state
     rows = responses(context.index, state.run, state.split, state.step, state.problem)
+    stations = ((f"step {state.step}", context.link("step")), (state.problem[:200], None))
     if not rows:
-        return empty(
-            "Not here", f"Step {state.step} holds no problem {state.problem[:200]!r}, or its file cannot be read."
+        return not_here(
+            context,
+            f"Step {state.step} holds no problem {state.problem[:200]!r}, or its file cannot be read.",
+            *stations,
         )
     groups = [(j, list(group)) for j, group in groupby(rows, key=lambda row: row["variant_index"])]
+    steps = same_problem(context)
     return el(
         "section.problem",
         _keys(context, [j for j, _ in groups]),
-        step_keys(context),
-        trail(
-            (context.index.runs[state.run].name, context.link("run")),
-            (f"step {state.step}", context.link("step")),
-            (state.problem, None),
-        ),
+        step_keys(context, steps),
+        place(context, *stations),
         el(
             "header.view",
             el("p", "right answer ", el("b.gold", rows[0]["answer"])),
+            other_steps(context, steps),
             el("a.button.plain", "compare across steps", href=context.link("compare"))
             if context.link("compare")
             else None,
@@ -110,6 +112,8 @@ def _matrix(context: Context, rows: list[dict[str, Any]], variants: list[int]) -
         "tr",
         el("th", "response", scope="col"),
         el("th", "reward", scope="col"),
+        el("th", "answer", scope="col", title="found in the response by the verifier"),
+        el("th", "tokens", scope="col"),
         [el("th", f"Q{k}", scope="col", class_="marked" if k == state.variant else None) for k in variants],
     )
     body = [_line(context, row, variants, values, scale) for row in rows]
@@ -127,9 +131,7 @@ def _matrix(context: Context, rows: list[dict[str, Any]], variants: list[int]) -
         ),
         el("div.scroll", el("table.matrix", el("thead", head), el("tbody", body))),
         _legend(scale, state.cell),
-        None
-        if values
-        else el("p.note", "No response was scored under variants: an evaluation, or nothing had a reward."),
+        None if values else el("p.note", f"No response was scored under variants: {untrained(state.split, rows)}."),
     )
 
 
@@ -163,8 +165,14 @@ def _line(context: Context, row: dict[str, Any], variants: list[int], values: di
                 title=f"Q{j}, response {i}, under Q{k}: {number(value, 4)}",
             )
         )
+    extracted = (row["verification"] or {}).get("extracted")
     border = "first" if i == 0 and j != variants[0] else None
-    return el("tr", el("th", name, scope="row"), el("td.number", number(row["total"])), cells, class_=border)
+    facts = [
+        el("td.number", number(row["total"])),
+        el("td.answer", el("bdi", shortened(extracted, 24) if extracted is not None else "–")),
+        el("td.number", f"{len(row['token_ids']):,}", ", cut" if row["truncated"] else None),
+    ]
+    return el("tr", el("th", name, scope="row"), facts, cells, class_=border)
 
 
 def _legend(scale: float, cell: str) -> Html:

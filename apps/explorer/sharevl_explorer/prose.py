@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import difflib
 import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 
 from sharevl_explorer.markup import Html, el, join, text
-from sharevl_explorer.mathml import formula, with_formulas
+from sharevl_explorer.mathml import FORMULA, as_mathml, formula, inside, is_block, with_formulas
 
 SHOWN = 20_000
-"""Characters of a text that are shown before one asks for all."""
+"""Characters of a text that are shown before one asks for all: its beginning, its end and its last boxed answer."""
+_END = 5_000
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
-_THINK = re.compile(r"<think>(.*?)(</think>|\Z)", re.S)
+_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.S)
+_LONGEST_BOX = 5_000
+_OPEN, _CLOSE = "<think>", "</think>"
+
+Ranges = list[tuple[int, int]]
+Box = tuple[int, int, str]
+"""Start, end and inside of a `\\boxed{…}`."""
 
 
 def shortened(written: str, limit: int = 160) -> str:
@@ -28,50 +37,146 @@ def question(written: str) -> Html:
 
 def response(written: str, *, full: bool, all_of_it: str | None) -> Html:
     """A response with `<think>` and `\\boxed{}` marked. `all_of_it` is the link to the whole of a long one."""
-    cut = written if full else written[:SHOWN]
+    if not written.strip():
+        told = "empty: the model ended at once" if not written else f"{len(written):,} characters of white space alone"
+        return el("div.response-text", el("p.quiet", told))
+    kept = [(0, len(written))] if full or len(written) <= SHOWN else _kept(written)
     parts: list[Html] = []
-    end = 0
-    for match in _THINK.finditer(cut):
-        parts.append(_answer(cut[end : match.start()]))
-        closed = bool(match[2])
-        label = "thinking" if closed else "thinking, never closed"
-        parts.append(
-            el("section.think", el("h4", label), el("bdi.words", with_formulas(match[1].strip("\n")), dir="auto"))
-        )
-        end = match.end()
-    parts.append(_answer(cut[end:]))
-    if len(cut) < len(written):
-        note = f"the first {len(cut):,} of {len(written):,} characters; "
+    for label, start, end in _sections(written):
+        if label:
+            words = _with_gaps(written, start, end, kept, with_formulas)
+            parts.append(el("section.think", el("h4", label), el("bdi.words", words, dir="auto")))
+        elif written[start:end].strip():
+            words = _with_gaps(written, start, end, kept, _answer)
+            parts.append(el("section.answer", el("bdi.words", words, dir="auto")))
+    shown = sum(end - start for start, end in kept)
+    if shown < len(written):
+        note = f"{shown:,} of {len(written):,} characters: the beginning and the end; "
         parts.append(el("p.note", note, el("a", "show all", href=all_of_it)))
     return el("div.response-text", parts)
 
 
-def _answer(written: str) -> Html:
-    if not written.strip():
-        return Html("")
+def _sections(written: str) -> Iterator[tuple[str, int, int]]:
+    """Thinking and what is between: (label, start, end); an answer has no label.
+
+    A prompt may end with the opening tag; then the response begins inside the thinking.
+    """
+    place, inside = 0, written.find(_CLOSE) != -1 and written.find(_CLOSE) < (written + _OPEN).find(_OPEN)
+    while place < len(written):
+        found = written.find(_CLOSE if inside else _OPEN, place)
+        end = found if found >= 0 else len(written)
+        yield ("" if not inside else "thinking" if found >= 0 else "thinking, never closed"), place, end
+        place = end + len(_CLOSE if inside else _OPEN)
+        inside = not inside
+    if inside and place == len(written):
+        yield "thinking, never closed", place, place
+
+
+def _kept(written: str) -> Ranges:
+    """Which characters of a long text are shown, in order."""
+    ranges = [(0, SHOWN - _END), (len(written) - _END, len(written))]
+    boxes = _boxes(written[SHOWN - _END : -_END]) if written.rfind("\\boxed", -_END) < 0 else []
+    if boxes:
+        start, stop, _ = boxes[-1]
+        ranges.insert(1, (SHOWN - _END + start, SHOWN - _END + stop))
+    return ranges
+
+
+def _with_gaps(written: str, start: int, end: int, kept: Ranges, shown: Callable[[str], Html]) -> Html:
+    """What is kept of a part, and between it how much is not."""
     parts: list[Html] = []
-    end = 0
-    for start, stop, inner in _boxes(written):
-        parts += [
-            with_formulas(written[end:start].rstrip("$")),
-            el("mark.boxed", formula(inner), title=f"boxed: {inner[:200]}"),
-        ]
-        end = stop
-    parts.append(with_formulas(written[end:].removeprefix("$") if parts else written[end:]))
-    return el("section.answer", el("bdi.words", join(parts), dir="auto"))
+    place = start
+    for first, last in [*((max(a, start), min(b, end)) for a, b in kept), (end, end)]:
+        if first > last:
+            continue
+        if first > place:
+            parts.append(el("span.gap", f" … {first - place:,} characters … "))
+        piece = written[first:last]
+        piece = piece.lstrip("\n") if first == start else piece
+        parts.append(shown(piece.rstrip("\n") if last == end else piece))
+        place = max(place, last)
+    return join(parts)
 
 
-def _boxes(written: str) -> list[tuple[int, int, str]]:
-    r"""Every `\boxed{…}` with balanced braces: (start, end, inner)."""
-    found: list[tuple[int, int, str]] = []
-    for match in re.finditer(r"\\boxed\s*\{", written):
-        depth, place = 1, match.end()
-        while place < len(written) and depth and place - match.end() < 5000:
-            depth += (written[place] == "{") - (written[place] == "}")
-            place += 1
-        if depth == 0 and (not found or match.start() >= found[-1][1]):
-            found.append((match.start(), place, written[match.end() : place - 1]))
-    return found
+def _answer(written: str) -> Html:
+    """Text with its formulas set and its boxed answers marked, those inside formulas as well."""
+    parts: list[Html] = []
+    place = 0
+    boxes = _boxes(written)
+    for match in _outside(FORMULA, written, boxes):
+        parts += _boxed(written, place, match.start(), boxes)
+        parts += _formula(written, match, _within(boxes, match.start(), match.end()))
+        place = match.end()
+    return join([*parts, *_boxed(written, place, len(written), boxes)])
+
+
+def _outside(pattern: re.Pattern[str], written: str, boxes: Sequence[Box]) -> Iterator[re.Match[str]]:
+    """Matches that neither lie in a box nor cut one."""
+    place = 0
+    while match := pattern.search(written, place):
+        beyond = _end_of_box(boxes, match.start()) or _end_of_box(boxes, match.end())
+        if beyond is None:
+            yield match
+        place = beyond or match.end()
+
+
+def _end_of_box(boxes: Sequence[Box], place: int) -> int | None:
+    """Where the box ends that `place` lies inside of."""
+    before = bisect_left(boxes, (place,)) - 1
+    return boxes[before][1] if before >= 0 and place < boxes[before][1] else None
+
+
+def _within(boxes: Sequence[Box], start: int, end: int) -> Sequence[Box]:
+    return boxes[bisect_left(boxes, (start,)) : bisect_left(boxes, (end,))]
+
+
+def _boxed(written: str, start: int, end: int, boxes: Sequence[Box]) -> list[Html]:
+    """A stretch of text without formulas around its boxes."""
+    parts: list[Html] = []
+    for first, stop, inner in _within(boxes, start, end):
+        parts += [text(written[start:first]), _mark(inner)]
+        start = stop
+    return [*parts, text(written[start:end])]
+
+
+def _mark(inner: str) -> Html:
+    dollars = re.fullmatch(r"\s*(\$\$?)([^$]+)\1\s*", inner)
+    return el("mark.boxed", formula(dollars[2] if dollars else inner), title=f"boxed: {inner[:200]}")
+
+
+def _formula(written: str, match: re.Match[str], boxes: Sequence[Box]) -> list[Html]:
+    """A formula that may hold boxes. One that is only a box is that; in one that cannot be set the box is marked."""
+    latex, block = inside(match), is_block(match)
+    if len(boxes) == 1 and written[boxes[0][0] : boxes[0][1]] == latex.strip():
+        return [_mark(boxes[0][2])]
+    made = as_mathml(latex, block=block)
+    if made is not None:
+        return [made]
+    parts: list[Html] = []
+    place = written.index(latex, match.start())
+    end = place + len(latex)
+    for start, stop, inner in boxes:
+        parts += [el("code.latex", written[place:start]), _mark(inner)]
+        place = stop
+    return [*parts, el("code.latex", written[place:end]) if written[place:end].strip() else text("")]
+
+
+def _boxes(written: str) -> list[Box]:
+    r"""Every outermost `\boxed{…}` with balanced braces, in order."""
+    found: list[Box] = []
+    opened: list[tuple[int, int] | None] = []
+    for match in _BRACES.finditer(written):
+        if match[0] == "{":
+            opened.append(None)
+        elif match[0].startswith(r"\boxed"):
+            opened.append((match.start(), match.end()))
+        elif match[0] == "}" and opened and (box := opened.pop()) and match.end() - box[0] < _LONGEST_BOX:
+            found.append((box[0], match.end(), written[box[1] : match.start()]))
+    outermost: list[Box] = []
+    for start, stop, inner in sorted(found):
+        if not outermost or start >= outermost[-1][1]:
+            outermost.append((start, stop, inner))
+    return outermost
 
 
 def _changed(dropped: str, added: str) -> list[Html]:

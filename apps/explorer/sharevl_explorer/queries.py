@@ -10,29 +10,30 @@ from sharevl_explorer.index import Index
 from sharevl_explorer.state import PAGE_ROWS, State
 
 SORTS = {
-    "problem": "problem",
+    "problem": "id_order",
     "question": "question",
     "success": "success",
     "reward": "reward",
     "spread_global": "spread_global",
     "spread_local": "spread_local",
+    "silent": "silent",
     "rescued": "rescued",
     "truncated": "truncated",
     "outcome": "outcome",
+    "signal": "signal",
     "transforms": "transforms",
 }
 """Columns by which a step's problems are sorted; nothing else reaches an ORDER BY."""
 
 _STEP_MEANS = """
 SELECT step, count(*) AS responses, avg(total) AS reward, avg(accuracy) AS accuracy, avg(format) AS format,
-    avg(tokens) AS length, avg(gap) AS gap, avg(clip) AS clip
+    avg(tokens) AS length, sum(gap * gaps * tokens) / nullif(sum(gaps * tokens) FILTER (gap IS NOT NULL), 0) AS gap,
+    avg(truncated::INT) AS truncated
 FROM responses WHERE run = $run AND split = $split GROUP BY step ORDER BY step
 """
 _STEP_GROUPS = """
-SELECT step, count(*) FILTER (outcome = 'wrong') AS wrong, count(*) FILTER (outcome = 'mixed') AS mixed,
-    count(*) FILTER (outcome = 'rescued') AS rescued, count(*) FILTER (outcome = 'right') AS "right",
-    count(*) FILTER (outcome = 'unknown') AS unknown
-FROM variants WHERE run = $run AND split = $split GROUP BY step ORDER BY step
+SELECT step, signal, outcome, count(*) AS n FROM variants WHERE run = $run AND split = $split
+GROUP BY step, signal, outcome ORDER BY step
 """
 _RESPONSES = """
 SELECT schema_version, variant_index, variant_text, transform, image_sha, answer, response_index, text, token_ids,
@@ -44,22 +45,39 @@ _TOKEN_LOGPROBS = """
 SELECT scorers, scorer_logprobs FROM read_parquet($path)
 WHERE problem_id = $problem AND variant_index = $variant AND response_index = $response
 """
-_MOVERS = """
-WITH a AS (SELECT problem, success, question, images FROM problems WHERE run = $run_a AND split = $split AND
-    step = $first),
-b AS (SELECT problem, success FROM problems WHERE run = $run_b AND split = $split AND step = $last)
-SELECT problem, a.question, a.images, a.success AS before, b.success AS after, b.success - a.success AS moved
-FROM a JOIN b USING (problem) WHERE a.success IS NOT NULL AND b.success IS NOT NULL
-ORDER BY abs(moved) DESC, problem LIMIT 60
+_SHOWN_REWARD = "printf('%.2f', reward)::DOUBLE"
+"""Bounds of the reward hold for what the table shows, so that 0.92 to 0.92 finds every 0.92."""
+_BOTH = """
+WITH a AS (SELECT * FROM problems WHERE run = $run_a AND split = $split AND step = $first),
+b AS (SELECT * FROM problems WHERE run = $run_b AND split = $split AND step = $last),
+alike AS (
+    SELECT DISTINCT v.problem FROM variants v JOIN variants w USING (problem, question)
+    WHERE v.run = $run_a AND v.split = $split AND v.step = $first AND w.run = $run_b AND w.split = $split AND
+        w.step = $last
+), pairs AS (
+    SELECT problem, a.id_order, a.question, a.answer, b.question AS question_b, b.answer AS answer_b, a.images,
+        a.success AS before, b.success AS after, b.success - a.success AS moved,
+        $run_a = $run_b OR (a.answer IS NOT DISTINCT FROM b.answer AND problem IN (FROM alike)) AS same
+    FROM a JOIN b USING (problem)
+)
+"""
+_MOVERS = f"{_BOTH} FROM pairs WHERE same AND moved IS NOT NULL ORDER BY abs(moved) DESC, id_order, problem LIMIT 60"
+_STRANGERS = f"{_BOTH} FROM pairs WHERE NOT same ORDER BY id_order, problem"
+_ASKED = """
+SELECT run, list(DISTINCT question) AS questions, list(DISTINCT answer) AS answers FROM variants
+WHERE split = $split AND problem = $problem GROUP BY run
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a step's problems, and of how many."""
+    """One page of a step's problems, of how many, and how many groups those have: all, silent and rescued ones."""
 
     rows: list[dict[str, Any]]
     total: int
+    groups: int
+    silent: int
+    rescued: int
     number: int
     pages: int
 
@@ -70,19 +88,23 @@ def step_means(index: Index, run: int, split: str) -> list[dict[str, Any]]:
 
 
 def step_groups(index: Index, run: int, split: str) -> list[dict[str, Any]]:
-    """How many groups of each outcome a step has."""
+    """How many groups of each signal and outcome a step has; those that it has none of are left out."""
     return index.rows(_STEP_GROUPS, {"run": run, "split": split})
 
 
 def problems(index: Index, state: State) -> Page:
     """The problems of the state's step that its filters let through, sorted, one page."""
     where, given = _filters(index, state)
-    total = index.rows(f"SELECT count(*) AS n FROM problems p WHERE {where}", given)[0]["n"]
-    pages = max(math.ceil(total / PAGE_ROWS), 1)
+    sums = "count(*) AS total, " + ", ".join(
+        f"coalesce(sum({column}), 0)::BIGINT AS {name}"
+        for column, name in (("variants", "groups"), ("silent", "silent"), ("rescued", "rescued"))
+    )
+    found = index.rows(f"SELECT {sums} FROM problems p WHERE {where}", given)[0]
+    pages = max(math.ceil(found["total"] / PAGE_ROWS), 1)
     number = min(state.page, pages)
     given |= {"limit": PAGE_ROWS, "offset": (number - 1) * PAGE_ROWS}
     sql = f"SELECT * FROM problems p WHERE {where} ORDER BY {_order(state)} LIMIT $limit OFFSET $offset"
-    return Page(index.rows(sql, given), total, number, pages)
+    return Page(index.rows(sql, given), number=number, pages=pages, **found)
 
 
 def neighbours(index: Index, state: State) -> tuple[str | None, str | None]:
@@ -132,10 +154,14 @@ def appearances(index: Index, split: str, problem: str) -> list[dict[str, Any]]:
     return index.rows(sql, {"split": split, "problem": problem})
 
 
+def whereabouts(index: Index, problem: str) -> list[dict[str, Any]]:
+    """Every place that asked a problem: run, split and step, ascending."""
+    sql = "SELECT run, split, step FROM problems WHERE problem = $problem ORDER BY run, split DESC, step"
+    return index.rows(sql, {"problem": problem})
+
+
 def repeated(index: Index, state: State) -> list[int]:
-    """Steps that share a problem with another step (or, in a comparison of runs, all), ascending."""
-    if len(index.runs) > 1:
-        return index.steps(0, state.split)
+    """Steps that share a problem with another step, ascending."""
     sql = (
         "SELECT DISTINCT step FROM problems WHERE run = $run AND split = $split AND problem IN (SELECT problem FROM "
         "problems WHERE run = $run AND split = $split GROUP BY problem HAVING count(*) > 1) ORDER BY step"
@@ -144,14 +170,28 @@ def repeated(index: Index, state: State) -> list[int]:
 
 
 def movers(index: Index, split: str, before: tuple[int, int], after: tuple[int, int]) -> list[dict[str, Any]]:
-    """Problems of both (run, step) pairs by how far their accuracy moved, the farthest 60."""
-    given = {"run_a": before[0], "first": before[1], "run_b": after[0], "last": after[1], "split": split}
-    return index.rows(_MOVERS, given)
+    """Problems of both (run, step) pairs by how far their accuracy moved, the farthest 60; strangers are left out."""
+    return index.rows(_MOVERS, _pair(split, before, after))
+
+
+def strangers(index: Index, split: str, before: tuple[int, int], after: tuple[int, int]) -> list[dict[str, Any]]:
+    """Ids that two runs gave to different problems: no question in common, or another right answer."""
+    return [] if before[0] == after[0] else index.rows(_STRANGERS, _pair(split, before, after))
+
+
+def asked_alike(index: Index, split: str, problem: str) -> bool:
+    """Whether the runs mean the same problem by an id: a question and the right answer in common."""
+    found = index.rows(_ASKED, {"split": split, "problem": problem})
+    return all(set.intersection(*(set(row[column]) for row in found)) for column in ("questions", "answers") if found)
+
+
+def _pair(split: str, before: tuple[int, int], after: tuple[int, int]) -> dict[str, Any]:
+    return {"run_a": before[0], "first": before[1], "run_b": after[0], "last": after[1], "split": split}
 
 
 def _order(state: State) -> str:
-    column = SORTS.get(state.sort, "problem")
-    return f"{column} {'DESC' if state.down else 'ASC'} NULLS LAST, problem"
+    column = SORTS.get(state.sort, "id_order")
+    return f"{column} {'DESC' if state.down else 'ASC'} NULLS LAST, id_order, problem"
 
 
 def _filters(index: Index, state: State) -> tuple[str, dict[str, Any]]:
@@ -160,13 +200,16 @@ def _filters(index: Index, state: State) -> tuple[str, dict[str, Any]]:
     if state.outcome:
         where.append("outcome = $outcome")
         given["outcome"] = state.outcome
+    if state.signal:
+        where.append("silent > 0" if state.signal == "silent" else "signal = $signal")
+        given |= {} if state.signal == "silent" else {"signal": state.signal}
     if state.truncated:
         where.append("truncated > 0")
     if state.low is not None:
-        where.append("reward >= $low - 1e-9")
+        where.append(f"{_SHOWN_REWARD} >= $low - 1e-9")
         given["low"] = state.low
     if state.high is not None:
-        where.append("reward <= $high + 1e-9")
+        where.append(f"{_SHOWN_REWARD} <= $high + 1e-9")
         given["high"] = state.high
     if state.transform:
         where.append(_any_variant("v.transform = $transform"))

@@ -7,7 +7,8 @@ from typing import Any
 
 from sharevl_explorer.charts import number
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, empty, key, picture, step_keys, trail
+from sharevl_explorer.parts import Context, key, picture, untrained
+from sharevl_explorer.places import not_here, place, same_problem, step_keys
 from sharevl_explorer.prose import question
 from sharevl_explorer.prose import response as set_response
 from sharevl_explorer.queries import responses
@@ -19,10 +20,15 @@ def response_view(context: Context) -> Html:
     state = context.state
     rows = responses(context.index, state.run, state.split, state.step, state.problem)
     places = [(row["variant_index"], row["response_index"]) for row in rows]
+    stations = (
+        (f"step {state.step}", context.link("step")),
+        (state.problem[:200], context.link("problem")),
+        (f"Q{state.variant}·{state.response}", None),
+    )
     if (state.variant, state.response) not in places:
-        return empty("Not here", "This step holds no such response, or its file cannot be read.")
-    place = places.index((state.variant, state.response))
-    row = rows[place]
+        return not_here(context, "This step holds no such response, or its file cannot be read.", *stations)
+    at = places.index((state.variant, state.response))
+    row = rows[at]
     alts = f"image of variant {state.variant}"
     asked = el(
         "aside.panel.asked",
@@ -32,32 +38,27 @@ def response_view(context: Context) -> Html:
     )
     return el(
         "section.response",
-        _keys(context, places, place),
-        step_keys(context),
-        trail(
-            (context.index.runs[state.run].name, context.link("run")),
-            (f"step {state.step}", context.link("step")),
-            (state.problem, context.link("problem")),
-            (f"Q{state.variant}·{state.response}", None),
-        ),
+        _keys(context, places, at),
+        step_keys(context, same_problem(context)),
+        place(context, *stations),
         el(
             "div.columns",
             asked,
             el("div", _text(context, row), token_view(context, row)),
-            el("div", _verdict(row), _advantage(row)),
+            el("div", _verdict(row), _advantage(state.split, row)),
         ),
     )
 
 
-def _keys(context: Context, places: Sequence[tuple[int, int]], place: int) -> list[Html | None]:
+def _keys(context: Context, places: Sequence[tuple[int, int]], at: int) -> list[Html | None]:
     def to(other: tuple[int, int]) -> str | None:
         return context.link(variant=other[0], response=other[1])
 
-    j, i = places[place]
+    j, i = places[at]
     near = {sign: (j + by, i) for sign, by in (("h", -1), ("l", 1))}
     return [
-        key(context, "k", to(places[place - 1])) if place else None,
-        key(context, "j", to(places[place + 1])) if place + 1 < len(places) else None,
+        key(context, "k", to(places[at - 1])) if at else None,
+        key(context, "j", to(places[at + 1])) if at + 1 < len(places) else None,
         *(key(context, sign, to(other)) for sign, other in near.items() if other in places),
     ]
 
@@ -95,10 +96,10 @@ def _verdict(row: dict[str, Any]) -> Html:
     )
 
 
-def _advantage(row: dict[str, Any]) -> Html:
+def _advantage(split: str, row: dict[str, Any]) -> Html:
     parts = [("global", row["adv_global"]), ("local", row["adv_local"])]
     if row["adv_global"] is None:
-        return el("section.panel", el("h3", "Advantage"), el("p.quiet", "none: an evaluation, or no known reward"))
+        return el("section.panel", el("h3", "Advantage"), el("p.quiet", f"none: {untrained(split, [row])}"))
     own = (row["adv_global"] or 0) + (row["adv_local"] or 0)
     gaps = [(f"under Q{s['variant_index']}", s["gap"]) for s in row["scorers"]]
     return el(

@@ -2,91 +2,205 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from sharevl_explorer.charts import line_chart, stacked_bars
+from sharevl_explorer.charts import Line, line_chart, stacked_bars
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import OUTCOMES, Context, empty, tabs
+from sharevl_explorer.parts import OUTCOMES, SIGNALS, Context, counted, empty, tabs, trains
 from sharevl_explorer.queries import step_groups, step_means
 from sharevl_lite.metrics_log import MetricsError
 from sharevl_lite.metrics_log import read as read_metrics
 
-_FIGURES = (
-    ("reward", "mean total reward", None),
-    ("accuracy", "share of right answers", (0.0, 1.0)),
-    ("format", "share of well-formed responses", (0.0, 1.0)),
-    ("length", "tokens per response", None),
-    ("entropy", "nats per token, from metrics.jsonl", None),
-    ("gap", "mean log-prob under other variants minus under the source, nats per token", None),
-    ("clip low", "share of tokens clipped below, from metrics.jsonl", None),
-    ("clip high", "share of tokens clipped above, from metrics.jsonl", None),
-    ("clip dual", "share of tokens under the dual clip, from metrics.jsonl", None),
+
+class Figure(NamedTuple):
+    """A figure, by its name in the means over the store or in metrics.jsonl, whose split it may name."""
+
+    title: str
+    name: str
+    hint: str
+    bounds: tuple[float, float] | None = None
+    split: str = ""
+
+
+_SHARE = (0.0, 1.0)
+_STORED = {"reward", "accuracy", "format", "length", "gap", "truncated"}
+"""Figures that are means over the store; the others stand in metrics.jsonl."""
+_OF_RESPONSES = (
+    Figure("reward", "reward", "mean total reward"),
+    Figure("accuracy", "accuracy", "share of right answers", _SHARE),
+    Figure("format", "format", "share of well-formed responses", _SHARE),
+    Figure("length", "length", "tokens per response"),
 )
+_OF_TRAINING = (
+    *_OF_RESPONSES,
+    Figure("entropy", "entropy", "nats per token, from metrics.jsonl"),
+    Figure("cross-variant gap", "gap", "mean log-prob under other variants minus under the source, nats per token"),
+    Figure("clip low", "clip_low", "share of tokens clipped below, from metrics.jsonl"),
+    Figure("clip high", "clip_high", "share of tokens clipped above, from metrics.jsonl"),
+    Figure("clip dual", "clip_dual", "share of tokens under the dual clip, from metrics.jsonl"),
+)
+_CUT = Figure("truncated", "truncated", "share of responses cut at the length limit")
+_MORE_OF_TRAINING = (
+    Figure("vanished local", "vanished_local", "share of variant groups whose rewards do not differ", _SHARE),
+    Figure("vanished global", "vanished_global", "share of problems whose rewards do not differ", _SHARE),
+    Figure("rescued", "rescued", "share of problems with such a group whose own rewards differ", _SHARE),
+    Figure("gradient norm", "grad_norm", "norm of the gradient, as logged"),
+    _CUT,
+    Figure("verifier failures", "verifier_failures", "responses without a verdict"),
+    Figure("sampler gap", "sampler_gap", "mean |log-prob of the sampler minus of the trainer|, nats per token"),
+    Figure("held-out, plain", "eval_accuracy_plain", "accuracy on untouched problems", _SHARE, "eval"),
+    Figure("held-out, variants", "eval_accuracy_variants", "accuracy on drawn variants", _SHARE, "eval"),
+)
+_OF_EVALUATION = (
+    *_OF_RESPONSES,
+    _CUT,
+    Figure("accuracy, plain", "{split}_accuracy_plain", "on untouched problems, from metrics.jsonl", _SHARE),
+    Figure("accuracy, variants", "{split}_accuracy_variants", "on drawn variants, from metrics.jsonl", _SHARE),
+)
+_CAPTION = (
+    "A group is the responses to one variant of a problem. Own signal: its rewards differ. Rescued: they do not, but "
+    "those of the problem do, so that only the shared advantage can teach. No signal: nor do those of the problem. "
+    "Problems that dynamic sampling replaced are counted too, as in vanished_local and vanished_global of the metrics."
+)
+_CAPTION_OF_EVALUATION = "A group is the responses to one variant of a problem. No update learns from this split."
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What one run knows of a split: means over the store, records of metrics.jsonl by step, and steps that the store
+    should have and has not."""
+
+    context: Context
+    means: Sequence[Mapping[str, Any]] = ()
+    logged: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    holes: Sequence[int] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.context.index.names[self.context.state.run]
+
+    def line(self, figure: Figure, *, named: bool) -> Line:
+        """A figure's values; None at a step that has none."""
+        split = figure.split or self.context.state.split
+        wanted = figure.name.format(split=split)
+        if wanted in _STORED:
+            values = {row["step"]: row[wanted] for row in self.means}
+        else:
+            values = {step: record[wanted] for step, record in self.logged.items() if wanted in record}
+        steps = values if figure.split else {row["step"] for row in self.means} | set(self.holes)
+        points = [(step, values.get(step)) for step in sorted(steps)]
+        return Line(
+            points, lambda step: self.context.link("step", step=step, split=split) or "#", self.name if named else ""
+        )
 
 
 def run_view(context: Context) -> Html:
     """Small multiples and the bars of groups; every step is a link to its Step view."""
     state, index = context.state, context.index
-    means = step_means(index, state.run, state.split)
-    if not means:
+    own, problem = _source(context)
+    if not own.means:
         return empty(
             "No steps yet", "The run holds no readable rollouts of this split. With --follow they appear here."
         )
-    logged, problem = _logged(context)
-
-    def link(step: int) -> str:
-        return context.link("step", step=step) or "#"
-
-    charts = [
-        line_chart(
-            "cross-variant gap" if name == "gap" else name, _series(name, means, logged), link, bounds=bounds, hint=hint
-        )
-        for name, hint, bounds in _FIGURES
-    ]
-    kinds = [(key, label) for key, (label, _, _) in OUTCOMES.items()]
-    groups = step_groups(index, state.run, state.split)
-    legend = [el("li", el(f"span.swatch.{key}"), label, title=OUTCOMES[key][2]) for key, label in kinds]
+    sources = [own]
+    for other in range(len(index.runs)):
+        if other != state.run:
+            sources.append(_source(context.at(run=other))[0])
+    trained = trains(state.split)
+    newest = own.means[-1]["step"]
+    responses = sum(row["responses"] for row in own.means)
     splits = [(name, context.link(split=name, step=-1), name == state.split) for name in index.splits(state.run)]
-    newest = means[-1]["step"]
     return el(
         "section.run",
         el(
             "header.view",
-            el("h2", index.runs[state.run].name),
-            el("p.quiet", f"{len(means)} steps, {sum(row['responses'] for row in means):,} responses"),
+            el("h2", index.names[state.run]),
+            el("p.quiet", f"{counted(len(own.means), 'step')}, {counted(responses, 'response')}"),
             tabs("split", splits),
-            el("a.button", f"open step {newest}", href=link(newest), data_key="j"),
+            el("a.button", f"open step {newest}", href=context.link("step", step=newest), data_key="j"),
         ),
         problem and el("p.note", problem),
-        el("div.charts", charts),
+        _against(sources),
+        _charts(_OF_TRAINING if trained else _OF_EVALUATION, sources),
         el(
-            "section.panel",
-            el("h3", "Groups per step"),
-            el("ul.legend", legend),
-            stacked_bars(groups, kinds, link),
-            el(
-                "p.quiet",
-                "A group is the responses to one variant of a problem. Rescued: no reward spread inside the group, "
-                "but across the problem's variants, so that only the shared advantage teaches anything.",
-            ),
-        ),
+            "details.more",
+            el("summary", "more figures: signal, gradient, truncation, verifier, sampler, held-out accuracy"),
+            _charts(_MORE_OF_TRAINING, sources),
+        )
+        if trained
+        else None,
+        _groups(context),
     )
 
 
-def _logged(context: Context) -> tuple[dict[int, dict[str, Any]], str | None]:
-    """Records of metrics.jsonl by step, and what is wrong with the file."""
-    path = context.index.runs[context.state.run] / "metrics.jsonl"
+def _against(sources: Sequence[_Source]) -> Html | None:
+    if len(sources) < 2:
+        return None
+    first, second = (source.name for source in sources)
+    return el("p.newest", "figures: ", el("b", first), el("b.other", second))
+
+
+def _charts(figures: Sequence[Figure], sources: Sequence[_Source]) -> Html:
+    return el(
+        "div.charts",
+        [
+            line_chart(
+                figure.title,
+                [source.line(figure, named=len(sources) > 1) for source in sources],
+                bounds=figure.bounds,
+                hint=figure.hint,
+            )
+            for figure in figures
+        ],
+    )
+
+
+def _groups(context: Context) -> Html:
+    """The bars: signal first, then right or wrong; of an evaluation, right or wrong alone."""
+    state = context.state
+    trained = trains(state.split)
+    rows: dict[int, dict[str, Any]] = {}
+    for found in step_groups(context.index, state.run, state.split):
+        key = f"{found['signal']}-{found['outcome']}" if trained else found["outcome"]
+        row = rows.setdefault(found["step"], {"step": found["step"]})
+        row[key] = row.get(key, 0) + found["n"]
+    kinds = [(outcome, label) for outcome, (label, _, _) in OUTCOMES.items()]
+    if trained:
+        kinds = [
+            (f"{signal}-{outcome}", f"{SIGNALS[signal][0]}, {label}") for signal in SIGNALS for outcome, label in kinds
+        ]
+    kinds = [(key, label) for key, label in kinds if any(row.get(key) for row in rows.values())]
+    counts = [{key: 0 for key, _ in kinds} | row for row in rows.values()]
+    return el(
+        "section.panel",
+        el("h3", "Groups per step"),
+        el("ul.legend", [el("li", el(f"span.swatch.{key}"), label) for key, label in kinds]),
+        stacked_bars(counts, kinds, lambda step: context.link("step", step=step) or "#"),
+        el("p.quiet", _CAPTION if trained else _CAPTION_OF_EVALUATION),
+    )
+
+
+def _source(context: Context) -> tuple[_Source, str | None]:
+    """What the state's run knows, and what is wrong with its metrics.jsonl."""
+    state, index = context.state, context.index
+    means, logged, problem = step_means(index, state.run, state.split), {}, None
     try:
-        return {record["step"]: record for record in read_metrics(path) if "reward" in record}, None
+        logged = _by_step(read_metrics(index.runs[state.run] / "metrics.jsonl"))
     except FileNotFoundError:
-        return {}, "no metrics.jsonl in the run: entropy and clip fractions are not known"
+        problem = "no metrics.jsonl in the run: what only it holds is not shown"
     except (MetricsError, KeyError, OSError) as error:
-        return {}, f"metrics.jsonl cannot be used: {error}"
+        problem = f"metrics.jsonl cannot be used: {error}"
+    mark = "reward" if trains(state.split) else f"{state.split}_accuracy"
+    expected = {*index.damaged(state.run, state.split), *(step for step in logged if mark in logged[step])}
+    return _Source(context, means, logged, sorted(expected - {row["step"] for row in means})), problem
 
 
-def _series(
-    name: str, means: list[dict[str, Any]], logged: dict[int, dict[str, Any]]
-) -> list[tuple[int, float | None]]:
-    if name in means[0]:
-        return [(row["step"], row[name]) for row in means]
-    return [(row["step"], logged.get(row["step"], {}).get(name.replace(" ", "_"))) for row in means]
+def _by_step(records: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """What was logged at each step; training and evaluation name their figures apart."""
+    logged: dict[int, dict[str, Any]] = {}
+    for record in records:
+        logged.setdefault(record["step"], {}).update(record)
+    return logged

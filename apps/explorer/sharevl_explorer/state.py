@@ -8,7 +8,8 @@ from urllib.parse import parse_qs, urlencode
 
 VIEWS = ("run", "step", "problem", "response", "compare", "try")
 CELLS = ("gap", "advantage", "clip")
-OUTCOMES = ("", "wrong", "right", "mixed", "rescued", "unknown")
+OUTCOMES = ("", "wrong", "right", "mixed", "unknown")
+SIGNALS = ("", "own", "rescued", "none", "silent")
 PAGE_ROWS = 25
 
 
@@ -28,6 +29,8 @@ class State:
     cell: str = "gap"
     """What a cell of the cross-scoring matrix shows."""
     outcome: str = ""
+    signal: str = ""
+    """Of a problem, as the index defines it; silent: one of its groups has no signal of its own."""
     truncated: int = 0
     transform: str = ""
     low: float | None = None
@@ -44,9 +47,9 @@ class State:
     full: int = 0
     """1: long texts in full."""
     first: int = -1
-    """Compare: the earlier step; -1: the first."""
+    """Compare: the earlier step; -1: the first, or of two runs the newest that both have."""
     last: int = -1
-    """Compare: the later step; -1: the newest."""
+    """Compare: the later step; -1: the newest, or of two runs the newest that both have."""
 
     def to(self, view: str | None = None, **changes: Any) -> str:
         """The link to this state with changes."""
@@ -72,11 +75,14 @@ def parse(query: str) -> State:
             if value is not None:
                 read[field.name] = value
     state = State(**read)
+    if state.outcome == "rescued":  # in links from when a signal was an outcome
+        state = replace(state, outcome="", signal="rescued")
     return replace(
         state,
         view=state.view if state.view in VIEWS else "run",
         cell=state.cell if state.cell in CELLS else "gap",
         outcome=state.outcome if state.outcome in OUTCOMES else "",
+        signal=state.signal if state.signal in SIGNALS else "",
         page=max(state.page, 1),
     )
 

@@ -6,45 +6,73 @@ from typing import Any
 
 from sharevl_explorer.charts import number, percent
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import OUTCOMES, Context, badge, empty, key, picture, step_keys, trail
+from sharevl_explorer.parts import OUTCOMES, SIGNALS, Context, badge, counted, empty, key, picture, trains
+from sharevl_explorer.places import not_here, place, split_tabs, step_keys
 from sharevl_explorer.prose import shortened
 from sharevl_explorer.queries import Page, problems, transforms
 
 _COLUMNS = (
-    ("question", "problem", ""),
+    ("problem", "problem", "by id"),
     ("success", "success", "share of right responses"),
     ("reward", "reward", "mean total reward"),
     ("spread_global", "spread", "global: standard deviation of the reward over all responses"),
     ("spread_local", "local", "mean over variants of the deviation inside a variant"),
-    ("outcome", "outcome", "by verdicts and spread"),
-    ("rescued", "rescued", "variants without spread inside, of all"),
+    ("outcome", "outcome", "by verdicts"),
+    ("signal", "signal", "what an update can learn from"),
+    ("silent", "silent", "variants whose responses all earned the same, of all: no signal of their own"),
     ("truncated", "cut", "responses cut at the length limit"),
     ("transforms", "transforms", "of the variants' images"),
 )
 
 
+_OF_TRAINING = ("signal", "silent")
+_SILENT = ("silent", "a silent group")
+
+
 def step_view(context: Context) -> Html:
     """The table, its filters and its pages."""
     state, index = context.state, context.index
-    if state.step not in index.steps(state.run, state.split):
-        return empty(
-            f"No step {state.step}", "It is not stored, or cannot be read yet. The Run view lists what is there."
+    steps = index.steps(state.run, state.split)
+    if state.step not in steps:
+        return not_here(
+            context,
+            f"Step {state.step} is not stored, or cannot be read yet.",
+            (f"step {state.step}", None),
         )
     page = problems(index, state)
     rows = [_row(context, row) for row in page.rows]
-    head = el("tr", el("th", el("span.hidden", "image")), [_heading(context, *column) for column in _COLUMNS])
+    columns = [column for column in _COLUMNS if trains(state.split) or column[0] not in _OF_TRAINING]
+    head = el("tr", el("th", el("span.hidden", "image")), [_heading(context, *column) for column in columns])
     table = el("div.scroll", el("table.problems", el("thead", head), el("tbody", rows)))
     return el(
         "section.step",
-        step_keys(context),
-        trail((index.runs[state.run].name, context.link("run")), (f"step {state.step}", None)),
+        step_keys(context, steps),
+        el(
+            "header.view",
+            place(context, (f"step {state.step}", None)),
+            split_tabs(context, signal="", transform=""),
+        ),
         _filters(context),
+        _summary(context, page),
         table if rows else empty("Nothing fits", "No problem of this step passes the filters."),
         _pager(context, page),
     )
 
 
+def _summary(context: Context, page: Page) -> Html | None:
+    """How many groups the filtered problems have of each signal: the figures of the Run view's bars."""
+    if not trains(context.state.split) or not page.total:
+        return None
+    return el(
+        "p.quiet",
+        f"{counted(page.total, 'problem')}, {counted(page.groups, 'variant group')}: "
+        f"{page.groups - page.silent} with a signal of their own, {page.rescued} rescued, "
+        f"{page.silent - page.rescued} with no signal",
+    )
+
+
 def _row(context: Context, row: dict[str, Any]) -> Html:
+    trained = trains(context.state.split)
     href = context.link("problem", problem=row["problem"], variant=0, response=0)
     shas = row["images"] or []
     label = el("a.row", shortened(row["question"], 110) or row["problem"], href=href, data_row=True)
@@ -53,23 +81,30 @@ def _row(context: Context, row: dict[str, Any]) -> Html:
     return el(
         "tr",
         el("td.thumb", picture(context, shas[0], f"image of {row['problem']}", ".small") if shas else "–"),
-        el("td.question", label, el("code.id", row["problem"])),
+        el("td.question", label, el("code.id", row["problem"]), _replaced(row)),
         el("td.number", success, meter, data_label="success"),
         el("td.number", number(row["reward"]), data_label="reward"),
         el("td.number", number(row["spread_global"]), data_label="spread"),
         el("td.number", number(row["spread_local"]), data_label="local"),
         el("td", badge(row["outcome"])),
-        el("td.number", f"{row['rescued']} of {row['variants']}", data_label="rescued"),
+        el("td", badge(row["signal"])) if trained else None,
+        el("td.number", f"{row['silent']} of {row['variants']}", data_label="silent") if trained else None,
         el("td.number", row["truncated"], data_label="cut"),
         el("td", row["transforms"] or "none", data_label="transforms"),
     )
+
+
+def _replaced(row: dict[str, Any]) -> Html | None:
+    if not row["replaced"]:
+        return None
+    return el("span.quiet", " replaced", title="dynamic sampling put another problem in its place; no update saw it")
 
 
 def _heading(context: Context, column: str, label: str, meaning: str) -> Html:
     state = context.state
     mine = state.sort == column
     arrow = (" ↓" if state.down else " ↑") if mine else ""
-    down = not state.down if mine else column != "question"
+    down = not state.down if mine else column != "problem"
     href = context.link(sort=column, down=int(down), page=1)
     order = ("descending" if state.down else "ascending") if mine else None
     return el("th", el("a", label + arrow, href=href, title=meaning or None), scope="col", aria_sort=order)
@@ -79,6 +114,7 @@ def _filters(context: Context) -> Html:
     state = context.state
     found = [(name, name) for name in transforms(context.index, state)]
     outcomes = [("", "any outcome"), *((name, label) for name, (label, _, _) in OUTCOMES.items())]
+    signals = [("", "any signal"), _SILENT, *((name, label) for name, (label, _, _) in SIGNALS.items())]
     bound = {"type": "number", "step": "any", "inputmode": "decimal"}
     return el(
         "form.filters",
@@ -91,6 +127,7 @@ def _filters(context: Context) -> Html:
             aria_label="search questions, answers and responses",
         ),
         _select("outcome", outcomes, state.outcome),
+        _select("signal", signals, state.signal) if trains(state.split) else None,
         _select("transform", [("", "any transform"), *found], state.transform),
         el(
             "label",
@@ -108,10 +145,17 @@ def _filters(context: Context) -> Html:
         el(
             "a.button.plain",
             "Clear",
-            href=context.link(q="", outcome="", transform="", low=None, high=None, truncated=0, page=1),
+            href=context.link(**_CLEARED),
         ),
         role="search",
     )
+
+
+_CLEARED: dict[str, Any] = {
+    **dict.fromkeys(("q", "outcome", "signal", "transform"), ""),
+    **{"low": None, "high": None, "truncated": 0, "page": 1, "sort": "problem", "down": 0},
+}
+"""What a state without filters and in the order of ids has."""
 
 
 def _written(value: float | None) -> str:
@@ -129,7 +173,7 @@ def _pager(context: Context, page: Page) -> Html:
     return el(
         "nav.pager",
         el("a.button", "← previous", href=before) if before else None,
-        el("span", f"{page.total:,} problems, page {page.number} of {page.pages}"),
+        el("span", f"{counted(page.total, 'problem')}, page {page.number} of {page.pages}"),
         el("a.button", "next →", href=after) if after else None,
         key(context, "h", before),
         key(context, "l", after),

@@ -6,14 +6,13 @@ gap(t, k) = log pi_old(o_t | Qk) - log pi_old(o_t | Qj),    j the variant that t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from sharevl_explorer.charts import number
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import Context, tabs
 from sharevl_explorer.queries import token_logprobs
+from sharevl_explorer.tokenizer import tokenizer_of
 
 _TOKENS = 2000
 _FULL = {"logprob": 5.0, "gap": 2.0}
@@ -35,11 +34,13 @@ def token_view(context: Context, row: Mapping[str, Any]) -> Html:
     choices = [(-1, "log-prob"), *((k, f"gap under Q{k}") for k in others)]
     links = [(name, context.link(under=k), k == chosen) for k, name in choices]
     limit = len(row["token_ids"]) if state.full else _TOKENS
-    pieces = _pieces(str(context.index.runs[state.run].absolute()), tuple(row["token_ids"][:limit]))
+    tokenizer, why = tokenizer_of(context.index.runs[state.run])
+    pieces = _pieces(tokenizer, row["token_ids"][:limit])
     shown = _sampled(row, pieces) if source is None or chosen < 0 else _gaps(row, pieces, source, kept[chosen], state)
     return el(
         "section.panel",
         el("header.view", el("h3", "Tokens"), tabs("what the colours show", links) if others else None),
+        el("p.note", f"Tokens are shown as their numbers: {why}.") if why and pieces else None,
         None if in_file else _missing(row, state.variant, state.under, others),
         shown,
         el("p.note", f"the first {limit:,} of {len(row['token_ids']):,} tokens; ", _all(context))
@@ -62,7 +63,7 @@ def _missing(row: Mapping[str, Any], source: int, under: int, others: Sequence[i
     if row["schema_version"] < 2 and row["scorers"]:
         why = "an older program wrote this step and kept means alone"
     elif not row["scorers"]:
-        why = "the response was not scored under variants (an evaluation, or no known reward)"
+        why = "the response was not scored under variants (an evaluation, no known reward, or a replaced problem)"
     else:
         why = "the response was scored under its own variant alone"
     return el("p.quiet", f"No gap of single tokens: {why}.")
@@ -122,27 +123,18 @@ def _token(piece: str, value: float | None, kind: str, title: str) -> Html:
     return el(f"span.token{sign if kind == 'gap' else '.likely'}", piece, style=f"--v:{100 * share:.0f}%", title=title)
 
 
-def _pieces(run: str, ids: tuple[int, ...]) -> list[str]:
-    """The text of each token, or its number where the run's tokenizer is not at hand."""
-    tokenizer = _tokenizer(run)
+def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token, or its number where there is no tokenizer.
+
+    Where tokens share a character, the last of them has it and those before have nothing.
+    """
     if tokenizer is None:
         return [f"{token} " for token in ids]
-    return [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
+    from tokenizers.decoders import DecodeStream
 
-
-@lru_cache(maxsize=4)
-def _tokenizer(run: str) -> Any:
-    """The tokenizer of the run's model if it lies on this machine; None otherwise. No weights, no torch."""
-    from importlib.resources import files
-
-    import yaml
-
-    try:
-        from tokenizers import Tokenizer
-
-        path = str(yaml.safe_load((Path(run) / "recipe.yaml").read_text())["model"]["path"])
-        built_in = Path(str(files("sharevl_lite"))) / "assets" / path.removeprefix("builtin:")
-        folder = built_in if path.startswith("builtin:") else Path(path)
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # the library raises its own bare Exception; without a tokenizer, numbers are shown
-        return None
+    stream = DecodeStream(skip_special_tokens=False)
+    pieces = [stream.step(tokenizer, token) or "" for token in ids]
+    told = max((place for place, piece in enumerate(pieces) if piece), default=-1) + 1
+    if told < len(pieces):  # the text ends inside a character
+        pieces[-1] = tokenizer.decode(list(ids[told:]), skip_special_tokens=False)
+    return pieces

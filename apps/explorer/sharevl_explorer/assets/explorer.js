@@ -1,28 +1,164 @@
 // Navigation by URL, keys, and following. Runs once when the component loads; `element` and `server` are Gradio's.
 const root = element.querySelector("#sharevl");
-let asked = 0;
+const [busy, notice, page, live] = ["busy", "notice", "page", "live quiet"].map((kind) => {
+  const part = document.createElement(kind.startsWith("live") ? "span" : "div");
+  part.className = kind;
+  return part;
+});
+notice.setAttribute("role", "status");
+page.textContent = "loading …";
+root.replaceChildren(busy, notice, page);
 
-async function show() {
-  const mine = ++asked;
+const follows = root.dataset.follow === "1", TOP = { y: 0, focus: null, open: [] }, EVERY = 2000;
+const LOST = "No connection to the explorer. Is it still running? What you see stays; this page goes on by itself when " +
+  "the explorer answers again. If it does not, reload it.";
+const FAILED = "The explorer could not make this page; its terminal says why.";
+let asked = 0, kept = null, lost = false, newest = -1;
+
+// Gradio answers `undefined`, and throws nothing, where the server cannot be reached or fails.
+async function call(name, given) {
+  const answer = await Promise.resolve(server[name](given)).catch(() => undefined);
+  if (answer === undefined) throw new Error(`no answer to ${name}`);
+  return answer;
+}
+
+// Where a reader is: how far down, at which control, with which details open. By names, for a page that is made anew.
+const controls = () => [...page.querySelectorAll("a[href], button, input, select, textarea, summary")];
+const nameOf = (control) => control.tagName + (control.getAttribute("name") ?? control.getAttribute("aria-label")
+  ?? control.textContent.replace(/[↑↓]/g, "").trim());
+const detailsOf = () => [...page.querySelectorAll("details")].map((part, n) => [`${n} ${nameOf(part.firstChild)}`, part]);
+
+function here() {
+  const active = document.activeElement, focus = page.contains(active) ? { name: nameOf(active) } : null;
+  if (focus) {
+    focus.nth = controls().filter((control) => nameOf(control) === focus.name).indexOf(active);
+    if (/search|text/.test(active.type)) focus.typed = [active.value, active.selectionStart, active.selectionEnd];
+  }
+  return { y: window.scrollY, focus, open: detailsOf().filter(([, part]) => part.open).map(([name]) => name) };
+}
+
+function restore({ y, focus, open }) {
+  for (const [name, part] of detailsOf()) part.open ||= open.includes(name);
+  const control = focus && controls().filter((control) => nameOf(control) === focus.name)[focus.nth];
+  control?.focus({ preventScroll: true });
+  if (control && focus.typed) {
+    control.value = focus.typed[0];
+    control.setSelectionRange(focus.typed[1], focus.typed[2]);
+  }
+  window.scrollTo(0, y);
+}
+
+// Each entry of the browser's history has a name under which its place is kept while another is shown.
+const places = new Map(JSON.parse(sessionStorage.getItem("sharevl-places") ?? "[]"));
+const fresh = () => `${Date.now()}-${Math.random()}`;
+let entry = history.state?.sharevl ?? fresh(), shown = entry;
+const returning = () => places.get(entry) ?? TOP;
+history.replaceState({ ...history.state, sharevl: entry }, "");
+history.scrollRestoration = "manual";
+
+// Fetches the page of the URL; `place` gives where its reader is, once the old page is about to go.
+async function show(place = here) {
+  const mine = ++asked, waiting = setTimeout(() => root.setAttribute("aria-busy", "true"), 150);
   let html;
   try {
-    html = await server.view(location.search);
-  } catch (error) {
-    root.textContent = `The server does not answer (${error}). Is it still running? Reload to try again.`;
-    return;
+    html = await call("view", location.search);
+  } catch {
+    return mine === asked ? fail() : undefined;
+  } finally {
+    clearTimeout(waiting);
+    if (mine === asked) root.removeAttribute("aria-busy");
   }
   if (mine !== asked) return;
-  const open = root.querySelector("dialog[open]");
-  root.innerHTML = html;
-  if (open) root.querySelector("dialog").showModal();
+  const there = place(), open = page.querySelector("dialog[open]");
+  replace(html);
+  if (open) page.querySelector("dialog").showModal();
+  restore(there);
+  shown = entry;
   root.dataset.shown = location.search;
 }
 
-function go(href) {
+function replace(html) {
+  kept = page.querySelector("section.try:has(form)") ?? kept;
+  page.innerHTML = html;
+  const trial = page.querySelector("section.try:has(form)"), model = (part) => part?.querySelector("header").textContent;
+  if (trial && model(trial) === model(kept)) trial.replaceWith(kept); // with its question, image and answers
+  document.title = page.querySelector(".frame").dataset.title;
+  if (follows) page.querySelector("header.bar strong").after(live);
+  if (!lost) tell("");
+}
+
+function tell(message, ...more) {
+  notice.replaceChildren(message, ...more);
+  notice.hidden = !message;
+}
+
+async function fail() {
+  if (await call("revision", null).then(() => true, () => false)) return tell(FAILED);
+  lose();
+}
+
+function lose() {
+  tell(LOST);
+  mark("○ no connection");
+  if (lost) return;
+  lost = true;
+  setTimeout(retry, EVERY);
+}
+
+async function retry() {
+  const found = await call("revision", null).catch(() => null);
+  if (!found) return setTimeout(retry, EVERY);
+  lost = false;
+  tell("");
+  mark();
+  const same = root.dataset.shown === location.search;
+  if (!same || page.querySelector(".frame").dataset.revision !== String(found.revision)) show(same ? here : returning);
+}
+
+function mark(text = `● live, ${new Date().toLocaleTimeString()}`) {
+  live.textContent = text;
+  live.title = "when the newest step was noticed";
+}
+
+const edited = () => [...page.querySelectorAll("form.filters [name]")].some((field) =>
+  field.type === "checkbox" ? field.checked !== field.defaultChecked
+    : field.tagName === "INPUT" ? field.value !== field.defaultValue
+    : !field.selectedOptions[0]?.defaultSelected && field.selectedIndex > 0);
+const reading = () => edited() || !getSelection().isCollapsed ||
+  page.querySelector("section.step, section.problem, section.response, section.try");
+
+// Asks for news; a page that shows the run's course is made anew, another one is left to its reader.
+async function follow() {
+  setTimeout(follow, EVERY);
+  if (lost) return;
+  const found = await call("revision", null).catch(() => null), frame = page.querySelector(".frame");
+  if (!found) return lose();
+  const later = newest >= 0 && found.step > newest;
+  newest = found.step;
+  if (!live.textContent) mark();
+  if (!frame || frame.dataset.revision === String(found.revision)) return;
+  mark();
+  if (!reading()) return show();
+  frame.dataset.revision = found.revision;
+  if (later) offer(found.step);
+}
+
+function offer(step) {
+  const link = document.createElement("a"), close = document.createElement("button");
+  link.href = `?view=step&step=${step}`;
+  link.textContent = `Step ${step} is new: open it`;
+  close.textContent = "✕";
+  close.ariaLabel = "leave it";
+  close.onclick = () => tell("");
+  tell(link, close);
+}
+
+function go(href, stays = false) {
   if (href.startsWith("#")) return;
-  history.pushState(null, "", href);
-  window.scrollTo(0, 0);
-  return show();
+  places.set(shown, here());
+  entry = fresh();
+  history.pushState({ sharevl: entry }, "", href);
+  return show(stays ? here : returning);
 }
 
 function submit(form) {
@@ -32,7 +168,7 @@ function submit(form) {
     value ? query.set(field.name, value) : query.delete(field.name);
   }
   query.delete("page");
-  return go("?" + query);
+  return go("?" + query, true);
 }
 
 // Reads a file as base64; null where none is chosen.
@@ -56,16 +192,20 @@ function say(place, message) {
 }
 
 async function ask(form) {
-  const place = root.querySelector(".answers"), button = form.querySelector("button");
+  const place = form.parentElement.querySelector(".answers"), button = form.querySelector("button");
   const file = form.image.files[0], most = Number(form.image.dataset.most);
   if (file && file.size > most) return say(place, `The image file is larger than ${most / 2 ** 20} MiB.`);
   button.disabled = true;
   place.textContent = "asking …";
   try {
-    const given = { question: form.question.value, answer: form.answer.value, image: await encoded(file) };
-    place.innerHTML = await server.attempt({ ...given, samples: form.samples.value, tokens: form.tokens.value });
+    const image = await encoded(file);
+    const given = { question: form.question.value, answer: form.answer.value, image };
+    place.innerHTML = await call("attempt", { ...given, samples: form.samples.value, tokens: form.tokens.value });
   } catch (error) {
-    say(place, `The server does not answer (${error}).`);
+    const unread = error instanceof DOMException;
+    say(place, unread ? `The image file cannot be read (${error.message}).`
+      : "The explorer did not answer. Your question is kept: ask again once it is there.");
+    if (!unread) fail();
   }
   button.disabled = false;
 }
@@ -104,7 +244,7 @@ root.addEventListener("click", (event) => {
   const link = event.target.closest("a[href]");
   if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
     event.preventDefault();
-    go(link.getAttribute("href"));
+    go(link.getAttribute("href"), link.matches("th *, .tabs *, .filters *, .note *"));
   }
   if (event.target.closest("[data-help]")) root.querySelector("dialog").showModal();
   if (event.target.closest("[data-theme]")) {
@@ -121,17 +261,20 @@ root.addEventListener("change", (event) => {
   if (event.target.matches("form.filters select, form.filters [type=checkbox]")) submit(event.target.form);
 });
 document.addEventListener("keydown", pressed);
-window.addEventListener("popstate", () => show());
+window.addEventListener("popstate", (event) => {
+  places.set(shown, here());
+  entry = event.state?.sharevl ?? fresh();
+  if (!event.state?.sharevl) history.replaceState({ sharevl: entry }, "");
+  show(returning);
+});
+window.addEventListener("pagehide", () => {
+  places.set(shown, here());
+  sessionStorage.setItem("sharevl-places", JSON.stringify([...places].slice(-200)));
+});
 
 const theme = localStorage.getItem("sharevl-theme");
 if (theme) document.body.classList.toggle("dark", theme === "dark");
 
-show();
-if (root.dataset.follow === "1") {
-  setInterval(async () => {
-    const shown = root.querySelector(".frame")?.dataset.revision;
-    const now = await server.revision(null).catch(() => shown);
-    const typing = /INPUT|SELECT/.test(document.activeElement.tagName) || root.querySelector("form.try");
-    if (String(now) !== shown && !typing) await show();
-  }, 2000);
-}
+tell("");
+show(returning);
+if (follows) follow();

@@ -1,0 +1,135 @@
+"""What groups could teach: one definition in the index, the bars, the Step view and the metrics of training."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from hostile_rows import rows
+from sharevl_explorer.index import Index
+from sharevl_explorer.page import render
+from sharevl_explorer.queries import problems, step_groups, step_means
+from sharevl_explorer.state import State
+from test_index import stored
+
+from sharevl_lite.metrics_log import read as read_metrics
+from sharevl_lite.store import Rewards, RolloutStore
+
+TOTALS = {
+    "rescued": [[1, 1], [0, 0]],
+    "half": [[1, 1], [1, 0]],
+    "mixed": [[1, 0], [0, 1]],
+    "right": [[1, 1], [1, 1]],
+    "shape": [[0.1, 0], [0, 0.1]],
+}
+
+
+def text(page):
+    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
+
+
+def test_bars_say_signal_first_and_then_right_or_wrong(tmp_path):
+    """All wrong with a spread of the format's reward trains; a rescued group does not hide how it was."""
+    stored(tmp_path, 1, TOTALS)
+    page = render(Index([tmp_path]), "?view=run")
+    title = re.search(r"<title>(step 1: [^<]*)</title>", page.split("Groups per step")[1])
+    assert title[1] == (
+        "step 1: 2 own signal, all wrong, 3 own signal, mixed, 1 rescued, all wrong, 2 rescued, all right, "
+        "2 no signal, all right"
+    )
+
+
+@pytest.mark.parametrize("signal", ["", "silent", "rescued", "none", "own"])
+def test_the_filter_counts_the_groups_of_the_bars(tmp_path, signal):
+    stored(tmp_path, 1, TOTALS)
+    index = Index([tmp_path])
+    bars = {}
+    for row in step_groups(index, 0, "train"):
+        bars[row["signal"]] = bars.get(row["signal"], 0) + row["n"]
+    page = problems(index, State(step=1, signal=signal))
+    assert page.total == len(page.rows) == {"": 5, "silent": 3, "rescued": 2, "none": 1, "own": 2}[signal]
+    if signal in ("", "silent"):
+        assert page.rescued == bars["rescued"]
+        assert page.silent == bars["rescued"] + bars["none"]
+    shown = text(render(index, f"?view=step&step=1&signal={signal}"))
+    assert f"{page.rescued} rescued, {page.silent - page.rescued} with no signal" in shown
+
+
+def test_the_figures_are_those_of_the_training(trained):
+    """vanished_local, vanished_global, rescued and gap_mean of metrics.jsonl, from the store alone."""
+    index = Index([trained])
+    gaps = {row["step"]: row["gap"] for row in step_means(index, 0, "train")}
+    logged = [record for record in read_metrics(trained / "metrics.jsonl") if "vanished_local" in record]
+    assert len(logged) == 2
+    for record in logged:
+        found = index.rows(
+            "SELECT avg((signal = 'none')::INT) AS vanished_global, avg((signal = 'rescued')::INT) AS rescued, "
+            "sum(silent) / sum(variants) AS vanished_local FROM problems WHERE split = 'train' AND step = $step",
+            {"step": record["step"]},
+        )[0]
+        assert found == pytest.approx({name: record[name] for name in found})
+        assert gaps[record["step"]] == pytest.approx(record["gap_mean"], rel=1e-5)
+
+
+def test_the_gap_is_a_mean_over_tokens(tmp_path):
+    """As gap_mean in the metrics: a response of three tokens weighs three times one of a single token."""
+    store = RolloutStore(tmp_path)
+    short, long = rows(store, 1, {"a": "one"}, variants=2, n=1)
+    scorers = [replace(scorer, gap=-0.1 if scorer.variant_index else 0.0) for scorer in short.scorers]
+    other = [replace(scorer, gap=0.0 if scorer.variant_index else -0.5) for scorer in long.scorers]
+    written = [
+        replace(short, token_ids=[1], sampling_logprobs=[-1.0], scorers=scorers, scorer_logprobs=None),
+        replace(long, token_ids=[1, 2, 3], sampling_logprobs=[-1.0] * 3, scorers=other, scorer_logprobs=None),
+    ]
+    store.write("train", 1, written)
+    assert step_means(Index([tmp_path]), 0, "train")[0]["gap"] == pytest.approx((-0.1 - 3 * 0.5) / 4)
+
+
+def test_an_evaluation_shows_no_figure_of_training(tmp_path):
+    store = RolloutStore(tmp_path)
+    for split in ("train", "eval"):
+        store.write(split, 4, rows(store, 4, {"a": "one"}))
+    records = [
+        {"step": 4, "reward": 0.1, "entropy": 0.777, "clip_low": 0.666},
+        {"step": 4, "eval_accuracy": 0.5, "eval_accuracy_plain": 0.555, "eval_accuracy_variants": 0.444},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    index = Index([tmp_path])
+    train, held_out = (text(render(index, f"?view=run&split={split}")) for split in ("train", "eval"))
+    assert "entropy 0.777" in train
+    assert "held-out, plain 0.555" in train
+    for word in ("entropy", "clip", "rescued", "shared advantage", "0.777"):
+        assert word not in held_out.split("Keys")[0], word
+    assert "accuracy, plain 0.555" in held_out
+    step = text(render(index, "?view=step&split=eval&step=4")).split("Keys")[0]
+    assert "rescued" not in step
+    assert "any signal" not in step
+
+
+def test_why_a_response_has_no_advantage(tmp_path):
+    """An evaluation, an unknown reward and a problem that dynamic sampling replaced are told apart."""
+    store = RolloutStore(tmp_path)
+    bare = [
+        replace(row, adv_global=None, adv_local=None, scorers=[], scorer_logprobs=None)
+        for row in rows(store, 1, {"gone": "one", "lost": "two"})
+    ]
+    bare = [replace(row, rewards=Rewards(None, None, 1.0)) if row.problem_id == "p-lost" else row for row in bare]
+    store.write("train", 1, bare)
+    store.write("eval", 1, bare)
+    index = Index([tmp_path])
+    for split, problem, reason in (
+        ("train", "p-gone", "dynamic sampling replaced the problem"),
+        ("train", "p-lost", "no reward is known"),
+        ("eval", "p-gone", "the split eval is an evaluation"),
+    ):
+        for view in ("problem", "response"):
+            assert reason in text(render(index, f"?view={view}&split={split}&step=1&problem={problem}"))
+    assert text(render(index, "?view=step&step=1")).count(" replaced ") == 1
+
+
+def test_one_step_is_no_steps_and_clear_restores_the_order(tmp_path):
+    stored(tmp_path, 1, TOTALS)
+    index = Index([tmp_path])
+    assert "1 step, 20 responses" in text(render(index, "?view=run"))
+    page = render(index, "?view=step&step=1&sort=reward&down=1&outcome=mixed&signal=rescued&page=1")
+    assert re.search(r'href="([^"]*)">Clear<', page)[1] == "?view=step&amp;step=1"
