@@ -23,7 +23,7 @@ def other_question(row):
 
 
 def main_of(page):
-    return re.search(r"<main[ >].*</main>", page, re.S)[0]
+    return page.split("</header>", 1)[1].split("<dialog")[0]
 
 
 def text(page):

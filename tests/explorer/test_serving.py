@@ -146,7 +146,7 @@ def test_against_compares_two_runs_and_another_host_is_warned_about(page, small)
     with started(small[0], "--against", small[1], "--host", "0.0.0.0") as (address, finish):
         opened(page, address, "?view=compare", ".movers")
         assert page.locator(".movers li").count() == 1
-        assert "1 id with another question or right answer" in page.locator("main details.note").inner_text()
+        assert "1 id with another question or right answer" in page.locator("section details.note").inner_text()
         assert page.locator("header.bar nav").inner_text().split()[-2:] == ["first", "second"]
         page.locator(".movers .row").first.click()
         page.wait_for_selector(".card")
