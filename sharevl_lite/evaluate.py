@@ -35,7 +35,7 @@ from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rewards import RewardScorer
-from sharevl_lite.run import ADAPTER_DIR, RECIPE_FILE, RunError
+from sharevl_lite.run_folder import ADAPTER_DIR, RECIPE_FILE, RunError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 

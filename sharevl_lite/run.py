@@ -12,14 +12,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
-import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,37 +26,35 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from sharevl_lite import metrics_log
-from sharevl_lite.atomic import locked, publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
-from sharevl_lite.checkpoints import discard_later_checkpoints, list_checkpoints, reading
+from sharevl_lite.atomic import publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
+from sharevl_lite.checkpoints import discard_later_checkpoints, reading
 from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
-from sharevl_lite.data import Problem
 from sharevl_lite.display import StepDisplay, before_after_table
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
-from sharevl_lite.intake import fingerprint, fit_prompts, read_sources
+from sharevl_lite.intake import fit_prompts, read_sources
 from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.policy.hf import load_adapter, save_adapter
 from sharevl_lite.policy.prompts import PromptEncoder
-from sharevl_lite.recipes import dump_recipe, load_recipe
+from sharevl_lite.recipes import dump_recipe
 from sharevl_lite.rewards import RewardScorer
+from sharevl_lite.run_folder import (
+    ADAPTER_DIR,
+    DATA_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    SUMMARY_FILE,
+    TOKENIZER_FILE,
+    RunError,
+    check_same_data,
+    data_record,
+    held,
+    prepare,
+)
 from sharevl_lite.store import RolloutStore
 from sharevl_lite.trainer import ShareGRPOTrainer
 
-RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
-DATA_FILE, TOKENIZER_FILE = "data.json", "tokenizer.json"
-# What a resumed run may change: nothing that decides what is asked, rewarded or optimised. ROUNDING is only about how
-# sums are grouped: the run goes on as it would have, but not bit for bit.
-REPORTING = frozenset({"train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub"})
-ROUNDING = frozenset({"train.token_budget", "rollout.batch_size", "model.gradient_checkpointing"})
-SERVERS = frozenset(f"rollout.server_{knob}" for knob in ("urls", "model", "adapter_dir", "timeout_seconds", "retries"))
-RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | {"train.hub_model_id", "reward.timeout_seconds", "reward.workers"}
 AVERAGED = ("vanished_local", "vanished_global", "rescued")
-
-logger = logging.getLogger(__name__)
-
-
-class RunError(ValueError):
-    """A run that cannot start or go on, with what to do."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ def train(
     console = console or Console(quiet=os.environ.get("RANK", "0") != "0", force_terminal=on_screen)
     run_dir = recipe.run_dir
     _check_services(recipe)
-    with _held(run_dir):
+    with held(run_dir):
         return _train_in_folder(recipe, resume, console, callbacks)
 
 
@@ -96,7 +92,7 @@ def _train_in_folder(
     recipe: Recipe, resume: str | Path | None, console: Console, callbacks: Sequence[TrainerCallback]
 ) -> RunResult:
     run_dir = recipe.run_dir
-    checkpoint = _prepare(recipe, resume)
+    checkpoint = prepare(recipe, resume)
     summary_file = run_dir / SUMMARY_FILE
     if resume is not None and summary_file.is_file():
         summary = json.loads(summary_file.read_text())
@@ -118,32 +114,8 @@ def _scorer(recipe: Recipe) -> RewardScorer:
     return RewardScorer(recipe.reward, Path())
 
 
-@contextlib.contextmanager
-def _held(run_dir: Path) -> Iterator[None]:
-    """The run's folder, made and locked by the main process; taken away again where nothing came into it.
-
-    Raises RunError where it cannot be made, or another process trains in it.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    with contextlib.ExitStack() as stack:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(run_dir))
-        except BlockingIOError as error:
-            raise RunError(f"{run_dir}: another process trains in it; wait for it, or set --name to another") from error
-        except OSError as error:
-            raise RunError(f"{run_dir}: cannot be written ({error}); set --output-dir to another folder") from error
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                run_dir.rmdir()
-
-
 def _assemble(
-    recipe: Recipe, scorer: RewardScorer, console: Console, *, resuming: bool
+    recipe: Recipe, scorer: RewardScorer, console: Console, *, resuming: bool = False
 ) -> tuple[ShareGRPOTrainer, StepDisplay]:
     intake = read_sources(recipe)
     tell_wait(console, recipe, "model")
@@ -154,7 +126,7 @@ def _assemble(
     problems = fit_prompts(recipe, intake.train, encoder, console)
     held_out = None if intake.held_out is None else fit_prompts(recipe, intake.held_out, encoder, console)
     if resuming:
-        _check_same_data(recipe, problems)
+        check_same_data(recipe, problems)
     display = StepDisplay(console, recipe.train.rollouts)
     most_images = max([1, *(len(problem.images) for problem in [*problems, *(held_out or [])])])
     tell_wait(console, recipe, "sampler")
@@ -184,71 +156,6 @@ def _check_services(recipe: Recipe) -> None:
 
         if get_token() is None:
             raise RunError("train.push_to_hub: there is no Hub token; run `hf auth login` or set HF_TOKEN")
-
-
-def _prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
-    """Checks the run's folder against what is asked; returns the checkpoint to start from."""
-    run_dir = recipe.run_dir
-    recipe_file = run_dir / RECIPE_FILE
-    if resume is None:
-        if recipe_file.exists() and _has_steps(run_dir):
-            raise RunError(
-                f"{run_dir} already holds a run; continue it with --resume auto, or start another with --name NAME"
-            )
-        return None
-    if resume != "auto":
-        checkpoint = Path(resume)
-        if not (checkpoint / "trainer_state.json").is_file():
-            raise RunError(f"--resume {resume}: not a checkpoint (no trainer_state.json in it)")
-        if checkpoint.parent.resolve() != (run_dir / "checkpoints").resolve():
-            raise RunError(f"--resume {resume}: not a checkpoint of {run_dir}; set --name and --output-dir to its run")
-    elif not recipe_file.exists():
-        return None
-    _check_same_recipe(recipe, recipe_file)
-    if resume != "auto":
-        return Path(resume)
-    checkpoints = list_checkpoints(run_dir / "checkpoints")
-    return checkpoints[-1] if checkpoints else None
-
-
-def _has_steps(run_dir: Path) -> bool:
-    """Whether there is something to continue: a run that failed before its first step is simply started again."""
-    log = run_dir / METRICS_FILE
-    records = metrics_log.read(log) if log.is_file() else []
-    return bool(list_checkpoints(run_dir / "checkpoints")) or any("loss" in record for record in records)
-
-
-def _check_same_recipe(recipe: Recipe, recipe_file: Path) -> None:
-    before, now = _flat(load_recipe(recipe_file).model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
-    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-    wrong = [key for key in changed if key not in RESUMABLE_CHANGES]
-    if not wrong and ROUNDING.intersection(changed):
-        logger.warning("%s changed: the run goes on, but not bit for bit", ", ".join(ROUNDING.intersection(changed)))
-    if wrong:
-        told = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in wrong[:5])
-        raise RunError(
-            f"{recipe_file}: the run was started with another recipe ({told}); start another with --name NAME"
-        )
-
-
-def _check_same_data(recipe: Recipe, problems: list[Problem]) -> None:
-    file = recipe.run_dir / DATA_FILE
-    if file.is_file() and json.loads(file.read_text()) != _data_record(problems):
-        raise RunError(
-            f"{recipe.data.train} is not what {recipe.run_dir} was started with (see {file}): a resumed run would ask "
-            "other problems; restore the data or start another run with --name NAME"
-        )
-
-
-def _data_record(problems: list[Problem]) -> dict[str, Any]:
-    return {"problems": len(problems), "fingerprint": fingerprint(problems)}
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _train(
@@ -311,7 +218,7 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
     for folder in (run_dir, run_dir / "checkpoints"):
         remove_stale_temporaries(folder, older_than_seconds=0)
     write_atomically(run_dir / RECIPE_FILE, dump_recipe(recipe).encode())
-    write_atomically(run_dir / DATA_FILE, (json.dumps(_data_record(list(trainer.problems))) + "\n").encode())
+    write_atomically(run_dir / DATA_FILE, (json.dumps(data_record(list(trainer.problems))) + "\n").encode())
     _keep_tokenizer(trainer, run_dir / TOKENIZER_FILE)
     done = 0
     if checkpoint is not None:

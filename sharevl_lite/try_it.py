@@ -29,7 +29,7 @@ from sharevl_lite.rewrite.filters import sift
 from sharevl_lite.rewrite.rules import rewrite_by_rules
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest
 from sharevl_lite.rollout.hf import HFRolloutEngine
-from sharevl_lite.run import RECIPE_FILE, RunError
+from sharevl_lite.run_folder import RECIPE_FILE, RunError
 from sharevl_lite.share import hierarchical_advantage
 from sharevl_lite.variants import expand_problem
 

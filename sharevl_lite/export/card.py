@@ -19,7 +19,7 @@ from sharevl_lite import __version__, metrics_log
 from sharevl_lite.data.sources import HUB_ID
 from sharevl_lite.policy.hf import BUILTIN_PREFIX
 from sharevl_lite.recipe_yaml import dump as dump_yaml
-from sharevl_lite.run import METRICS_FILE
+from sharevl_lite.run_folder import METRICS_FILE
 
 from .base import BaseModel
 from .errors import ExportError

@@ -11,7 +11,7 @@ from sharevl_lite import metrics_log
 from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, list_checkpoints
 from sharevl_lite.config import Recipe
 from sharevl_lite.recipes import load_recipe
-from sharevl_lite.run import ADAPTER_DIR, METRICS_FILE, RECIPE_FILE
+from sharevl_lite.run_folder import ADAPTER_DIR, METRICS_FILE, RECIPE_FILE
 
 from .errors import ExportError
 

@@ -1,0 +1,125 @@
+"""The folder of a run: held by one process, and checked against what is asked of it before anything is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sharevl_lite import metrics_log
+from sharevl_lite.atomic import locked
+from sharevl_lite.checkpoints import list_checkpoints
+from sharevl_lite.config import Recipe
+from sharevl_lite.data import Problem
+from sharevl_lite.intake import fingerprint
+from sharevl_lite.recipes import load_recipe
+
+RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
+DATA_FILE, TOKENIZER_FILE = "data.json", "tokenizer.json"
+# What a resumed run may change: nothing that decides what is asked, rewarded or optimised. ROUNDING is only about how
+# sums are grouped: the run goes on as it would have, but not bit for bit.
+REPORTING = frozenset({"train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub"})
+ROUNDING = frozenset({"train.token_budget", "rollout.batch_size", "model.gradient_checkpointing"})
+SERVERS = frozenset(f"rollout.server_{knob}" for knob in ("urls", "model", "adapter_dir", "timeout_seconds", "retries"))
+RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | {"train.hub_model_id", "reward.timeout_seconds", "reward.workers"}
+
+logger = logging.getLogger(__name__)
+
+
+class RunError(ValueError):
+    """A run that cannot start or go on, with what to do."""
+
+
+@contextlib.contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """The run's folder, made and locked by the main process; taken away again where nothing came into it.
+
+    Raises RunError where it cannot be made, or another process trains in it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(run_dir))
+        except BlockingIOError as error:
+            raise RunError(f"{run_dir}: another process trains in it; wait for it, or set --name to another") from error
+        except OSError as error:
+            raise RunError(f"{run_dir}: cannot be written ({error}); set --output-dir to another folder") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()
+
+
+def prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
+    """Checks the run's folder against what is asked; returns the checkpoint to start from."""
+    run_dir = recipe.run_dir
+    recipe_file = run_dir / RECIPE_FILE
+    if resume is None:
+        if recipe_file.exists() and _has_steps(run_dir):
+            raise RunError(
+                f"{run_dir} already holds a run; continue it with --resume auto, or start another with --name NAME"
+            )
+        return None
+    if resume != "auto":
+        checkpoint = Path(resume)
+        if not (checkpoint / "trainer_state.json").is_file():
+            raise RunError(f"--resume {resume}: not a checkpoint (no trainer_state.json in it)")
+        if checkpoint.parent.resolve() != (run_dir / "checkpoints").resolve():
+            raise RunError(f"--resume {resume}: not a checkpoint of {run_dir}; set --name and --output-dir to its run")
+    elif not recipe_file.exists():
+        return None
+    _check_same_recipe(recipe, recipe_file)
+    if resume != "auto":
+        return Path(resume)
+    checkpoints = list_checkpoints(run_dir / "checkpoints")
+    return checkpoints[-1] if checkpoints else None
+
+
+def _has_steps(run_dir: Path) -> bool:
+    """Whether there is something to continue: a run that failed before its first step is simply started again."""
+    log = run_dir / METRICS_FILE
+    records = metrics_log.read(log) if log.is_file() else []
+    return bool(list_checkpoints(run_dir / "checkpoints")) or any("loss" in record for record in records)
+
+
+def _check_same_recipe(recipe: Recipe, recipe_file: Path) -> None:
+    before, now = _flat(load_recipe(recipe_file).model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    wrong = [key for key in changed if key not in RESUMABLE_CHANGES]
+    if not wrong and ROUNDING.intersection(changed):
+        logger.warning("%s changed: the run goes on, but not bit for bit", ", ".join(ROUNDING.intersection(changed)))
+    if wrong:
+        told = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in wrong[:5])
+        raise RunError(
+            f"{recipe_file}: the run was started with another recipe ({told}); start another with --name NAME"
+        )
+
+
+def check_same_data(recipe: Recipe, problems: list[Problem]) -> None:
+    """Raises RunError where the run was started with other problems."""
+    file = recipe.run_dir / DATA_FILE
+    if file.is_file() and json.loads(file.read_text()) != data_record(problems):
+        raise RunError(
+            f"{recipe.data.train} is not what {recipe.run_dir} was started with (see {file}): a resumed run would ask "
+            "other problems; restore the data or start another run with --name NAME"
+        )
+
+
+def data_record(problems: list[Problem]) -> dict[str, Any]:
+    """What is kept of the problems, to know them again."""
+    return {"problems": len(problems), "fingerprint": fingerprint(problems)}
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
