@@ -88,3 +88,22 @@ def test_long_names_wrap_in_the_contents(page, tmp_path):
     assert main([str(tmp_path / "run"), "--export", str(tmp_path / "out.html")]) == 0
     page.goto((tmp_path / "out.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_the_step_is_said_and_what_could_not_be_read(tmp_path, capsys):
+    store = RolloutStore(tmp_path / "run")
+    for step in (1, 2):
+        store.write("train", step, rows(store, step, {"a": "one"}))
+    (newest,) = (tmp_path / "run").rglob("step_000002.parquet")
+    newest.write_bytes(newest.read_bytes()[:500])
+    target = tmp_path / "out.html"
+    assert main([str(tmp_path / "run"), "--export", str(target)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{target}: 1 problem of step 1 (train)\n"
+    assert f"left out: {newest}: not a whole Parquet file" in said.err
+
+
+@pytest.mark.parametrize("words", [["--step", "1"], ["--problem", "a"], ["--split", "eval"]])
+def test_what_chooses_for_an_export_means_nothing_without_one(tmp_path, capsys, words):
+    assert main([str(tmp_path), *words]) == 2
+    assert "choose what --export OUT.html writes" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,11 +47,10 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
     auth = _login(options.auth)
     runs = [options.run_dir, *([options.against] if options.against else [])]
     if options.export:
-        from sharevl_explorer.export import export
-
-        number = export(Index(runs), Path(options.export), options.problem, split=options.split, step=options.step)
-        print(f"{options.export}: {number} {'problem' if number == 1 else 'problems'}")
+        _export(Index(runs), options)
         return 0
+    if options.problem or options.step is not None or options.split != "train":
+        raise StoreError("--problem, --split and --step choose what --export OUT.html writes; a served page has them all")
     _check_address(options.host, options.port)
     try:
         index = _awaited(runs) if options.follow else Index(runs)
@@ -70,6 +70,17 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
         if tryout is not None:
             tryout.close()
     return 0
+
+
+def _export(index: Index, options: argparse.Namespace) -> None:
+    """Writes the file, and says of which step, and which steps could not be read."""
+    from sharevl_explorer.export import export
+    from sharevl_explorer.parts import counted
+
+    step, number = export(index, Path(options.export), options.problem, split=options.split, step=options.step)
+    print(f"{options.export}: {counted(number, 'problem')} of step {step} ({options.split})")
+    for path, why in index.unreadable.items():
+        print(f"left out: {path}: {why}", file=sys.stderr)
 
 
 def _awaited(runs: Sequence[str]) -> Index:

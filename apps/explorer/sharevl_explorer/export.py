@@ -28,8 +28,8 @@ ORDER BY spread_global DESC NULLS LAST, problem LIMIT $most
 
 def export(
     index: Index, target: Path, chosen: Sequence[str] = (), *, split: str = "train", step: int | None = None
-) -> int:
-    """Write problems of a step to one file and return how many.
+) -> tuple[int, int]:
+    """Write problems of a step to one file; returns the step and how many problems.
 
     Args:
         index: of the run.
@@ -51,7 +51,7 @@ def export(
     album = Album()
     parts = [_problem(index, state, album, number, problem, ids) for number, problem in enumerate(ids)]
     contents = el("ol.contents", [el("li", el("a", problem, href=f"#p{n}")) for n, problem in enumerate(ids)])
-    title = f"{index.runs[0].name}, step {state.step}"
+    title = f"{index.runs[0].name}, step {state.step}" + (f" ({split})" if split != "train" else "")
     body = el("body", el("div", album.symbols(), el("div.frame", el("h1", title), contents, parts), id="sharevl"))
     head = el(
         "head",
@@ -64,7 +64,7 @@ def export(
         ),
     )
     _write(target, ("<!doctype html>" + el("html", head, body, lang="en")).encode())
-    return len(ids)
+    return state.step, len(ids)
 
 
 def _write(target: Path, content: bytes) -> None:
