@@ -219,7 +219,8 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
         remove_stale_temporaries(folder, older_than_seconds=0)
     write_atomically(run_dir / RECIPE_FILE, dump_recipe(recipe).encode())
     write_atomically(run_dir / DATA_FILE, (json.dumps(data_record(list(trainer.problems))) + "\n").encode())
-    _keep_tokenizer(trainer, run_dir / TOKENIZER_FILE)
+    if checkpoint is None or not (run_dir / TOKENIZER_FILE).is_file():
+        _keep_tokenizer(trainer, run_dir / TOKENIZER_FILE)
     done = 0
     if checkpoint is not None:
         with reading(checkpoint):
@@ -236,7 +237,7 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
 def _keep_tokenizer(trainer: ShareGRPOTrainer, target: Path) -> None:
     """Token ids of the store can be read wherever the run is copied. A tokenizer in Python alone has no such file."""
     tokenizer = getattr(trainer.policy.processor.tokenizer, "backend_tokenizer", None)
-    if tokenizer is not None and not target.is_file():
+    if tokenizer is not None:
         write_atomically(target, tokenizer.to_str().encode())
 
 
