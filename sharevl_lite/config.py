@@ -92,7 +92,7 @@ class DataSection(Section):
 
     train: Annotated[str, Field(min_length=1)] = "builtin:digits"
     """A .parquet or .jsonl file, a folder of them, a Hub dataset id, or `builtin:digits`."""
-    eval: str | None = None
+    eval: Annotated[str, Field(min_length=1)] | None = None
     """Held-out problems, in the same forms. None: no evaluation."""
     train_split: str = "train"
     """Split of a Hub or built-in dataset."""

@@ -270,6 +270,8 @@ def _wording(path: KeyPath, kind: str, message: str, value: Any) -> str:
         return message.removeprefix("Value error, ")
     if kind == "missing":
         return "is required and not given"
+    if kind == "string_too_short":
+        return "is empty; name one, or leave the key out"
     knob = find_knob(key)
     if knob is not None:
         return f"must be {knob.type}, got {_shown(value)}"

@@ -283,6 +283,13 @@ def test_a_missing_file_lists_the_recipes_near_it(write, tmp_path, monkeypatch):
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
+@pytest.mark.parametrize("key", ["model.path", "data.train", "data.eval"])
+def test_empty_text_names_nothing(write, key):
+    section, name = key.split(".")
+    with pytest.raises(RecipeError, match=f"{key}: is empty; name one"):
+        load_recipe(write(f"{section}: {{{name}: ''}}"))
+
+
 @st.composite
 def recipes(draw):
     return Recipe(
@@ -290,8 +297,12 @@ def recipes(draw):
         output_dir=draw(_text.filter(lambda text: "\0" not in text)),
         seed=draw(st.integers(0, 2**32 - 1)),
         data=config.DataSection(
-            train=draw(_text),
-            eval=draw(st.none() | _text | st.sampled_from(["null", "1e-4", "no", "~", "010", "2026-01-01", "<<", "="])),
+            train=draw(_text.filter(bool)),
+            eval=draw(
+                st.none()
+                | _text.filter(bool)
+                | st.sampled_from(["null", "1e-4", "no", "~", "010", "2026-01-01", "<<", "="])
+            ),
             train_limit=draw(st.none() | st.integers(1, 10**20)),
             system_prompt=draw(st.none() | _text),
         ),

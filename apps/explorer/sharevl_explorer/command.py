@@ -50,7 +50,9 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
         _export(Index(runs), options)
         return 0
     if options.problem or options.step is not None or options.split != "train":
-        raise StoreError("--problem, --split and --step choose what --export OUT.html writes; a served page has them all")
+        raise StoreError(
+            "--problem, --split and --step choose what --export OUT.html writes; a served page has them all"
+        )
     _check_address(options.host, options.port)
     try:
         index = _awaited(runs) if options.follow else Index(runs)
