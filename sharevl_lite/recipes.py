@@ -262,16 +262,20 @@ def _within(data: Any, loc: KeyPath, *, required: bool) -> KeyPath:
     return loc[: length + required]
 
 
+ABSENT = {
+    "missing": "is required and not given",
+    "string_too_short": "is empty; name one, or leave the key out",
+}
+
+
 def _wording(path: KeyPath, kind: str, message: str, value: Any) -> str:
     key = _dotted(path)
     if kind == "extra_forbidden":
         return _unknown_key(_dotted(tuple(part for part in path if isinstance(part, str))))
     if kind == "value_error":
         return message.removeprefix("Value error, ")
-    if kind == "missing":
-        return "is required and not given"
-    if kind == "string_too_short":
-        return "is empty; name one, or leave the key out"
+    if kind in ABSENT:
+        return ABSENT[kind]
     knob = find_knob(key)
     if knob is not None:
         return f"must be {knob.type}, got {_shown(value)}"
