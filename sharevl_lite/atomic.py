@@ -25,19 +25,15 @@ STALE_SECONDS = 3600.0
 
 @contextlib.contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Holds a lock on a folder that is there; it ends with the process. Without locks in its file system: nothing.
+    """Holds a lock on a folder that is there; it ends with the process.
 
-    Raises BlockingIOError where another process holds it.
+    Raises BlockingIOError where another process holds it, and another OSError where the file system has no locks.
     """
     import fcntl
 
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if isinstance(error, BlockingIOError):
-                raise
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)

@@ -22,6 +22,8 @@ def reading(checkpoint: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise
         raise CheckpointError(
             f"{checkpoint} is damaged ({str(error).strip().partition(chr(10))[0] or type(error).__name__}); remove it "
             "and go on with --resume auto from the one before, or with --resume PATH from another"

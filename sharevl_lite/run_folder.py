@@ -46,11 +46,16 @@ def held(run_dir: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{run_dir}: cannot be written ({error}); set --output-dir to another folder") from error
+        try:
             stack.enter_context(locked(run_dir))
         except BlockingIOError as error:
             raise RunError(f"{run_dir}: another process trains in it; wait for it, or set --name to another") from error
         except OSError as error:
-            raise RunError(f"{run_dir}: cannot be written ({error}); set --output-dir to another folder") from error
+            logger.warning(
+                "%s: its file system has no locks (%s); see to it that one process trains in it", run_dir, error
+            )
         try:
             yield
         finally:

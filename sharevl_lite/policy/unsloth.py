@@ -97,7 +97,6 @@ def _load_base(loader: Any, recipe: Recipe) -> tuple[Any, Any]:
     shared: dict[str, Any] = {}
     longest = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
     if recipe.rollout.engine == "unsloth":
-        _know_vision_tower()
         shared = {
             "fast_inference": True,
             "gpu_memory_utilization": recipe.rollout.vllm_gpu_memory_utilization,
@@ -107,6 +106,8 @@ def _load_base(loader: Any, recipe: Recipe) -> tuple[Any, Any]:
         }
     try:
         with room_to_start() if shared else nullcontext():
+            if shared:
+                _know_vision_tower()
             model, processor = loader.from_pretrained(
                 path,
                 max_seq_length=longest if shared else max(recipe.train.token_budget, longest),
