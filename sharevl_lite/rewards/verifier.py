@@ -54,11 +54,14 @@ _OPTION_PREFIX = re.compile(
     r"(?:the )?(?:correct )?(?:option|choice|answer|figure|graph|point)(?: is)?:? ?", re.IGNORECASE
 )
 _NAMED_OPTION = re.compile(r"\(?([A-Z])(?:[).:]+\s*(.*))?")
-_OTHER_OPTION = re.compile(r"(?:\b(?:and|or)\b|[,/&])\s*\(?[A-Z]\b|\b[A-Z][).:]\s*\S|\([a-z]\)")
+_OTHER_OPTION = {
+    last: re.compile(rf"(?:\b(?:and|or)\b|[,/&])\s*\(?[A-{last}]\b|\b[A-{last}][).:]\s*\S|\([a-{last.lower()}]\)")
+    for last in "HZ"
+}
 _ANGLE = re.compile(r"(?:m\s*)?\\angle\s*\{?([A-Z]'*)\s*([A-Z]'*)\s*([A-Z]'*)\}?")
 _TEXT_IN_BETWEEN = re.compile(r"\d\s*\\(?:text|textrm|mathrm|rm)\s*\{(?!\s*(?:or|and)\s*\})[^{}]*[A-Za-z][^{}]*\}\s*\d")
 _BASE = re.compile(r"\d\s*_\s*\{?\s*\d")
-_PRIME = re.compile(r"'|\\prime(?![A-Za-z])")
+_PRIME = re.compile(r"(?<=[A-Za-z0-9)'])'(?![A-Za-z])|\\prime(?![A-Za-z])")
 _READ_BY_MATHRULER = "frac|sqrt|sin|cos|tan|pi|theta|alpha|beta|infty|cup|cdot|times|circ|text|mathrm"
 _MISREAD_BY_MATHRULER = re.compile(
     rf"\d \{{?\d|\\text\s*\{{\s*(?:or|and)\s*\}}|\\sqrt\s*\[|\\(?!(?:{_READ_BY_MATHRULER})(?![A-Za-z]))[A-Za-z]"
@@ -132,7 +135,7 @@ def _named_option(answer: str, last: str) -> tuple[str | None, str]:
     """
     answer = _OPTION_PREFIX.sub("", unwrap_text(answer).strip(), count=1)
     option = _NAMED_OPTION.fullmatch(answer[:2].upper() + answer[2:])
-    if option is None or option[1] > last or _OTHER_OPTION.search(option[2] or ""):
+    if option is None or option[1] > last or _OTHER_OPTION[last].search(option[2] or ""):
         return None, ""
     return option[1], option[2] or ""
 

@@ -38,6 +38,8 @@ RIGHT = [  # (boxed answer, gold)
     ("A", "A. 30"),
     ("A. 30", "A. 30"),
     (r"\frac{1}{2}", "(C) 0.5"),
+    ("B. the lines P and Q", "B"),
+    (r"5\text{ (Tom's age)}", "5"),
     ("I", "I. nine"),
     ("(i)", "I. nine"),
     ("nine", "I. nine"),
