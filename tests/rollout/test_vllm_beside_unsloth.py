@@ -33,6 +33,16 @@ BOTH = pytest.mark.skipif(
 )
 
 
+def run(recipe, changes):
+    """Trains in a process of its own; what it said, and the records of its metrics."""
+    words = [f"--{name}={value}" for name, value in changes.items()]
+    command = [sys.executable, str(Path(__file__).with_name("unsloth_vllm_command.py")), "train", str(recipe), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    log = changes["output_dir"] / changes["name"] / "metrics.jsonl"
+    return done.stdout, [json.loads(line) for line in log.read_text().splitlines()]
+
+
 @pytest.mark.vllm
 @pytest.mark.unsloth
 @pytest.mark.slow
@@ -64,12 +74,8 @@ def test_a_recipe_trains_with_both(tmp_path, monkeypatch, path):
         "output_dir": tmp_path,
         "name": "run",
     }
-    words = [f"--{name}={value}" for name, value in changes.items()]
-    command = [sys.executable, str(Path(__file__).with_name("unsloth_vllm_command.py")), "train", str(path), *words]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    assert f"model     loading {tmp_path / 'model'} with Unsloth" in done.stdout
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    said, records = run(path, changes)
+    assert f"model     loading {tmp_path / 'model'} with Unsloth" in said
     steps = [record for record in records if "loss" in record]
     assert len(records) > len(steps)  # the held-out problems were asked
     assert [step["update"] for step in steps] == [2, 4]
@@ -111,11 +117,7 @@ def test_a_model_that_shares_its_weights_with_vllm_trains(tmp_path, monkeypatch,
         "output_dir": tmp_path,
         "name": "run",
     }
-    words = [f"--{name}={value}" for name, value in changes.items()]
-    command = [sys.executable, str(Path(__file__).with_name("unsloth_vllm_command.py")), "train", str(DEMO), *words]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    _, records = run(DEMO, changes)
     steps = [record for record in records if "loss" in record]
     assert len(steps) == 2
     assert steps[0]["gap_mean"] != steps[1]["gap_mean"]  # the adapter that the second step samples with is another
