@@ -48,6 +48,7 @@ from sharevl_lite.run_folder import (
     RunError,
     check_same_data,
     data_record,
+    has_steps,
     held,
     prepare,
 )
@@ -101,7 +102,7 @@ def _train_in_folder(
         return RunResult(run_dir, summary)
     check_servers(recipe)
     with _scorer(recipe) as scorer:
-        trainer, display = _assemble(recipe, scorer, console, resuming=resume is not None)
+        trainer, display = _assemble(recipe, scorer, console, resuming=resume is not None and has_steps(run_dir))
         for callback in callbacks:
             trainer.add_callback(callback)
         try:

@@ -68,7 +68,7 @@ def prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
     run_dir = recipe.run_dir
     recipe_file = run_dir / RECIPE_FILE
     if resume is None:
-        if recipe_file.exists() and _has_steps(run_dir):
+        if recipe_file.exists() and has_steps(run_dir):
             raise RunError(
                 f"{run_dir} already holds a run; continue it with --resume auto, or start another with --name NAME"
             )
@@ -79,7 +79,7 @@ def prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
             raise RunError(f"--resume {resume}: not a checkpoint (no trainer_state.json in it)")
         if checkpoint.parent.resolve() != (run_dir / "checkpoints").resolve():
             raise RunError(f"--resume {resume}: not a checkpoint of {run_dir}; set --name and --output-dir to its run")
-    elif not recipe_file.exists():
+    elif not recipe_file.exists() or not has_steps(run_dir):
         return None
     _check_same_recipe(recipe, recipe_file)
     if resume != "auto":
@@ -88,7 +88,7 @@ def prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
     return checkpoints[-1] if checkpoints else None
 
 
-def _has_steps(run_dir: Path) -> bool:
+def has_steps(run_dir: Path) -> bool:
     """Whether there is something to continue: a run that failed before its first step is simply started again."""
     log = run_dir / METRICS_FILE
     records = metrics_log.read(log) if log.is_file() else []

@@ -34,7 +34,9 @@ def test_a_place_that_cannot_be_written_is_said_and_nothing_stays(small_recipe, 
     assert not recipe.run_dir.exists()
 
 
-def test_a_run_that_failed_in_its_first_step_is_started_again(small_recipe, tmp_path):
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_run_that_failed_in_its_first_step_is_started_again(small_recipe, tmp_path, resume):
+    """With what made it fail put right, so by another recipe."""
     source = tmp_path / "reward.py"
     functions = [{"path": f"{source}:mine", "weight": 0.5}]
     source.write_text("import sys\n\ndef mine(completions, **columns):\n    sys.exit(3)\n")
@@ -43,9 +45,11 @@ def test_a_run_that_failed_in_its_first_step_is_started_again(small_recipe, tmp_
     source = tmp_path / "fixed.py"
     source.write_text("def mine(completions, **columns):\n    return [1.0] * len(completions)\n")
     recipe = small_recipe(**FEW, **{"reward.functions": [{"path": f"{source}:mine", "weight": 0.4}]})
-    assert train(recipe).summary["steps"] == 2
+    assert train(recipe, resume=resume).summary["steps"] == 2
     with pytest.raises(RunError, match="already holds a run"):
         train(recipe)
+    with pytest.raises(RunError, match=r"started with another recipe \(seed was 0, now 1\)"):
+        train(recipe.model_copy(update={"seed": 1}), resume="auto")
 
 
 DAMAGED = {
