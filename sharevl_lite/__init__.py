@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sharevl_lite import metrics_log, rewards, share, store
     from sharevl_lite.config import Recipe
+    from sharevl_lite.errors import UserError
     from sharevl_lite.recipes import RecipeError, load_recipe
     from sharevl_lite.run import RunResult, train
 
@@ -24,6 +25,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "RunResult",
+    "UserError",
     "load_recipe",
     "metrics_log",
     "rewards",
@@ -37,6 +39,7 @@ _NAMES = {
     "Recipe": "config",
     "RecipeError": "recipes",
     "RunResult": "run",
+    "UserError": "errors",
     "load_recipe": "recipes",
     "train": "run",
 }

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sharevl_lite.atomic import temporary_beside
+from sharevl_lite.errors import UserError
 
 CHECKPOINT_PREFIX = "checkpoint-"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be read, with what to do."""
 
 

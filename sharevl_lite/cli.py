@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
@@ -11,8 +12,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from sharevl_lite import __version__
+from sharevl_lite.errors import UserError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+_PLAIN_KNOBS = frozenset({"name", "output_dir", "seed"})
+"""The recipe's keys outside of its sections."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,14 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return EXIT_USAGE
+    options.parser.refuse_misspelled(overrides)
     try:
         code: int = options.run(options, overrides)
     except KeyboardInterrupt:
         print("stopped without saving", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except ValueError as error:
-        if not _is_users_mistake(error):
-            raise
+    except UserError as error:
         print(f"sharevl-lite: {error}", file=sys.stderr)
         return EXIT_USAGE
     return code
@@ -44,33 +47,19 @@ def _be_kind_to_shared_cores() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _is_users_mistake(error: ValueError) -> bool:
-    """Whether the error is one of ours, which name what is wrong and what to do; others keep their trace."""
-    named = {
-        "RecipeError",
-        "RunError",
-        "DataError",
-        "BadRowError",
-        "CheckpointError",
-        "DifficultyError",
-        "EvaluationError",
-        "PolicyError",
-        "HubError",
-        "LossScaleError",
-        "ScheduleError",
-        "RewardFunctionError",
-        "RolloutError",
-        "StoreError",
-        "MetricsError",
-        "VariantsError",
-        "ExportError",
-    }
-    return type(error).__name__ in named and type(error).__module__.startswith("sharevl_lite")
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+
+    def refuse_misspelled(self, words: Sequence[str]) -> None:
+        """Ends the program where a word that is no knob (`--dryrun`) is nearly one of this command's options."""
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in words:
+            option = word.partition("=")[0]
+            if option.startswith("--") and "." not in option and option[2:].replace("-", "_") not in _PLAIN_KNOBS:
+                near = difflib.get_close_matches(option.replace("_", "-"), known, n=1, cutoff=0.75)
+                if near:
+                    self.error(f"unknown option {option}; did you mean {near[0]}?")
 
 
 def _parser() -> _Parser:
@@ -93,7 +82,7 @@ def _parser() -> _Parser:
     train.add_argument("recipe", metavar="RECIPE.yaml")
     train.add_argument("--dry-run", action="store_true", help="show the resolved recipe and what a step would take")
     train.add_argument("--resume", metavar="auto|PATH", help="continue the run from its newest or a given checkpoint")
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, parser=train)
     _add_eval(commands)
     doctor = commands.add_parser(
         "doctor",
@@ -106,7 +95,7 @@ def _parser() -> _Parser:
     doctor.add_argument("recipe", metavar="RECIPE.yaml", nargs="?")
     doctor.add_argument("--memory-gib", type=float, metavar="N", help="plan for a GPU of N GiB instead of the one here")
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
-    doctor.set_defaults(run=_doctor)
+    doctor.set_defaults(run=_doctor, parser=doctor)
     _add_variants(commands)
     _add_export(commands)
     _add_view(commands)
@@ -124,7 +113,7 @@ def _add_eval(commands: argparse._SubParsersAction[_Parser]) -> None:
         allow_abbrev=False,
     )
     add_options(evaluate)
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=_evaluate, parser=evaluate)
 
 
 def _add_variants(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -156,7 +145,7 @@ def _add_variants(commands: argparse._SubParsersAction[_Parser]) -> None:
     variants.add_argument("--timeout", type=float, default=120.0, help="seconds for one request (default: 120)")
     variants.add_argument("--cache", metavar="FILE", help="replies of the model (default: DIR.cache.sqlite)")
     variants.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop")
-    variants.set_defaults(run=_variants)
+    variants.set_defaults(run=_variants, parser=variants)
 
 
 def _add_check(variants: _Parser) -> None:
@@ -209,7 +198,7 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
         "a built llama.cpp in LLAMA_CPP_DIR, and fetches none",
     )
     _add_export_details(export)
-    export.set_defaults(run=_export)
+    export.set_defaults(run=_export, parser=export)
 
 
 def _add_export_details(export: _Parser) -> None:
@@ -256,7 +245,7 @@ def _add_view(commands: Any) -> None:
         help="adds Try it, with transformers: `run` (the run's own policy), a run, a checkpoint, an adapter, a local "
         "model or a Hub id",
     )
-    view.set_defaults(run=_view)
+    view.set_defaults(run=_view, parser=view)
 
 
 def _asks_for_help(command: str) -> bool:

@@ -16,12 +16,13 @@ from pathlib import Path
 from sharevl_lite.collect import Rollout
 from sharevl_lite.config import DifficultySection
 from sharevl_lite.data.problem import Problem
+from sharevl_lite.errors import UserError
 from sharevl_lite.variants import Difficulty
 
 FILE = "difficulty.json"
 
 
-class DifficultyError(ValueError):
+class DifficultyError(UserError):
     """A checkpoint without its success rates, with what to do."""
 
 

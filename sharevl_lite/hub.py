@@ -21,6 +21,8 @@ import httpx
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
+from sharevl_lite.errors import UserError
+
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 RETRY_SECONDS = (2.0, 10.0, 60.0)
 """Pauses before an upload is taken up again after a fault of the network or the server."""
@@ -28,7 +30,7 @@ RETRY_SECONDS = (2.0, 10.0, 60.0)
 logger = logging.getLogger(__name__)
 
 
-class HubError(ValueError):
+class HubError(UserError):
     """The Hub refused a repository or a file, or cannot be reached; the message says what to do."""
 
 

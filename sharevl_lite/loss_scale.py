@@ -19,13 +19,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sharevl_lite.errors import UserError
+
 FILE = "loss_scale.json"
 START, LOWEST, HIGHEST = 2.0**16, 1.0, 2.0**24
 GROW_AFTER = 200
 """Updates without an overflow after which the scale is doubled."""
 
 
-class LossScaleError(ValueError):
+class LossScaleError(UserError):
     """Gradients that are not finite, at any scale, with what to do."""
 
 

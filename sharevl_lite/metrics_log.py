@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from sharevl_lite.atomic import sync_directory, write_atomically
+from sharevl_lite.errors import UserError
 
 
-class MetricsError(ValueError):
+class MetricsError(UserError):
     """A metrics file or record that cannot be used; the message says which and why."""
 
 

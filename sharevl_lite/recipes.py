@@ -22,6 +22,7 @@ import yaml
 from pydantic import ValidationError
 
 from sharevl_lite.config import Recipe
+from sharevl_lite.errors import UserError
 from sharevl_lite.knobs import find_knob, knobs, nearest_keys, sections
 from sharevl_lite.recipe_yaml import KeyPath, parse, syntax_problem
 from sharevl_lite.recipe_yaml import dump as dump_yaml
@@ -29,7 +30,7 @@ from sharevl_lite.recipe_yaml import dump as dump_yaml
 _LONGEST_VALUE = 80
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError):
     """A recipe cannot be used; one line of the message for each problem."""
 
     def __init__(self, problems: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from sharevl_lite.atomic import locked
 from sharevl_lite.checkpoints import list_checkpoints
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import Problem
+from sharevl_lite.errors import UserError
 from sharevl_lite.intake import fingerprint
 from sharevl_lite.recipes import load_recipe
 
@@ -30,7 +31,7 @@ RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | {"train.hub_model_id", "rew
 logger = logging.getLogger(__name__)
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run that cannot start or go on, with what to do."""
 
 

@@ -12,9 +12,10 @@ import torch
 from torch.utils.data import Dataset
 
 from sharevl_lite.config import Recipe
+from sharevl_lite.errors import UserError
 
 
-class ScheduleError(ValueError):
+class ScheduleError(UserError):
     """The data or the processes do not fit the recipe's numbers of problems."""
 
 

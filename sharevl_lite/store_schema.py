@@ -16,13 +16,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from sharevl_lite.errors import UserError
+
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 VERSION_KEY = b"sharevl_lite.schema_version"
 """Key of the version in the metadata of a file's schema."""
 
 
-class StoreError(ValueError):
+class StoreError(UserError):
     """The store cannot be read or written as asked; the message says what, where and what to do."""
 
 

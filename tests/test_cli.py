@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sharevl_lite.cli import main
+from sharevl_lite.cli import _PLAIN_KNOBS, main
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / "configs" / "digits_cpu.yaml")
@@ -97,6 +97,10 @@ def test_dry_run_shows_the_recipe_with_overrides_and_exits_0():
         (["eval", "builtin:digits-vl", "--data", "builtin:letters"], ["builtin:letters"]),
         (["eval", "builtin:digits-vl", "--data", "builtin:digits", "--samples", "0"], ["eval.samples"]),
         (["fly"], ["fly"]),
+        (["train", DEMO, "--dryrun"], ["--dryrun", "--dry-run"]),
+        (["train", DEMO, "--resume-from=x"], ["--resume-from", "--resume?"]),
+        (["export", "runs/x", "--to", "y", "--max-shard", "1GB"], ["--max-shard", "--max-shard-size"]),
+        (["train", DEMO, "--nam", "x9"], ["--nam", "did you mean --name"]),
     ],
     ids=lambda value: " ".join(value)[-40:],
 )
@@ -105,6 +109,12 @@ def test_a_mistake_is_one_clear_message_and_code_2(called, words, told):
     assert code == 2, output + errors
     for piece in told:
         assert piece in errors
+
+
+def test_knobs_outside_of_sections_are_known_to_the_command_line():
+    from sharevl_lite.knobs import knobs
+
+    assert {knob.name for knob in knobs() if "." not in knob.name} == {name.replace("_", "-") for name in _PLAIN_KNOBS}
 
 
 def test_a_mistake_shows_no_trace():

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from sharevl_lite.errors import UserError
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -19,7 +21,7 @@ OnBadRow = Literal["stop", "skip"]
 logger = logging.getLogger(__name__)
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data source cannot be used. The message says which one, why, and what to do."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sharevl_lite.errors import UserError
 
-class ExportError(ValueError):
+
+class ExportError(UserError):
     """An export that cannot start, or is not what it should be. The message says what, where and what to do."""

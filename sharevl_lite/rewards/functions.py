@@ -20,10 +20,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sharevl_lite.errors import UserError
+
 RewardFunction = Callable[..., Any]
 
 
-class RewardFunctionError(ValueError):
+class RewardFunctionError(UserError):
     """A user's reward function cannot be loaded, or returned something that is not a list of rewards."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sharevl_lite.errors import UserError
 
-class RolloutError(ValueError):
+
+class RolloutError(UserError):
     """An engine that cannot start or sample as asked, with what to do about it."""
