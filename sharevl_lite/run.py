@@ -284,10 +284,13 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
         before, after = ({n: summary[f"{n}_{when}"] for n in names} for when in ("before", "after"))
         console.print(before_after_table(before, after))
     shares = {name: f"{summary[name]:.0%}" for name in AVERAGED}
+    sharing = (
+        "would be rescued by the global level" if recipe.share.levels == "local" else "were rescued by another variant"
+    )
     console.print(
         f"{summary['steps']} steps in {summary['train_seconds']:.0f} s; on average {shares['vanished_local']} of the "
         f"variant groups and {shares['vanished_global']} of the problems gave no signal, {shares['rescued']} of the "
-        "problems were rescued by another variant",
+        f"problems {sharing}",
         highlight=False,
         soft_wrap=True,
     )
