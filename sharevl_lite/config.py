@@ -224,6 +224,9 @@ class ObjectiveSection(Section):
     aggregation: Literal["token", "sequence", "dr_grpo"] = "sequence"
     """`sequence`: mean over tokens, then over pairs (paper). `token`: mean over all tokens (DAPO). `dr_grpo`: sum over
     tokens divided by max_completion_length (arXiv 2503.20783)."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """What has a ratio: each `token` (paper), or each `sequence`, the geometric mean over its tokens (GSPO, arXiv
+    2507.18071; it clips at epsilon 3e-4, epsilon_high 4e-4 and no delta, and aggregates by `sequence`)."""
     epsilon: NonNegative = 0.2
     """Lower clip of the ratio: 1 - epsilon."""
     epsilon_high: NonNegative = 0.3

@@ -271,6 +271,7 @@ class Learner:
             advantages_B.repeat_interleave(lengths_B).to(device),
             weights_B.repeat_interleave(lengths_B).to(device),
             self.clipping,
+            sequence_lengths_B=lengths_B if objective.importance_sampling_level == "sequence" else None,
             correction_T=None if correction_S is None else correction_S.to(device).double(),
             ref_logprobs_T=None if reference_S is None else reference_S.double(),
             beta=objective.beta,

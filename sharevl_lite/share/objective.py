@@ -7,8 +7,9 @@ A *pair* is a response o of source variant j scored under variant k. For its tok
     loss = Σ_T weight_T · (-c_T·J_T + beta·k3_T),             k3 = exp(ref - logp) - (ref - logp) - 1
 
 with c the optional cross-variant correction. `weight_T` carries the whole aggregation, so that a loss summed over any
-split of the tokens into packed rows is the same loss. Sources: arXiv 2505.16673 (J, with every ratio starting at 1),
-1912.09729 (dual clip), 2402.03300 (k3), 2503.20783 (`dr_grpo`), TRL's GRPOTrainer (names; parity is tested).
+split of the pairs into packed rows is the same loss. With a ratio for each sequence r is the geometric mean of its
+tokens' ratios (GSPO). Sources: arXiv 2505.16673 (J, with every ratio starting at 1), 1912.09729 (dual clip), 2402.03300
+(k3), 2503.20783 (`dr_grpo`), 2507.18071 (GSPO), TRL's GRPOTrainer (names; parity is tested).
 
 The paper gives a cross-variant pair no correction although o was sampled under Qj and is trained under Qk;
 :func:`cross_variant_weight` offers one.
@@ -24,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Aggregation = Literal["token", "sequence", "dr_grpo"]
+ImportanceLevel = Literal["token", "sequence"]
 Correction = Literal["none", "truncate", "mask"]
 
 
@@ -55,15 +57,21 @@ def policy_loss(
     weights_T: Float[Tensor, "T"],
     clipping: Clipping,
     *,
+    sequence_lengths_B: Int[Tensor, "B"] | None = None,
     correction_T: Float[Tensor, "T"] | None = None,
     ref_logprobs_T: Float[Tensor, "T"] | None = None,
     beta: float = 0.0,
 ) -> PolicyLoss:
     """Loss of the tokens T of any set of pairs; each tensor holds one entry per token, log-probs in nats.
 
-    `correction_T` multiplies the policy term (not the KL). `beta` above 0 needs `ref_logprobs_T`.
+    `sequence_lengths_B` gives each pair one ratio, for all of its tokens: they stand one pair after another, with these
+    lengths (on the CPU). None: a ratio for each token. `correction_T` multiplies the policy term (not the KL). `beta`
+    above 0 needs `ref_logprobs_T`.
     """
-    ratio_T = torch.exp(logprobs_T - old_logprobs_T)
+    log_ratio_T = logprobs_T - old_logprobs_T
+    if sequence_lengths_B is not None:
+        log_ratio_T = _sequence_means(log_ratio_T, sequence_lengths_B)
+    ratio_T = torch.exp(log_ratio_T)
     clipped_T = ratio_T.clamp(1.0 - clipping.epsilon, 1.0 + clipping.epsilon_high)
     objective_T = torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
     negative_T = advantages_T < 0
@@ -91,6 +99,12 @@ def policy_loss(
         clipped_dual_T=dual_T.detach(),
         kl_T=None if kl_T is None else kl_T.detach(),
     )
+
+
+def _sequence_means(values_T: Float[Tensor, "T"], lengths_B: Int[Tensor, "B"]) -> Float[Tensor, "T"]:
+    """The mean of its sequence, at every token."""
+    pieces = values_T.split(lengths_B.tolist())
+    return torch.cat([piece_R.mean().expand_as(piece_R) for piece_R in pieces])
 
 
 def pair_token_weights(

@@ -24,6 +24,7 @@ class Options:
     beta: float
     correction: str
     cap: float
+    level: str = "token"
 
 
 OPTIONS = st.builds(
@@ -33,6 +34,7 @@ OPTIONS = st.builds(
     beta=st.sampled_from([0.0, 0.04, 2.0]),
     correction=st.sampled_from(["none", "truncate", "mask"]),
     cap=st.sampled_from([1.0, 1.5, 3.0]),
+    level=st.sampled_from(["token", "sequence"]),
 )
 
 
@@ -78,12 +80,14 @@ def by_hand(scored, options):
     total_tokens = sum(scored.length(pair) for pair in pairs)
     low, high = 1.0 - options.clipping.epsilon, 1.0 + options.clipping.epsilon_high
     delta = options.clipping.delta
-    loss, gradients, flags = 0.0, [], []
+    loss, policy_gradients, kl_slopes, flags = 0.0, [], [], []
     for pair in pairs:
-        advantage = float(scored.advantages[pair])
-        for t in range(scored.length(pair)):
+        advantage, length = float(scored.advantages[pair]), scored.length(pair)
+        token_ratios = [math.exp(float(scored.new[pair][t]) - float(scored.old[pair][t])) for t in range(length)]
+        policy_slopes = [0.0] * length
+        for t in range(length):
             new, old, ref = (float(table[pair][t]) for table in (scored.new, scored.old, scored.ref))
-            ratio = math.exp(new - old)
+            ratio = token_ratios[t] if options.level == "token" else math.prod(token_ratios) ** (1 / length)
             clipped = min(max(ratio, low), high)
             objective = min(ratio * advantage, clipped * advantage)
             if advantage < 0 and delta is not None:
@@ -104,7 +108,11 @@ def by_hand(scored, options):
                 "dr_grpo": 1.0 / (len(pairs) * MAX_LENGTH),
             }[options.aggregation]
             loss += weight * (-correction * objective + options.beta * kl)
-            gradients.append(weight * (-correction * slope + options.beta * kl_slope))
+            # A sequence's ratio moves with the log-prob of each of its tokens, 1 / length as fast as with their sum.
+            moved = [t] if options.level == "token" else range(length)
+            for s in moved:
+                policy_slopes[s] -= weight * correction * slope / len(moved)
+            kl_slopes.append(weight * options.beta * kl_slope)
             flags.append(
                 (
                     advantage < 0 and ratio < low,
@@ -112,7 +120,9 @@ def by_hand(scored, options):
                     advantage < 0 and delta is not None and ratio > delta,
                 )
             )
-    return loss, torch.tensor(gradients, dtype=torch.float64), flags
+        policy_gradients += policy_slopes
+    gradients_T = torch.tensor(policy_gradients, dtype=torch.float64) + torch.tensor(kl_slopes, dtype=torch.float64)
+    return loss, gradients_T, flags
 
 
 def token_tensors(scored, options):
@@ -127,6 +137,7 @@ def token_tensors(scored, options):
         "weights_T": scored.per_token(pair_token_weights(lengths_B, options.aggregation, MAX_LENGTH)),
         "correction_T": cross_variant_weight(old_T, source_T, options.correction, options.cap),
         "ref_logprobs_T": scored.flat(scored.ref),
+        "sequence_lengths_B": lengths_B if options.level == "sequence" else None,
     }
 
 
@@ -151,18 +162,21 @@ def test_loss_gradient_and_clip_flags_are_those_of_the_loops(options, seed, p, m
 
 @settings(max_examples=100, deadline=None)
 @given(options=OPTIONS, parts=st.integers(1, 6), **SHAPES)
-def test_any_split_of_the_tokens_has_the_same_total_loss(options, parts, seed, p, m, n):
+def test_any_split_of_the_pairs_has_the_same_total_loss(options, parts, seed, p, m, n):
     scored = Scored(seed, p, m, n)
     tensors = token_tensors(scored, options)
     whole = policy_loss(clipping=options.clipping, beta=options.beta, **tensors).loss
     (gradient_T,) = torch.autograd.grad(whole, tensors["logprobs_T"])
-    owner_T = torch.randint(parts, gradient_T.shape, generator=torch.Generator().manual_seed(seed))
-    pieces = [
-        policy_loss(
-            clipping=options.clipping, beta=options.beta, **{name: t[owner_T == part] for name, t in tensors.items()}
-        ).loss
-        for part in range(parts)
-    ]
+    owner_B = torch.randint(parts, (len(scored.pairs()),), generator=torch.Generator().manual_seed(seed))
+    owner_T = scored.per_token(owner_B)
+    pieces = []
+    for part in owner_B.unique().tolist():
+        chosen = {
+            name: x[(owner_B if name.endswith("_B") else owner_T) == part]
+            for name, x in tensors.items()
+            if x is not None
+        }
+        pieces.append(policy_loss(clipping=options.clipping, beta=options.beta, **chosen).loss)
     assert sum(pieces).item() == pytest.approx(whole.item(), rel=TOLERANCE, abs=TOLERANCE)
     (split_T,) = torch.autograd.grad(sum(pieces), tensors["logprobs_T"])
     torch.testing.assert_close(split_T, gradient_T, rtol=0, atol=0)  # each token's term is the same arithmetic
@@ -183,7 +197,7 @@ def test_autograd_agrees_with_finite_differences():
 def test_at_ratio_one_the_gradient_is_minus_advantage_times_weight(aggregation, dtype):
     scored = Scored(5, 2, 2, 3)
     tensors = token_tensors(scored, Options(aggregation, Clipping(0.2, 0.3, 3.0), 0.0, "none", 1.0))
-    tensors = {name: tensor.detach().to(dtype) for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().to(dtype) for name, tensor in tensors.items() if name.endswith("_T")}
     logprobs_T = tensors.pop("old_logprobs_T").requires_grad_(True)
     tensors["logprobs_T"] = logprobs_T
     result = policy_loss(old_logprobs_T=logprobs_T.detach(), clipping=Clipping(0.2, 0.3, 3.0), **tensors)

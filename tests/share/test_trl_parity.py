@@ -36,7 +36,7 @@ class Batch:
         self.ref = self.old + 0.5 * torch.randn(count, LONGEST, generator=draw, dtype=torch.float64)
 
 
-def bare_trainer(batch, *, loss_type="grpo", delta=None, beta=0.0, clipping=(0.2, 0.3), training=True):
+def bare_trainer(batch, *, loss_type="grpo", delta=None, beta=0.0, clipping=(0.2, 0.3), level="token", training=True):
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     trainer = object.__new__(GRPOTrainer)
@@ -79,7 +79,7 @@ def bare_trainer(batch, *, loss_type="grpo", delta=None, beta=0.0, clipping=(0.2
         "epsilon_low": clipping[0],
         "epsilon_high": clipping[1],
         "beta": beta,
-        "importance_sampling_level": "token",
+        "importance_sampling_level": level,
         "off_policy_mask_threshold": None,
         "top_entropy_quantile": 1.0,
         "max_completion_length": MAX_LENGTH,
@@ -129,7 +129,7 @@ def our_advantages(batch):
     return hierarchical_advantage(rewards_PMN, eps=TRL_EPS).as_pairs("local").flatten()
 
 
-def our_loss(batch, advantages_B, aggregation, clipping, beta):
+def our_loss(batch, advantages_B, aggregation, clipping, beta, level="token"):
     weights_B = pair_token_weights(batch.lengths, aggregation, MAX_LENGTH)
     logprobs = batch.new.clone().requires_grad_(True)
     result = policy_loss(
@@ -138,6 +138,7 @@ def our_loss(batch, advantages_B, aggregation, clipping, beta):
         advantages_B.repeat_interleave(batch.lengths),
         weights_B.repeat_interleave(batch.lengths),
         clipping,
+        sequence_lengths_B=batch.lengths if level == "sequence" else None,
         ref_logprobs_T=batch.ref[batch.mask],
         beta=beta,
     )
@@ -197,3 +198,22 @@ def test_a_whole_step_from_rewards_to_gradients_is_trls(loss_type):
     )
     assert result.loss.item() == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE)
     torch.testing.assert_close(gradient, their_gradient, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("loss_type", AGGREGATIONS)
+@pytest.mark.parametrize(("bounds", "delta"), [((0.2, 0.3), 3.0), ((0.2, 0.3), 1.35), ((3e-4, 4e-4), None)])
+def test_one_ratio_for_a_sequence_is_trls(loss_type, bounds, delta):
+    batch = Batch(0)
+    trainer = bare_trainer(batch, loss_type=loss_type, delta=delta, beta=0.04, clipping=bounds, level="sequence")
+    inputs = trl_inputs(batch, trainer)
+    theirs, their_gradient = trl_loss(batch, trainer, inputs)
+    clipping = Clipping(*bounds, delta)
+    result, gradient = our_loss(
+        batch, inputs["advantages"], AGGREGATIONS[loss_type], clipping, beta=0.04, level="sequence"
+    )
+    assert result.loss.item() == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE)
+    torch.testing.assert_close(gradient, their_gradient, rtol=TOLERANCE, atol=TOLERANCE)
+    for flag_T in (result.clipped_low_T, result.clipped_high_T):
+        assert flag_T.any()
+        per_sequence = flag_T.split(batch.lengths.tolist())
+        assert all(flag_R.all() or not flag_R.any() for flag_R in per_sequence), "a sequence is clipped as a whole"
