@@ -1,8 +1,8 @@
 """Problems: reading files and Hub datasets, and checking every row of them."""
 
-from .errors import BadRow, BadRowError, DataError, RowFault, RowPlace
-from .loading import LoadedProblems, load_problems
-from .problem import PLACEHOLDER, Problem, Variant
+from sharevl_lite.data.errors import BadRow, BadRowError, DataError, RowFault, RowPlace
+from sharevl_lite.data.loading import LoadedProblems, load_problems
+from sharevl_lite.data.problem import PLACEHOLDER, Problem, Variant
 
 __all__ = [
     "PLACEHOLDER",

@@ -18,7 +18,7 @@ from typing import Any, overload
 
 from PIL import Image, ImageOps
 
-from .errors import RowFault
+from sharevl_lite.data.errors import RowFault
 
 EIGHT_BIT_MODES = frozenset(
     {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}

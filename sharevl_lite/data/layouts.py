@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sharevl_lite.config import ColumnNames
-
-from .errors import DataError, RowFault
+from sharevl_lite.data.errors import DataError, RowFault
 
 logger = logging.getLogger(__name__)
 

@@ -25,12 +25,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sharevl_lite.config import ColumnNames, DataSection, TransformName
-
-from .errors import BadRow, DataError, OnBadRow, RowFault, RowPlace, check_rows, require_some
-from .images import ImageReader
-from .layouts import Layout, choose_layout
-from .problem import PLACEHOLDER, Problem
-from .sources import RawRow, parse_json_line, read_rows
+from sharevl_lite.data.errors import BadRow, DataError, OnBadRow, RowFault, RowPlace, check_rows, require_some
+from sharevl_lite.data.images import ImageReader
+from sharevl_lite.data.layouts import Layout, choose_layout
+from sharevl_lite.data.problem import PLACEHOLDER, Problem
+from sharevl_lite.data.sources import RawRow, parse_json_line, read_rows
 
 BUILTIN = "builtin:"
 VARIANTS_ALIAS = "new_questions"
@@ -145,7 +144,7 @@ def _collect(source: str, rows: Iterator[tuple[RowPlace, Problem]], skipped: lis
 def _builtin_rows(source: str, split: str) -> Iterator[tuple[RowPlace, Problem]]:
     if source != f"{BUILTIN}digits":
         raise DataError(f"{source}: no such built-in dataset; there is builtin:digits")
-    from .digits import digits_problems
+    from sharevl_lite.data.digits import digits_problems
 
     try:
         problems = digits_problems(split)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError, RowPlace
+from sharevl_lite.data.errors import DataError, RowPlace
 
 SUFFIXES = (".parquet", ".jsonl")
 SPLIT_NAMES = ("train", "test", "val", "dev", "eval")

@@ -9,16 +9,15 @@ from typing import Literal
 from sharevl_lite.collect import Answered, Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem, Variant
+from sharevl_lite.evaluation.errors import EvaluationError
+from sharevl_lite.evaluation.grouping import group_wrong_answers
+from sharevl_lite.evaluation.outcomes import RIGHT, Answer, Asked, Outcome
 from sharevl_lite.heldout import EVAL_VISIT
 from sharevl_lite.records import response_row
 from sharevl_lite.rewards import Score
 from sharevl_lite.rollout.engine import Response, Sampling
 from sharevl_lite.store import RolloutRow, RolloutStore
 from sharevl_lite.variants import ask_each_kind, expand_problem, kind_of
-
-from .errors import EvaluationError
-from .grouping import group_wrong_answers
-from .outcomes import RIGHT, Answer, Asked, Outcome
 
 Ways = Literal["each", "drawn", "none"]
 WAYS: Mapping[str, str] = {

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .document import Evaluation
-from .errors import EvaluationError
-from .figures import COUNTED, agreements, mean_right, measures
-from .outcomes import Asked, Outcome
-from .statistics import LEVEL, RESAMPLES, PairedTest, paired_test
-from .tables import Table, between, chance, number, points
+from sharevl_lite.evaluation.document import Evaluation
+from sharevl_lite.evaluation.errors import EvaluationError
+from sharevl_lite.evaluation.figures import COUNTED, agreements, mean_right, measures
+from sharevl_lite.evaluation.outcomes import Asked, Outcome
+from sharevl_lite.evaluation.statistics import LEVEL, RESAMPLES, PairedTest, paired_test
+from sharevl_lite.evaluation.tables import Table, between, chance, number, points
 
 SAME = (
     "data_digest",

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from sharevl_lite.atomic import write_atomically
-
-from .errors import EvaluationError
-from .figures import Bootstrap, by_kind, by_source, by_transform, counts, headline
-from .outcomes import Outcome
-from .statistics import Figure
+from sharevl_lite.evaluation.errors import EvaluationError
+from sharevl_lite.evaluation.figures import Bootstrap, by_kind, by_source, by_transform, counts, headline
+from sharevl_lite.evaluation.outcomes import Outcome
+from sharevl_lite.evaluation.statistics import Figure
 
 SCHEMA_VERSION = 1
 

@@ -27,8 +27,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from .outcomes import RIGHT, Asked, Outcome
-from .statistics import RESAMPLES, Figure, figure, leading, majority, pass_at_k
+from sharevl_lite.evaluation.outcomes import RIGHT, Asked, Outcome
+from sharevl_lite.evaluation.statistics import RESAMPLES, Figure, figure, leading, majority, pass_at_k
 
 PerWay = Callable[[Asked], float | None]
 COUNTED = ("response_length",)

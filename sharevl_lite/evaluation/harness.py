@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from sharevl_lite.config import Recipe
-
-from .errors import EvaluationError
-from .outcomes import RIGHT, Answer, Asked, Outcome
-from .published import BENCHMARKS
+from sharevl_lite.evaluation.errors import EvaluationError
+from sharevl_lite.evaluation.outcomes import RIGHT, Answer, Asked, Outcome
+from sharevl_lite.evaluation.published import BENCHMARKS
 
 VERSION = "0.7.3"
 INSTALL = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .document import Evaluation
-from .statistics import LEVEL, Figure
-from .tables import Table, markdown, value_and_interval
+from sharevl_lite.evaluation.document import Evaluation
+from sharevl_lite.evaluation.statistics import LEVEL, Figure
+from sharevl_lite.evaluation.tables import Table, markdown, value_and_interval
 
 INTERVAL = f"{LEVEL:.0%}\u00a0interval"
 MEANINGS = """\

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from sharevl_lite.atomic import write_atomically
 from sharevl_lite.config import Recipe
+from sharevl_lite.evaluation.document import Evaluation
+from sharevl_lite.evaluation.errors import EvaluationError
+from sharevl_lite.evaluation.report import as_markdown
 from sharevl_lite.store import RolloutStore
-
-from .document import Evaluation
-from .errors import EvaluationError
-from .report import as_markdown
 
 EVAL_DIR = "eval"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")

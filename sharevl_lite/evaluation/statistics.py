@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from .outcomes import RIGHT
+from sharevl_lite.evaluation.outcomes import RIGHT
 
 RESAMPLES = 9999
 LEVEL = 0.95

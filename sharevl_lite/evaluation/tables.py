@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .figures import COUNTED
-from .statistics import Figure
+from sharevl_lite.evaluation.figures import COUNTED
+from sharevl_lite.evaluation.statistics import Figure
 
 if TYPE_CHECKING:
     from rich.console import Console

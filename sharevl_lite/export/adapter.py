@@ -16,10 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sharevl_lite.export.base import BaseModel
+from sharevl_lite.export.errors import ExportError
 from sharevl_lite.policy.hf import ADAPTER_FILE
-
-from .base import BaseModel
-from .errors import ExportError
 
 PEFT_PREFIX = "base_model.model."
 UNSUPPORTED = (

@@ -17,9 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from sharevl_lite.export.nf4 import unpack
 from sharevl_lite.policy.packed import HALF
-
-from .nf4 import unpack
 
 
 @contextlib.contextmanager

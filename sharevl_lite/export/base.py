@@ -18,9 +18,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sharevl_lite.export.errors import ExportError
 from sharevl_lite.policy.hf import BUILTIN_PREFIX, resolve_model_path
-
-from .errors import ExportError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COPIED = (

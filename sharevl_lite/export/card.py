@@ -17,14 +17,13 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from sharevl_lite import __version__, metrics_log
 from sharevl_lite.data.sources import HUB_ID
+from sharevl_lite.export.base import BaseModel
+from sharevl_lite.export.errors import ExportError
+from sharevl_lite.export.snippets import usage
+from sharevl_lite.export.source import Source
 from sharevl_lite.policy.hf import BUILTIN_PREFIX
 from sharevl_lite.recipe_yaml import dump as dump_yaml
 from sharevl_lite.run_folder import METRICS_FILE
-
-from .base import BaseModel
-from .errors import ExportError
-from .snippets import usage
-from .source import Source
 
 CARD = "README.md"
 RELATIONS = {"merged-16bit": "finetune", "merged-4bit": "quantized", "lora": "adapter", "gguf": "quantized"}

@@ -10,18 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sharevl_lite.export import four_bit, gguf, verify, verify_four_bit
+from sharevl_lite.export.adapter import read_adapter
+from sharevl_lite.export.base import INDEX, PROCESSING, BaseModel, find_base, read_tensor, stored_tensors
+from sharevl_lite.export.card import CARD, write_card
+from sharevl_lite.export.errors import ExportError
+from sharevl_lite.export.merge import copy_files, write_merged
+from sharevl_lite.export.probes import Probe, find_probes
+from sharevl_lite.export.publish import check_space, check_target, published
+from sharevl_lite.export.snippets import VLLM_NOTE, llama_command, vllm_command
+from sharevl_lite.export.source import Source, find_source
 from sharevl_lite.hub import ADAPTER_FILES, ModelUpload
-
-from . import four_bit, gguf, verify, verify_four_bit
-from .adapter import read_adapter
-from .base import INDEX, PROCESSING, BaseModel, find_base, read_tensor, stored_tensors
-from .card import CARD, write_card
-from .errors import ExportError
-from .merge import copy_files, write_merged
-from .probes import Probe, find_probes
-from .publish import check_space, check_target, published
-from .snippets import VLLM_NOTE, llama_command, vllm_command
-from .source import Source, find_source
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 FULL = ("merged-16bit", "merged-4bit")
@@ -123,7 +122,7 @@ def _find_programs(settings: Settings) -> Path | None:
     if settings.kind == "merged-4bit":
         four_bit.require_bitsandbytes()
     if (settings.kind, settings.saver) == ("gguf", "unsloth"):
-        from .unsloth import require_llama_cpp
+        from sharevl_lite.export.unsloth import require_llama_cpp
 
         require_llama_cpp()
         return None
@@ -138,7 +137,7 @@ def _write_merged(settings: Settings, source: Source, base: BaseModel, folder: P
     if settings.saver == "own":
         write_merged(base, changes, folder, settings.max_shard_bytes)
     else:
-        from . import unsloth
+        from sharevl_lite.export import unsloth
 
         if settings.kind == "gguf":
             unsloth.save_gguf(source, base, folder, name, settings.gguf_type)
@@ -174,7 +173,7 @@ def _write_four_bits(settings: Settings, source: Source, base: BaseModel, folder
 
 
 def _write_four_bits_with_unsloth(settings: Settings, source: Source, base: BaseModel, folder: Path) -> list[str]:
-    from . import unsloth
+    from sharevl_lite.export import unsloth
 
     changes = read_adapter(source.adapter, base)
     if others := sorted(changes.keys() - four_bit.packed_names(base)):

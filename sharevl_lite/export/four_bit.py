@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 
+from sharevl_lite.export import verify
+from sharevl_lite.export.base import PROCESSING, BaseModel
+from sharevl_lite.export.errors import ExportError
+from sharevl_lite.export.merge import copy_files
 from sharevl_lite.policy.hf import four_bits, text_layers
-
-from . import verify
-from .base import PROCESSING, BaseModel
-from .errors import ExportError
-from .merge import copy_files
 
 SAME = (*PROCESSING, "generation_config.json")
 """The base's files that are the same beside packed weights; `config.json` gains a section."""

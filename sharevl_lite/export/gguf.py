@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from .base import read_tensor, stored_tensors
-from .errors import ExportError
+from sharevl_lite.export.base import read_tensor, stored_tensors
+from sharevl_lite.export.errors import ExportError
 
 CONVERTER = "convert_hf_to_gguf.py"
 ROUNDING = {"F32": 1e-6, "BF16": 2**-8, "F16": 2**-10, "Q8_0": 2**-6}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from .adapter import LowRank, merged
-from .base import INDEX, SINGLE, BaseModel, StoredTensor, read_tensor
+from sharevl_lite.export.adapter import LowRank, merged
+from sharevl_lite.export.base import INDEX, SINGLE, BaseModel, StoredTensor, read_tensor
 
 
 def write_merged(base: BaseModel, changes: Mapping[str, LowRank], folder: Path, max_shard_bytes: int) -> None:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from sharevl_lite.data import load_problems
+from sharevl_lite.export.errors import ExportError
+from sharevl_lite.export.source import Source
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.store import RolloutStore, StoreError, read
-
-from .errors import ExportError
-from .source import Source
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sharevl_lite.atomic import TEMPORARY, locked, publish_directory, temporary_beside
-
-from .errors import ExportError
+from sharevl_lite.export.errors import ExportError
 
 MARGIN_BYTES = 64 * 1024**2
 """Room beside the weights: tokenizer, card, what the file system keeps."""

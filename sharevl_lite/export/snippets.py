@@ -7,10 +7,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from sharevl_lite.export.base import BaseModel
+from sharevl_lite.export.source import Source
 from sharevl_lite.rollout.serve_command import picture_size
-
-from .base import BaseModel
-from .source import Source
 
 VLLM_NOTE = "vLLM from 0.28 on reads these 4 bits with its plug-in: pip install vllm-bnb-plugin"
 """vLLM moved bitsandbytes out of itself (github.com/vllm-project/vllm/pull/43529)."""

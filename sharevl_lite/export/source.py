@@ -10,10 +10,9 @@ from typing import Any
 from sharevl_lite import metrics_log
 from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, list_checkpoints
 from sharevl_lite.config import Recipe
+from sharevl_lite.export.errors import ExportError
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.run_folder import ADAPTER_DIR, METRICS_FILE, RECIPE_FILE
-
-from .errors import ExportError
 
 
 @dataclass(frozen=True)

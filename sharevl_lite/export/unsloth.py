@@ -22,15 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharevl_lite.export import four_bit, nf4
+from sharevl_lite.export.adapter import LowRank
+from sharevl_lite.export.base import BaseModel, read_tensor
+from sharevl_lite.export.errors import ExportError
+from sharevl_lite.export.merge import copy_files
+from sharevl_lite.export.source import Source
 from sharevl_lite.policy.hf import default_device
 from sharevl_lite.policy.unsloth import import_unsloth
-
-from . import four_bit, nf4
-from .adapter import LowRank
-from .base import BaseModel, read_tensor
-from .errors import ExportError
-from .merge import copy_files
-from .source import Source
 
 FAULTS = (OSError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, ValueError, NotImplementedError)
 """What Unsloth raises where it cannot save."""

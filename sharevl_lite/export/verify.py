@@ -17,14 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sharevl_lite.export.adapter import PEFT_PREFIX
+from sharevl_lite.export.arithmetic import float32_arithmetic
+from sharevl_lite.export.base import COPIED, BaseModel, read_tensor, stored_tensors
+from sharevl_lite.export.errors import ExportError
+from sharevl_lite.export.probes import Probe, encode
+from sharevl_lite.export.source import Source
 from sharevl_lite.policy.hf import ADAPTER_FILE, default_device
-
-from .adapter import PEFT_PREFIX
-from .arithmetic import float32_arithmetic
-from .base import COPIED, BaseModel, read_tensor, stored_tensors
-from .errors import ExportError
-from .probes import Probe, encode
-from .source import Source
 
 TOLERANCES = {"F64": 0.01, "F32": 0.01, "F16": 0.1, "BF16": 0.3}
 """Largest error of the logits in units of the adapter's effect, both as root mean squares, by the stored type.

@@ -32,13 +32,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import nf4
-from .base import BaseModel, StoredTensor, read_tensor, stored_tensors
-from .errors import ExportError
-from .four_bit import packed_names, packing_of
-from .probes import Probe, encode
-from .source import Source
-from .verify import Expected, Logits, check_effect_is_there, check_inputs, loaded, logits_of, rms, some
+from sharevl_lite.export import nf4
+from sharevl_lite.export.base import BaseModel, StoredTensor, read_tensor, stored_tensors
+from sharevl_lite.export.errors import ExportError
+from sharevl_lite.export.four_bit import packed_names, packing_of
+from sharevl_lite.export.probes import Probe, encode
+from sharevl_lite.export.source import Source
+from sharevl_lite.export.verify import (
+    Expected,
+    Logits,
+    check_effect_is_there,
+    check_inputs,
+    loaded,
+    logits_of,
+    rms,
+    some,
+)
 
 LOST = 0.7
 """Largest share of the adapter's effect on the logits that the 4 bits may lose. See above."""

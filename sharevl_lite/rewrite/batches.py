@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from .cache import Reply
-from .chat import ChatRequest, NoReplyError
+from sharevl_lite.rewrite.cache import Reply
+from sharevl_lite.rewrite.chat import ChatRequest, NoReplyError
 
 
 class BatchedModel(ABC):

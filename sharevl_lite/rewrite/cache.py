@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import VariantsError
+from sharevl_lite.rewrite.errors import VariantsError
 
 BUSY_SECONDS = 60.0
 STALE_SECONDS = 900.0

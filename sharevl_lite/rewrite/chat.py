@@ -14,8 +14,8 @@ from functools import partial
 from io import BytesIO
 from typing import Any, Protocol
 
-from .cache import Reply, ReplyCache
-from .errors import VariantsError
+from sharevl_lite.rewrite.cache import Reply, ReplyCache
+from sharevl_lite.rewrite.errors import VariantsError
 
 MOST_FAILURES = 8
 """Questions in a row without a reply after which a run stops: the model is gone, not one request bad."""

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sharevl_lite.data.images import encoded_images
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
-
-from .chat import CachedChat, ChatRequest, NoReplyError
+from sharevl_lite.rewrite.chat import CachedChat, ChatRequest, NoReplyError
 
 if TYPE_CHECKING:
     from sharevl_lite.rewards import VerifierPool

@@ -7,10 +7,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from .check import TEMPLATE
-from .errors import VariantsError
-from .make import REPORT, make_variants
-from .settings import Settings
+from sharevl_lite.rewrite.check import TEMPLATE
+from sharevl_lite.rewrite.errors import VariantsError
+from sharevl_lite.rewrite.make import REPORT, make_variants
+from sharevl_lite.rewrite.settings import Settings
 
 
 def run(options: argparse.Namespace, unknown: list[str]) -> bool:

@@ -11,9 +11,9 @@ from collections import Counter
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
-from .cache import Reply
-from .chat import ChatRequest, NoReplyError, openai_message
-from .errors import VariantsError
+from sharevl_lite.rewrite.cache import Reply
+from sharevl_lite.rewrite.chat import ChatRequest, NoReplyError, openai_message
+from sharevl_lite.rewrite.errors import VariantsError
 
 TRIES = 6
 LONGEST_WAIT = 120.0

@@ -16,8 +16,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from sharevl_lite.data.problem import PLACEHOLDER
-
-from .lexicon import GROUP_OF_WORD, NUMBER_WORDS, PHRASES, SIGNS, UNITS
+from sharevl_lite.rewrite.lexicon import GROUP_OF_WORD, NUMBER_WORDS, PHRASES, SIGNS, UNITS
 
 OPTION = re.compile(r"(?:(?<=\s)|^)(?:\(([A-H])\)|([A-H])(?:[.:)]))[ \t]*(?=\S)")
 OPTIONS_HEADING = re.compile(r"\b(?:options|choices|answer choices)\s*:?\s*$", re.IGNORECASE)

@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sharevl_lite.data.problem import PLACEHOLDER
-
-from .facts import CJK, Facts, facts
-from .lexicon import GROUP_OF_WORD, QUANTITIES
+from sharevl_lite.rewrite.facts import CJK, Facts, facts
+from sharevl_lite.rewrite.lexicon import GROUP_OF_WORD, QUANTITIES
 
 LONGEST_FACTOR = 2.0
 SLACK_WORDS = 10

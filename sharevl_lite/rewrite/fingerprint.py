@@ -22,8 +22,7 @@ def model_identity(engine: str, path: str) -> str:
     """
     from sharevl_lite.policy.errors import PolicyError
     from sharevl_lite.policy.hf import resolve_model_path
-
-    from .errors import VariantsError
+    from sharevl_lite.rewrite.errors import VariantsError
 
     try:
         state = fingerprint(resolve_model_path(path))

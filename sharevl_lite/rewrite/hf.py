@@ -12,11 +12,11 @@ from functools import cached_property
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from .batches import BatchedModel
-from .cache import Reply
-from .chat import ChatRequest, NoReplyError
-from .errors import VariantsError
-from .fingerprint import model_identity
+from sharevl_lite.rewrite.batches import BatchedModel
+from sharevl_lite.rewrite.cache import Reply
+from sharevl_lite.rewrite.chat import ChatRequest, NoReplyError
+from sharevl_lite.rewrite.errors import VariantsError
+from sharevl_lite.rewrite.fingerprint import model_identity
 
 if TYPE_CHECKING:
     from torch import Tensor

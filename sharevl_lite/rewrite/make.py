@@ -26,18 +26,17 @@ from sharevl_lite.data.errors import BadRow, require_some
 from sharevl_lite.data.images import ImageReader
 from sharevl_lite.data.loading import iterate_problems
 from sharevl_lite.data.problem import Problem
-
-from .cache import ReplyCache
-from .chat import CachedChat
-from .check import SolverCheck
-from .errors import VariantsError
-from .filters import sift
-from .models import ModelRoom
-from .output import ProblemWriter, counted
-from .replies import INSTRUCTION
-from .report import Report
-from .rewriters import ModelRewriter, Rewriter, RulesRewriter
-from .settings import Settings
+from sharevl_lite.rewrite.cache import ReplyCache
+from sharevl_lite.rewrite.chat import CachedChat
+from sharevl_lite.rewrite.check import SolverCheck
+from sharevl_lite.rewrite.errors import VariantsError
+from sharevl_lite.rewrite.filters import sift
+from sharevl_lite.rewrite.models import ModelRoom
+from sharevl_lite.rewrite.output import ProblemWriter, counted
+from sharevl_lite.rewrite.replies import INSTRUCTION
+from sharevl_lite.rewrite.report import Report
+from sharevl_lite.rewrite.rewriters import ModelRewriter, Rewriter, RulesRewriter
+from sharevl_lite.rewrite.settings import Settings
 
 MANIFEST, REPORT = "manifest.json", "report.md"
 REMEMBERED_IMAGES = 256

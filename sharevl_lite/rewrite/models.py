@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .chat import ChatModel
-from .errors import VariantsError
+from sharevl_lite.rewrite.chat import ChatModel
+from sharevl_lite.rewrite.errors import VariantsError
 
 KINDS = "openai, hf:MODEL and vllm:MODEL"
 USUAL_CONCURRENCY = {"openai": 8, "hf": 8, "vllm": 64}
@@ -72,14 +72,14 @@ class ModelRoom:
         source.check()
         slots, path = self.slots(source), source.spec.partition(":")[2]
         if source.kind == "hf":
-            from .hf import TransformersModel
+            from sharevl_lite.rewrite.hf import TransformersModel
 
             return TransformersModel(path, batch_size=slots)
         if source.kind == "vllm":
-            from .vllm import VLLMModel
+            from sharevl_lite.rewrite.vllm import VLLMModel
 
             return VLLMModel(path, batch_size=slots, max_tokens=self.max_tokens)
-        from .endpoint import EndpointModel
+        from sharevl_lite.rewrite.endpoint import EndpointModel
 
         assert source.base_url is not None
         assert source.model is not None

@@ -8,10 +8,9 @@ from typing import Any, Protocol
 
 from sharevl_lite.data.images import encoded_images
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
-
-from .chat import CachedChat, ChatRequest, NoReplyError
-from .replies import MARK, instruction, parse_rewrites
-from .rules import rewrite_by_rules
+from sharevl_lite.rewrite.chat import CachedChat, ChatRequest, NoReplyError
+from sharevl_lite.rewrite.replies import MARK, instruction, parse_rewrites
+from sharevl_lite.rewrite.rules import rewrite_by_rules
 
 TEMPERATURE = 0.8
 PARSE_TRIES = 3

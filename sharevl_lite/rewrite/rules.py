@@ -12,8 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from sharevl_lite.data.problem import PLACEHOLDER
-
-from .facts import split_options
+from sharevl_lite.rewrite.facts import split_options
 
 NOUNS = (
     "value|length|measure|area|perimeter|circumference|volume|radius|diameter|height|width|slope|sum|difference|total"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .check import TEMPLATE
-from .errors import VariantsError
-from .fingerprint import fingerprint, model_identity
-from .models import ModelSource
+from sharevl_lite.rewrite.check import TEMPLATE
+from sharevl_lite.rewrite.errors import VariantsError
+from sharevl_lite.rewrite.fingerprint import fingerprint, model_identity
+from sharevl_lite.rewrite.models import ModelSource
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Settings:
 
     def recorded(self) -> dict[str, Any]:
         """As the manifest keeps them: addresses without credentials, local data and models with a fingerprint."""
-        from .endpoint import without_credentials
+        from sharevl_lite.rewrite.endpoint import without_credentials
 
         settings = asdict(self)
         for name in ("base_url", "check_base_url"):

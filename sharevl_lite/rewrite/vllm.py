@@ -11,13 +11,12 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
+from sharevl_lite.rewrite.batches import BatchedModel
+from sharevl_lite.rewrite.cache import Reply
+from sharevl_lite.rewrite.chat import ChatRequest, NoReplyError, openai_message
+from sharevl_lite.rewrite.errors import VariantsError
+from sharevl_lite.rewrite.fingerprint import model_identity
 from sharevl_lite.vllm_start import room_to_start, set_environment
-
-from .batches import BatchedModel
-from .cache import Reply
-from .chat import ChatRequest, NoReplyError, openai_message
-from .errors import VariantsError
-from .fingerprint import model_identity
 
 LONGEST_PROMPT = 16384
 """Tokens of a question with its images; a longer context of the model would only cost memory."""

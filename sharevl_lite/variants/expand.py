@@ -24,9 +24,8 @@ import numpy as np
 
 from sharevl_lite.config import ShareSection, TransformSection
 from sharevl_lite.data.problem import PLACEHOLDER, Problem, Variant
-
-from .guard import allowed_kinds
-from .transforms import TRANSFORMS, GaussianNoise, Transform
+from sharevl_lite.variants.guard import allowed_kinds
+from sharevl_lite.variants.transforms import TRANSFORMS, GaussianNoise, Transform
 
 STEEPNESS = 10.0
 

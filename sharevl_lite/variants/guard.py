@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .transforms import HANDEDNESS, LEGIBILITY, TRANSFORMS
+from sharevl_lite.variants.transforms import HANDEDNESS, LEGIBILITY, TRANSFORMS
 
 if TYPE_CHECKING:
     from sharevl_lite.config import TransformSection

@@ -12,10 +12,9 @@ from typing import get_args
 
 from sharevl_lite.config import ShareSection, TransformName
 from sharevl_lite.data.problem import Problem, Variant
-
-from .expand import announce, as_asked, draw_by
-from .guard import allowed_kinds
-from .transforms import TRANSFORMS
+from sharevl_lite.variants.expand import announce, as_asked, draw_by
+from sharevl_lite.variants.guard import allowed_kinds
+from sharevl_lite.variants.transforms import TRANSFORMS
 
 PLAIN, REWORDED, UNCHANGED = "plain", "reworded", "unchanged"
 
