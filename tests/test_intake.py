@@ -12,8 +12,8 @@ from tiny_models import encoder, tiny_policy
 from sharevl_lite.data import Problem
 from sharevl_lite.data.errors import BadRowError, RowPlace
 from sharevl_lite.data.loading import LoadedProblems
-from sharevl_lite.evaluate import default_recipe
 from sharevl_lite.intake import fit_prompts
+from sharevl_lite.recipes import load_recipe
 from sharevl_lite.variants.transforms import TRANSFORMS, size_after
 
 WIDE = Problem("wide", "<image>How many?", (Image.new("RGB", (1680, 168)),), "3")
@@ -31,7 +31,7 @@ def prompts():
 
 
 def fit(prompts, problems, *words, **options):
-    recipe = default_recipe(["--model.path", "x", "--data.train", "x", *words])
+    recipe = load_recipe(None, ["--model.path", "x", "--data.train", "x", *words])
     places = [RowPlace("rows.jsonl", number) for number in range(len(problems))]
     said = StringIO()
     kept = fit_prompts(recipe, LoadedProblems(list(problems), [], places), prompts, Console(file=said), **options)
