@@ -30,7 +30,7 @@ from sharevl_lite.evaluation.report import tables
 from sharevl_lite.evaluation.saving import EVAL_DIR, Place, find_place
 from sharevl_lite.evaluation.statistics import RESAMPLES
 from sharevl_lite.evaluation.tables import show
-from sharevl_lite.intake import fit_prompts
+from sharevl_lite.intake import fit_prompts, most_images
 from sharevl_lite.policy.hf import load_adapter, resolve_model_path
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
@@ -116,9 +116,7 @@ def evaluate_target(target: str, settings: Settings | None = None) -> Evaluated:
     policy = load_policy_of(recipe)
     if subject.adapter is not None:
         load_adapter(policy, subject.adapter)
-    encoder = PromptEncoder(
-        policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
-    )
+    encoder = PromptEncoder.of(policy, recipe.data)
     kinds = {"each": recipe.share.transforms.kinds, "drawn": None, "none": []}[settings.variants]
     problems = fit_prompts(recipe, loaded, encoder, Console(stderr=True), kinds=kinds)
     evaluation = _ask(subject, settings, policy, encoder, problems, column, place)
@@ -207,10 +205,9 @@ def _collector(
     recipe: Recipe, policy: PackedPolicy, encoder: PromptEncoder, problems: Sequence[Problem], place: Place | None
 ) -> Iterator[Collector]:
     """Asks with the recipe's engine, which is closed at the end."""
-    most_images = max([1, *(len(problem.images) for problem in problems)])
     with _own_adapter_folder(recipe, place) as own, RewardScorer(recipe.reward, Path()) as scorer:
         tell_wait(Console(stderr=True), own, "sampler")
-        engine = make_engine(own, policy, max_images=most_images)
+        engine = make_engine(own, policy, max_images=most_images(problems))
         try:
             yield Collector(own, encoder, engine, scorer)
         finally:

@@ -110,6 +110,11 @@ def _longest(problem: Problem, encoder: PromptEncoder, kinds: Sequence[str], mos
     return longest, asked
 
 
+def most_images(problems: Iterable[Problem]) -> int:
+    """Images of the prompt that has most, at least one: what an engine makes room for."""
+    return max([1, *(len(problem.images) for problem in problems)])
+
+
 def fingerprint(problems: Iterable[Problem]) -> str:
     """A digest of ids, texts, rewrites, answers and image sizes, to notice that data changed before a resume."""
     digest = hashlib.sha256()

@@ -81,9 +81,7 @@ class Tester:
     def __init__(self, recipe: Recipe, policy: PackedPolicy) -> None:
         self.recipe = recipe
         self.scorer = RewardScorer(recipe.reward, Path())
-        self.encoder = PromptEncoder(
-            policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
-        )
+        self.encoder = PromptEncoder.of(policy, recipe.data)
         self.engine = HFRolloutEngine(policy, recipe.rollout.batch_size)
         self._visits = itertools.count()
 
