@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sharevl_lite.atomic import temporary_beside
-from sharevl_lite.errors import UserError
+from sharevl_lite.errors import UserError, first_line
 
 CHECKPOINT_PREFIX = "checkpoint-"
 
@@ -26,7 +26,7 @@ def reading(checkpoint: str | Path) -> Iterator[None]:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             raise
         raise CheckpointError(
-            f"{checkpoint} is damaged ({str(error).strip().partition(chr(10))[0] or type(error).__name__}); remove it "
+            f"{checkpoint} is damaged ({first_line(error)}); remove it "
             "and go on with --resume auto from the one before, or with --resume PATH from another"
         ) from error
 

@@ -24,8 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _be_kind_to_shared_cores()
     # Imported by PEFT, it says at every start on some CPUs that it found no other kernel for 4 bits on the Hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    parser = _parser()
-    options, overrides = parser.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _parser(with_knobs=words[:1] == ["train"] and not {"-h", "--help"}.isdisjoint(words))
+    options, overrides = parser.parse_known_args(words)
     if options.command is None:
         parser.print_help()
         return EXIT_USAGE
@@ -62,7 +63,8 @@ class _Parser(argparse.ArgumentParser):
                     self.error(f"unknown option {option}; did you mean {near[0]}?")
 
 
-def _parser() -> _Parser:
+def _parser(*, with_knobs: bool) -> _Parser:
+    """`with_knobs`: the help of `train` lists every knob, which takes time to read off the recipe's models."""
     parser = _Parser(
         prog="sharevl-lite",
         description="Fine-tune vision-language models with Share-GRPO on one workstation.",
@@ -75,7 +77,7 @@ def _parser() -> _Parser:
         help="train by a recipe",
         usage="sharevl-lite train RECIPE.yaml [--dry-run] [--resume auto|PATH] [--section.knob VALUE ...]",
         description="Trains by a recipe; any knob of it can be given on the command line.",
-        epilog=_knob_help() if _asks_for_help("train") else None,
+        epilog=_knob_help() if with_knobs else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -246,11 +248,6 @@ def _add_view(commands: Any) -> None:
         "model or a Hub id",
     )
     view.set_defaults(run=_view, parser=view)
-
-
-def _asks_for_help(command: str) -> bool:
-    words = sys.argv[1:]
-    return command in words[:1] and ("-h" in words or "--help" in words)
 
 
 def _knob_help() -> str:

@@ -1,4 +1,4 @@
-"""What tells a user's mistake from a fault of ours: its class."""
+"""What tells a user's mistake from a fault of ours: its class. And what others' errors say, for such a message."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,13 @@ class UserError(ValueError):
 
     The command line prints the message alone and exits with code 2; any other exception keeps its trace.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type's name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def in_one_line(error: BaseException) -> str:
+    """All that an error says as one line, or its type's name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -19,6 +19,8 @@ USAGE = """sharevl-lite eval RUN_OR_MODEL [--data DATA] [--samples N] [--engine 
 DESCRIPTION = """Evaluates a run, a checkpoint of one, a local model, a Hub id, or builtin:digits-vl, on plain
 questions and on variants of them; compares two evaluations; or runs public benchmarks with lmms-eval."""
 FEWEST_RESAMPLES = 100
+COMPARE_TAKES = frozenset({"command", "target", "compare", "force", "json", "resamples"})
+"""What may be set beside --compare; a target is refused by its name."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -126,8 +128,11 @@ def _run_suite(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _compare(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    others = ("data", "samples", "recipe", "variants", "by", "engine", "suite", "out", "name")
-    given = [f"--{name}" for name in others if getattr(options, name)]
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in vars(options).items()
+        if name not in COMPARE_TAKES and value != options.parser.get_default(name)
+    ]
     odd = [*([options.target] if options.target else []), *given, *overrides]
     if odd:
         raise EvaluationError(f"--compare reads two evaluations and takes no {' '.join(odd)}")

@@ -7,10 +7,11 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,7 +30,7 @@ from sharevl_lite.evaluation.report import tables
 from sharevl_lite.evaluation.saving import EVAL_DIR, Place, find_place
 from sharevl_lite.evaluation.statistics import RESAMPLES
 from sharevl_lite.evaluation.tables import show
-from sharevl_lite.intake import fit_prompts
+from sharevl_lite.intake import fit_prompts, most_images
 from sharevl_lite.policy.hf import load_adapter, resolve_model_path
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
@@ -37,6 +38,7 @@ from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.run_folder import ADAPTER_DIR, RECIPE_FILE, RunError
 
+ALL_ROWS = sys.maxsize
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -106,7 +108,7 @@ def evaluate_target(target: str, settings: Settings | None = None) -> Evaluated:
     subject = find_subject(target, settings)
     recipe = subject.recipe
     check_engine(recipe)
-    loaded = _load(recipe, settings)
+    loaded = _load(recipe)
     column = find_source(loaded.problems, settings.source_column)
     check_servers(recipe)
     place = _place(subject, settings)
@@ -114,9 +116,7 @@ def evaluate_target(target: str, settings: Settings | None = None) -> Evaluated:
     policy = load_policy_of(recipe)
     if subject.adapter is not None:
         load_adapter(policy, subject.adapter)
-    encoder = PromptEncoder(
-        policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
-    )
+    encoder = PromptEncoder.of(policy, recipe.data)
     kinds = {"each": recipe.share.transforms.kinds, "drawn": None, "none": []}[settings.variants]
     problems = fit_prompts(recipe, loaded, encoder, Console(stderr=True), kinds=kinds)
     evaluation = _ask(subject, settings, policy, encoder, problems, column, place)
@@ -125,16 +125,19 @@ def evaluate_target(target: str, settings: Settings | None = None) -> Evaluated:
     return Evaluated(evaluation, place)
 
 
-def find_subject(target: str, settings: Settings) -> Subject:
-    """Recipe (with what replaces its values), adapter and run of a target; see :func:`evaluate_target`."""
+def find_subject(target: str, settings: Settings, presets: Mapping[str, Any] | None = None) -> Subject:
+    """Recipe (with what replaces its values), adapter and run of a target; see :func:`evaluate_target`.
+
+    `presets` are as in :func:`sharevl_lite.recipes.load_recipe`.
+    """
     adapter, run_dir = locate(Path(target))
     found = None if run_dir is None else run_dir / RECIPE_FILE
     described = found if settings.recipe_file is None else Path(settings.recipe_file)
     if run_dir is None:
         _check_model(target)
     words = [*settings.words(), *([] if run_dir else ["--model.path", target])]
-    recipe = load_recipe(described, words) if described is not None else default_recipe(words)
-    return Subject(target, recipe, adapter, run_dir)
+    rows = {"eval.problems": ALL_ROWS} if settings.data is not None else {}
+    return Subject(target, load_recipe(described, words, presets={**rows, **(presets or {})}), adapter, run_dir)
 
 
 def _check_model(target: str) -> None:
@@ -145,12 +148,10 @@ def _check_model(target: str) -> None:
         )
 
 
-def _load(recipe: Recipe, settings: Settings) -> LoadedProblems:
+def _load(recipe: Recipe) -> LoadedProblems:
     if recipe.data.eval is None:
         raise RunError("nothing to evaluate on: give --data, such as --data test.parquet or --data builtin:digits")
-    limited = any(word.startswith("--eval.problems") for word in settings.overrides)
-    limit = None if settings.data is not None and not limited else recipe.eval.problems
-    return load_problems(recipe.data.eval, recipe.data, split=recipe.data.eval_split, limit=limit)
+    return load_problems(recipe.data.eval, recipe.data, split=recipe.data.eval_split, limit=recipe.eval.problems)
 
 
 def _place(subject: Subject, settings: Settings) -> Place | None:
@@ -204,10 +205,9 @@ def _collector(
     recipe: Recipe, policy: PackedPolicy, encoder: PromptEncoder, problems: Sequence[Problem], place: Place | None
 ) -> Iterator[Collector]:
     """Asks with the recipe's engine, which is closed at the end."""
-    most_images = max([1, *(len(problem.images) for problem in problems)])
     with _own_adapter_folder(recipe, place) as own, RewardScorer(recipe.reward, Path()) as scorer:
         tell_wait(Console(stderr=True), own, "sampler")
-        engine = make_engine(own, policy, max_images=most_images)
+        engine = make_engine(own, policy, max_images=most_images(problems))
         try:
             yield Collector(own, encoder, engine, scorer)
         finally:
@@ -257,14 +257,6 @@ def report(evaluated: Evaluated, *, as_json: bool) -> None:
         told = f"report     {place.markdown}\nfigures    {place.json}\nresponses  {place.responses} (sharevl-lite view "
         told += f"{place.responses})"
     console.print(told, highlight=False, markup=False, soft_wrap=True)
-
-
-def default_recipe(words: Sequence[str]) -> Recipe:
-    """The defaults, with overrides as on the command line."""
-    with tempfile.TemporaryDirectory() as folder:
-        empty = Path(folder) / "defaults.yaml"
-        empty.write_text("name: eval\n")
-        return load_recipe(empty, words)
 
 
 def locate(target: Path) -> tuple[Path | None, Path | None]:

@@ -21,7 +21,7 @@ import httpx
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from sharevl_lite.errors import UserError
+from sharevl_lite.errors import UserError, in_one_line
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 RETRY_SECONDS = (2.0, 10.0, 60.0)
@@ -62,7 +62,7 @@ class AdapterUploads:
                 "the upload of %s to %s failed (%s); training goes on, and the next upload is tried",
                 message,
                 self.repo_id,
-                _in_one_line(error),
+                in_one_line(error),
             )
 
     def send(self, folder: Path, message: str) -> None:
@@ -72,7 +72,7 @@ class AdapterUploads:
             self._upload(folder, message)
         except (OSError, httpx.HTTPError, ValueError) as error:
             raise HubError(
-                f"the upload of {folder} to {self.repo_id} failed ({_in_one_line(error)}); it is whole on the disk, "
+                f"the upload of {folder} to {self.repo_id} failed ({in_one_line(error)}); it is whole on the disk, "
                 f"send it with: hf upload {self.repo_id} {folder}"
             ) from error
 
@@ -107,7 +107,7 @@ class ModelUpload:
             return bool(self._api.repo_info(self.repo_id).private)
         except (OSError, httpx.HTTPError, ValueError) as error:
             raise HubError(
-                f"--push-to-hub: cannot see whether {self.repo_id} is private ({_in_one_line(error)}); try again later"
+                f"--push-to-hub: cannot see whether {self.repo_id} is private ({in_one_line(error)}); try again later"
             ) from error
 
     def send(self, folder: Path, message: str, *, replaced: Sequence[str] = ()) -> str:
@@ -128,11 +128,11 @@ class ModelUpload:
             except (OSError, httpx.HTTPError, ValueError) as error:
                 if pause is None or not _may_pass(error):
                     raise HubError(
-                        f"the upload of {folder} to {self.repo_id} failed ({_in_one_line(error)}); it is whole on the "
+                        f"the upload of {folder} to {self.repo_id} failed ({in_one_line(error)}); it is whole on the "
                         f"disk, and goes on where it was with: hf upload {self.repo_id} {folder}"
                     ) from error
                 logger.warning(
-                    "the upload to %s broke off (%s); again in %g s", self.repo_id, _in_one_line(error), pause
+                    "the upload to %s broke off (%s); again in %g s", self.repo_id, in_one_line(error), pause
                 )
                 time.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")
@@ -144,7 +144,7 @@ def _use_repository(api: HfApi, repo_id: str, option: str, knob: str, *, private
         name: str = api.create_repo(repo_id, exist_ok=True, private=private or None).repo_id
     except (OSError, httpx.HTTPError, ValueError) as error:
         raise HubError(
-            f"{option}: cannot use the repository {repo_id} ({_in_one_line(error)}); check {knob} and the rights of "
+            f"{option}: cannot use the repository {repo_id} ({in_one_line(error)}); check {knob} and the rights of "
             "the token"
         ) from error
     return name
@@ -155,7 +155,3 @@ def _may_pass(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response is not None and (error.response.status_code >= 500 or error.response.status_code == 429)
     return isinstance(error, httpx.TransportError | ConnectionError | TimeoutError)
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(f"{error}".split()) or type(error).__name__

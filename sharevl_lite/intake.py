@@ -14,7 +14,7 @@ from sharevl_lite.data import LoadedProblems, Problem, load_problems
 from sharevl_lite.data.errors import RowFault
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.variants.expand import announce
-from sharevl_lite.variants.transforms import TRANSFORMS, size_after
+from sharevl_lite.variants.transforms import TRANSFORMS
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _longest(problem: Problem, encoder: PromptEncoder, kinds: Sequence[str], mos
         return plain, asked
     images = encoder.count_image_tokens(sizes)
     for transform in (TRANSFORMS[kind] for kind in kinds):
-        changed = [size_after(transform, size) for size in sizes]
+        changed = [transform.resized(size) for size in sizes]
         sentence = transform.sentence(len(sizes))
         growth = encoder.count_image_tokens(changed) - images if changed != list(sizes) else 0
         if plain + growth + len(f"{sentence} ") <= most:  # no tokenizer makes more tokens than bytes
@@ -108,6 +108,11 @@ def _longest(problem: Problem, encoder: PromptEncoder, kinds: Sequence[str], mos
         if length > longest:
             longest, asked = length, f" when it is asked with {transform.name}"
     return longest, asked
+
+
+def most_images(problems: Iterable[Problem]) -> int:
+    """Images of the prompt that has most, at least one: what an engine makes room for."""
+    return max([1, *(len(problem.images) for problem in problems)])
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:

@@ -109,10 +109,10 @@ def _prompt_length(recipe: Recipe) -> tuple[int, str]:
     processor = _if_at_hand(recipe.model.path, "AutoProcessor")
     if processor is None:
         return bound
-    from sharevl_lite.policy.prompts import PromptEncoder
+    from sharevl_lite.policy.prompts import PromptRenderer
 
-    encoder = PromptEncoder(processor, _no_positions, data.prompt_template, data.system_prompt)
-    lengths = [encoder.count_tokens(problem.text, problem.image_sizes) for problem in problems]
+    prompts = PromptRenderer(processor, data.prompt_template, data.system_prompt)
+    lengths = [prompts.count_tokens(problem.text, problem.image_sizes) for problem in problems]
     return round(sum(lengths) / len(lengths)), f"mean of the first {len(lengths)} problems"
 
 
@@ -136,11 +136,6 @@ def _if_at_hand(model: str, kind: str) -> Any:
         return getattr(transformers, kind).from_pretrained(path, local_files_only=True)
     except (OSError, ValueError):
         return None
-
-
-def _no_positions(input_ids: Any, **_: Any) -> tuple[Any, Any]:
-    """Positions are not needed to count tokens."""
-    return input_ids[None].expand(3, -1, -1), None
 
 
 def _memory_lines(recipe: Recipe) -> list[str]:

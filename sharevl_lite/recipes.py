@@ -38,20 +38,31 @@ class RecipeError(UserError):
         self.problems = tuple(problems)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path | None,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    presets: Mapping[str, Any] | None = None,
+) -> Recipe:
     """Load a recipe from a YAML file.
 
     Args:
-        path: the file. A section without keys (`share:` and nothing below) keeps its defaults.
+        path: the file. A section without keys (`share:` and nothing below) keeps its defaults. None: every default, for
+            the evaluation of a model without a recipe, under the name `eval`; paths of functions given on the command
+            line are relative to the current folder.
         overrides: what replaces the file's values: command-line words (`["--share.num-variants", "3"]`, also
             `--key=value`) or a mapping of dotted keys. Dashes and underscores are alike. Text is read as a YAML value
             (`null`, `[a, b]`, `1e-5`) and kept as it stands where the knob takes text and it is no null or list.
+        presets: values of dotted keys, above the file's and below the overrides: what a command asks for unless its
+            user says otherwise.
 
     Raises:
         RecipeError: the file is missing or not YAML, or a key or value is wrong. Every problem that can be seen
             together is listed, one per line, with file and line or "command line".
     """
-    draft = _read(Path(path))
+    draft = _Draft(None, {"name": "eval"}, {}) if path is None else _read(Path(path))
+    for key, value in (presets or {}).items():
+        _put(draft.data, tuple(key.split(".")), value)
     _apply_overrides(draft, overrides)
     _fill_empty_sections(draft.data)
     _resolve_function_paths(draft)
@@ -75,7 +86,8 @@ def dump_recipe(recipe: Recipe) -> str:
 class _Draft:
     """A recipe's data on the way to validation, with the origin of each value and the problems found so far."""
 
-    file: Path
+    file: Path | None
+    """None: the defaults."""
     data: dict[str, Any]
     lines: dict[KeyPath, int]
     override_source: str = "command line"
@@ -111,7 +123,7 @@ class _Draft:
             self.override_problems.append(problem)
 
     def _place(self, line: int | None) -> str:
-        return f"{self.file}:{line}" if line else str(self.file)
+        return f"{self.file}:{line}" if line else str(self.file or "the defaults")
 
     def raise_problems(self) -> None:
         """Raise what was reported: the file's problems by line, then those of the overrides."""
@@ -207,7 +219,10 @@ def _set(draft: _Draft, path: KeyPath, value: Any, spelled: str) -> None:
         draft.report_override(spelled, f"given twice (also as {draft.overridden[path]}); keep one")
         return
     draft.overridden[path] = spelled
-    target = draft.data
+    _put(draft.data, path, value)
+
+
+def _put(target: dict[str, Any], path: KeyPath, value: Any) -> None:
     for part in map(str, path[:-1]):
         if target.get(part) is None:
             target[part] = {}
@@ -230,6 +245,7 @@ def _fill_empty_sections(data: dict[str, Any]) -> None:
 
 def _resolve_function_paths(draft: _Draft) -> None:
     """Make `file.py:function` absolute, from the recipe's folder."""
+    folder = Path() if draft.file is None else draft.file.parent
     reward = draft.data.get("reward")
     functions = reward.get("functions") if isinstance(reward, dict) else None
     for index, item in enumerate(functions if isinstance(functions, list) else []):
@@ -241,7 +257,7 @@ def _resolve_function_paths(draft: _Draft) -> None:
             message = f'must be "file.py:function", such as "rewards.py:length_penalty", got {_shown(path)}'
             draft.report(("reward", "functions", index, "path"), message)
             continue
-        item["path"] = f"{(draft.file.parent / file).resolve()}:{function}"
+        item["path"] = f"{(folder / file).resolve()}:{function}"
 
 
 def _report_validation(draft: _Draft, error: ValidationError) -> None:

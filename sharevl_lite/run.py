@@ -32,7 +32,7 @@ from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.display import StepDisplay, before_after_table
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
-from sharevl_lite.intake import fit_prompts, read_sources
+from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.policy.hf import load_adapter, save_adapter
 from sharevl_lite.policy.prompts import PromptEncoder
@@ -121,17 +121,14 @@ def _assemble(
     intake = read_sources(recipe)
     tell_wait(console, recipe, "model")
     policy = load_policy_of(recipe)
-    encoder = PromptEncoder(
-        policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
-    )
+    encoder = PromptEncoder.of(policy, recipe.data)
     problems = fit_prompts(recipe, intake.train, encoder, console)
     held_out = None if intake.held_out is None else fit_prompts(recipe, intake.held_out, encoder, console)
     if resuming:
         check_same_data(recipe, problems)
     display = StepDisplay(console, recipe.train.rollouts)
-    most_images = max([1, *(len(problem.images) for problem in [*problems, *(held_out or [])])])
     tell_wait(console, recipe, "sampler")
-    engine = make_engine(recipe, policy, max_images=most_images)
+    engine = make_engine(recipe, policy, max_images=most_images([*problems, *(held_out or [])]))
     trainer = ShareGRPOTrainer(
         recipe,
         policy,

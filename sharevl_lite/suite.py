@@ -59,10 +59,7 @@ def prepare(target: str, settings: Settings) -> Subject:
     """
     if settings.engine not in (None, "server"):
         raise EvaluationError(f"--suite asks a vLLM server, not --engine {settings.engine}; give --server-url URL")
-    words = list(settings.overrides)
-    if not any(word.startswith("--eval.temperature") for word in words):
-        words += ["--eval.temperature", "0"]
-    subject = find_subject(target, replace(settings, overrides=words))
+    subject = find_subject(target, settings, {"eval.temperature": 0})
     if subject.recipe.rollout.engine != "server":
         raise EvaluationError(
             "--suite: lmms-eval asks a vLLM server; give --server-url URL, such as http://localhost:8000/v1 "

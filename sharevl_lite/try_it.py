@@ -19,7 +19,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.data.errors import RowFault
 from sharevl_lite.data.images import ImageReader
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
-from sharevl_lite.evaluate import default_recipe, locate
+from sharevl_lite.evaluate import locate
 from sharevl_lite.policy.hf import load_adapter, load_policy
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
@@ -57,11 +57,11 @@ def open_tryout(run: str, model: str) -> Tryout:
             f"--model run: {target} holds no {RECIPE_FILE}; name the model, such as --model builtin:digits-vl"
         )
     own = Path(run) / RECIPE_FILE
-    recipe = load_recipe(own, []) if own.is_file() else default_recipe([])
+    recipe = load_recipe(own if own.is_file() else None)
     if adapter is None and (target / ADAPTER_CONFIG).is_file():
         adapter = target  # one that was copied out of its run: for the model of this run
     elif found is not None:
-        recipe = recipe.model_copy(update={"model": load_recipe(found / RECIPE_FILE, []).model})
+        recipe = recipe.model_copy(update={"model": load_recipe(found / RECIPE_FILE).model})
     else:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": model})})
     policy = load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
@@ -81,9 +81,7 @@ class Tester:
     def __init__(self, recipe: Recipe, policy: PackedPolicy) -> None:
         self.recipe = recipe
         self.scorer = RewardScorer(recipe.reward, Path())
-        self.encoder = PromptEncoder(
-            policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, recipe.data.system_prompt
-        )
+        self.encoder = PromptEncoder.of(policy, recipe.data)
         self.engine = HFRolloutEngine(policy, recipe.rollout.batch_size)
         self._visits = itertools.count()
 

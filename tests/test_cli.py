@@ -62,6 +62,10 @@ def test_train_help_names_every_knob():
     assert "Lower clip of the ratio" in text
 
 
+def test_train_help_names_knobs_when_python_asks_for_it(called):
+    assert "--share.num-variants " in called("train", "--help")[1]
+
+
 def test_dry_run_tells_what_dynamic_sampling_may_add(called):
     words = ("--rollout.dynamic-sampling", "true", "--rollout.max-extra-rounds", "3")
     _, told, _ = called("train", DEMO, "--dry-run", *words)

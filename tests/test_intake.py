@@ -12,9 +12,9 @@ from tiny_models import encoder, tiny_policy
 from sharevl_lite.data import Problem
 from sharevl_lite.data.errors import BadRowError, RowPlace
 from sharevl_lite.data.loading import LoadedProblems
-from sharevl_lite.evaluate import default_recipe
 from sharevl_lite.intake import fit_prompts
-from sharevl_lite.variants.transforms import TRANSFORMS, size_after
+from sharevl_lite.recipes import load_recipe
+from sharevl_lite.variants.transforms import TRANSFORMS
 
 WIDE = Problem("wide", "<image>How many?", (Image.new("RGB", (1680, 168)),), "3")
 GOOD = Problem("good", "What is 1 + 1?", (), "2")
@@ -31,7 +31,7 @@ def prompts():
 
 
 def fit(prompts, problems, *words, **options):
-    recipe = default_recipe(["--model.path", "x", "--data.train", "x", *words])
+    recipe = load_recipe(None, ["--model.path", "x", "--data.train", "x", *words])
     places = [RowPlace("rows.jsonl", number) for number in range(len(problems))]
     said = StringIO()
     kept = fit_prompts(recipe, LoadedProblems(list(problems), [], places), prompts, Console(file=said), **options)
@@ -91,4 +91,4 @@ def test_what_no_model_can_read_is_a_bad_row(prompts, problem, message):
 def test_the_size_of_a_transformed_image_is_known(kind):
     draw = np.random.default_rng(1)
     for size in [(1, 1), (5, 300), *map(tuple, draw.integers(1, 400, size=(12, 2)).tolist())]:
-        assert TRANSFORMS[kind].apply(Image.new("RGB", size), draw).size == size_after(TRANSFORMS[kind], size)
+        assert TRANSFORMS[kind].apply(Image.new("RGB", size), draw).size == TRANSFORMS[kind].resized(size)

@@ -80,6 +80,19 @@ def test_reward_function_paths_are_relative_to_the_recipe(write, tmp_path, monke
     assert second.path == "/abs/b.py:f"
 
 
+def test_without_a_file_the_defaults_stand_and_paths_are_relative_to_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--model.path", "m", "--reward.functions", "[{path: 'a.py:f'}]"]
+    assert load_recipe(None, words).reward.functions[0].path == f"{tmp_path}/a.py:f"
+
+
+@pytest.mark.parametrize("words", [["--eval.samples", "3"], ["--eval={samples: 3}"]])
+def test_presets_stand_above_the_file_and_below_every_spelling_of_an_override(write, words):
+    path = write("eval: {temperature: 0.5, samples: 1}\n")
+    section = load_recipe(path, words, presets={"eval.temperature": 0, "eval.samples": 2}).eval
+    assert (section.temperature, section.samples) == (0.0, 3)
+
+
 # ---------------------------------------------------------------- overrides
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PLACEHOLDER = "<image>"
+_LEADING = re.compile(rf"\s*(?:{re.escape(PLACEHOLDER)}\s*)*")
+
+
+def split_placeholders(text: str) -> tuple[str, str]:
+    """The placeholders that a text starts with, with the white space around them, and the question behind them."""
+    leading = _LEADING.match(text)
+    start = leading.end() if leading else 0
+    return text[:start], text[start:]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sharevl_lite.errors import in_one_line
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.policy.hf import BUILTIN_PREFIX, resolve_model_path
 
@@ -113,7 +114,7 @@ def _fetch(name: str) -> tuple[Path, str | None]:
         folder = Path(snapshot_download(name, allow_patterns=wanted))
     except (OSError, ValueError) as error:
         raise ExportError(
-            f"{name}: neither a folder here nor a model that can be fetched ({' '.join(str(error).split())}); give its "
+            f"{name}: neither a folder here nor a model that can be fetched ({in_one_line(error)}); give its "
             "folder or Hub id with --base"
         ) from error
     return folder, folder.name

@@ -12,7 +12,7 @@ from torch import Tensor
 from sharevl_lite.data import load_problems
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.export.source import Source
-from sharevl_lite.policy.prompts import PromptEncoder
+from sharevl_lite.policy.prompts import PromptRenderer
 from sharevl_lite.store import RolloutStore, StoreError, read
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def encode(processor: Any, source: Source, probes: Sequence[Probe]) -> list[dict
     """The model's inputs for each probe, its response appended, as this processor makes them."""
     bound_pixels(processor, source)
     data = source.recipe.data
-    encoder = PromptEncoder(processor, _no_positions, data.prompt_template, data.system_prompt)
-    return [_encode(processor, encoder.render(probe.question), probe) for probe in probes]
+    prompts = PromptRenderer(processor, data.prompt_template, data.system_prompt)
+    return [_encode(processor, prompts.render(probe.question), probe) for probe in probes]
 
 
 def _encode(processor: Any, text: str, probe: Probe) -> dict[str, Tensor]:
@@ -101,7 +101,3 @@ def bound_pixels(processor: Any, source: Source) -> None:
     highest = min(model.max_pixels or size["longest_edge"], MAX_PIXELS)
     size["shortest_edge"] = min(model.min_pixels or size["shortest_edge"], highest)
     size["longest_edge"] = highest
-
-
-def _no_positions(**_: Any) -> tuple[Tensor, Tensor]:
-    raise NotImplementedError("the model computes positions itself")

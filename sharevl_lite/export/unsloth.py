@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharevl_lite.errors import in_one_line
 from sharevl_lite.export import four_bit, nf4
 from sharevl_lite.export.adapter import LowRank
 from sharevl_lite.export.base import BaseModel, read_tensor
@@ -86,7 +87,7 @@ def require_llama_cpp() -> None:
         check_llama_cpp()
     except (RuntimeError, OSError) as error:
         raise ExportError(
-            f"--saver unsloth --format gguf: Unsloth finds no llama.cpp that is ready ({_plain(error)}); set "
+            f"--saver unsloth --format gguf: Unsloth finds no llama.cpp that is ready ({in_one_line(error)}); set "
             "LLAMA_CPP_DIR to a folder of llama.cpp that holds convert_hf_to_gguf.py and a built llama-quantize. "
             "Nothing is fetched or built here. Without --saver unsloth the converter is enough"
         ) from error
@@ -139,8 +140,4 @@ def _adapted(source: Source, base: BaseModel, **how: Any) -> Iterator[tuple[Any,
     except ExportError:
         raise
     except FAULTS as error:
-        raise ExportError(f"--saver unsloth: {_plain(error)}; leave it out to do without") from error
-
-
-def _plain(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise ExportError(f"--saver unsloth: {in_one_line(error)}; leave it out to do without") from error

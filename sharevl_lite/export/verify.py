@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sharevl_lite.errors import in_one_line
 from sharevl_lite.export.adapter import PEFT_PREFIX
 from sharevl_lite.export.arithmetic import float32_arithmetic
 from sharevl_lite.export.base import COPIED, BaseModel, read_tensor, stored_tensors
@@ -261,7 +262,7 @@ def loaded(folder: Path, name: str, processor: Path | None = None, packing: Any 
             str(folder), dtype="auto", attn_implementation="sdpa", output_loading_info=True, **how
         )
     except (OSError, KeyError, ValueError) as error:
-        raise ExportError(f"{name} does not load: {' '.join(str(error).split())}") from error
+        raise ExportError(f"{name} does not load: {in_one_line(error)}") from error
     wrong = {kind: list(keys) for kind, keys in _complaints(report) if keys}
     if wrong:
         told = "; ".join(f"{len(keys)} {kind} ({some([str(key) for key in keys])})" for kind, keys in wrong.items())

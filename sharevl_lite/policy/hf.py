@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from sharevl_lite.config import ModelSection
+from sharevl_lite.errors import first_line
 from sharevl_lite.policy.attention import check_full_attention
 from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.policy.fused import fuse
@@ -217,7 +218,7 @@ def _said_as_policy_error(path: str) -> Iterator[None]:
         yield
     except (OSError, KeyError) as error:
         raise PolicyError(
-            f"model.path: cannot load {path!r} ({str(error).strip().splitlines()[0]}); give a local folder, a "
+            f"model.path: cannot load {path!r} ({first_line(error)}); give a local folder, a "
             "Hub id you can reach, or builtin:digits-vl"
         ) from error
 

@@ -23,6 +23,9 @@ from sharevl_lite.share.packing import Prefix
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from sharevl_lite.config import DataSection
+    from sharevl_lite.policy.packed import PackedPolicy
+
 PLACEHOLDER = "<image>"
 CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext|(?:image|video|vision)_\w+)\|>")
 
@@ -49,21 +52,11 @@ class EncodedPrompt:
     pictures: tuple[Image, ...] = ()
 
 
-class PromptEncoder:
-    """Renders and tokenises prompts with a model's processor.
+class PromptRenderer:
+    """Renders prompts and counts their tokens with a processor; `template` and `system_prompt` come from the recipe."""
 
-    `rope_index` is the model's own ``get_rope_index``; `template` and `system_prompt` come from the recipe.
-    """
-
-    def __init__(
-        self,
-        processor: Any,
-        rope_index: Callable[..., tuple[Tensor, Tensor]],
-        template: str = "{problem}",
-        system_prompt: str | None = None,
-    ) -> None:
+    def __init__(self, processor: Any, template: str = "{problem}", system_prompt: str | None = None) -> None:
         self.processor = processor
-        self.rope_index = rope_index
         self.template = template
         self.system_prompt = system_prompt
 
@@ -99,6 +92,25 @@ class PromptEncoder:
     def control_tokens(self) -> list[str]:
         """Spellings that the tokenizer reads as an image or video, the border of one, or the border of a turn."""
         return sorted(filter(CONTROL.fullmatch, self.processor.tokenizer.get_added_vocab()))
+
+
+class PromptEncoder(PromptRenderer):
+    """Makes of prompts what a model reads; `rope_index` is the model's own ``get_rope_index``."""
+
+    def __init__(
+        self,
+        processor: Any,
+        rope_index: Callable[..., tuple[Tensor, Tensor]],
+        template: str = "{problem}",
+        system_prompt: str | None = None,
+    ) -> None:
+        super().__init__(processor, template, system_prompt)
+        self.rope_index = rope_index
+
+    @classmethod
+    def of(cls, policy: PackedPolicy, section: DataSection) -> PromptEncoder:
+        """Prompts for this policy, as the recipe says."""
+        return cls(policy.processor, policy.base.model.get_rope_index, section.prompt_template, section.system_prompt)
 
     def _fit(self, image: Image) -> Image:
         """The image in the size its processor would give it (min and max pixels are set on it at load)."""

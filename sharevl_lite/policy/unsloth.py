@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sharevl_lite.config import ModelSection, Recipe
+from sharevl_lite.errors import first_line
 from sharevl_lite.vllm_start import room_to_start
 
 SETTINGS = {
@@ -49,7 +50,7 @@ def import_unsloth() -> Any:
         import unsloth
     except (ImportError, NotImplementedError, RuntimeError) as error:
         raise PolicyError(
-            f"model.loader: Unsloth does not start here ({_first_line(error)}); it needs a GPU and what it was built "
+            f"model.loader: Unsloth does not start here ({first_line(error)}); it needs a GPU and what it was built "
             "for (see sharevl-lite doctor), or choose model.loader: hf"
         ) from error
     return unsloth
@@ -120,7 +121,7 @@ def _load_base(loader: Any, recipe: Recipe) -> tuple[Any, Any]:
             )
     except (OSError, KeyError, RuntimeError, NotImplementedError, ImportError) as error:
         raise PolicyError(
-            f"model.path: Unsloth cannot load {section.path!r} ({_first_line(error)}); check it with sharevl-lite "
+            f"model.path: Unsloth cannot load {section.path!r} ({first_line(error)}); check it with sharevl-lite "
             "doctor, or choose model.loader: hf"
         ) from error
     if shared:
@@ -178,8 +179,3 @@ def _endings(layers: str | list[str]) -> str | list[str]:
 def _checkpointing(section: ModelSection) -> str | bool:
     """Unsloth's own checkpointing, which keeps activations in the host's memory."""
     return "unsloth" if section.gradient_checkpointing else False
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -49,8 +49,11 @@ _ANYWHERE = re.compile(
     re.IGNORECASE,
 )  # fmt: skip
 _NUMBER_WORD = re.compile(
-    r"(?<![a-z-])(?:(" + "|".join(NUMBER_WORDS) + r")|one[- ](third|quarter|fourth|fifth|half))(?![a-z])", re.IGNORECASE
+    r"(?<![a-z-])(?:one[- ](third|quarter|fourth|fifth|half)|(?:which|the|this|each|every|any|no) one"
+    r"|(" + "|".join(NUMBER_WORDS) + r"))(?![a-z])",
+    re.IGNORECASE,
 )
+"""A fraction, "one" as a pronoun, which counts nothing, or a number; in doubt a number, which a rewrite must keep."""
 _TENS_AND_ONES = re.compile(r"\b(twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)[- ](one|two|three|four|five|six"
                             r"|seven|eight|nine)\b", re.IGNORECASE)  # fmt: skip
 _PARTS = {"third": "1/3", "quarter": "1/4", "fourth": "1/4", "fifth": "1/5", "half": "1/2"}
@@ -159,11 +162,9 @@ def _take_units(text: str) -> tuple[str, Counter[tuple[str, str]], frozenset[str
 
 
 def _spell_numbers(text: str) -> str:
-    text = _TENS_AND_ONES.sub(
-        lambda m: str(int(NUMBER_WORDS[m[1].lower()]) + int(NUMBER_WORDS.get(m[2].lower(), "1"))),
-        text,
-    )  # fmt: skip
-    return _NUMBER_WORD.sub(lambda m: NUMBER_WORDS[m[1].lower()] if m[1] else _PARTS[m[2].lower()], text)
+    text = _TENS_AND_ONES.sub(lambda m: str(sum(int(NUMBER_WORDS[word.lower()]) for word in m.groups())), text)
+    known = NUMBER_WORDS | _PARTS
+    return _NUMBER_WORD.sub(lambda m: known[(m[1] or m[2]).lower()] if m[1] or m[2] else m[0], text)
 
 
 def _value(number: str) -> str:

@@ -12,6 +12,7 @@ from functools import cached_property
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from sharevl_lite.errors import first_line
 from sharevl_lite.rewrite.batches import BatchedModel
 from sharevl_lite.rewrite.cache import Reply
 from sharevl_lite.rewrite.chat import ChatRequest, NoReplyError
@@ -59,7 +60,7 @@ class TransformersModel(BatchedModel):
             processor = (AutoProcessor if sees else AutoTokenizer).from_pretrained(folder)
         except (OSError, KeyError, ValueError) as error:
             raise VariantsError(
-                f"hf:{self.path}: cannot be loaded ({str(error).strip().splitlines()[0]}); give a local folder, a Hub "
+                f"hf:{self.path}: cannot be loaded ({first_line(error)}); give a local folder, a Hub "
                 "id you can reach, or builtin:digits-vl"
             ) from error
         if processor.chat_template is None:

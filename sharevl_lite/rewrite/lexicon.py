@@ -32,7 +32,7 @@ NUMBER_WORDS = {
     "triple": "3",
     "dozen": "12",
 }
-"""`one` is left out where numbers are compared: "which one" and "if one angle" do not count anything."""
+"""What a word counts. `one` counts only where `facts` does not find it to be a fraction or a pronoun."""
 
 UNITS: tuple[tuple[str, str, str], ...] = (
     ("mm", "mm", "millimet(?:er|re)s?"),

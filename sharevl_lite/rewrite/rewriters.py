@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sharevl_lite.data.images import encoded_images
-from sharevl_lite.data.problem import PLACEHOLDER, Problem
+from sharevl_lite.data.problem import PLACEHOLDER, Problem, split_placeholders
 from sharevl_lite.rewrite.chat import CachedChat, ChatRequest, NoReplyError
 from sharevl_lite.rewrite.replies import MARK, instruction, parse_rewrites
 from sharevl_lite.rewrite.rules import rewrite_by_rules
 
 TEMPERATURE = 0.8
 PARSE_TRIES = 3
-LEADING = re.compile(rf"(?:\s*{re.escape(PLACEHOLDER)})*\s*")
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,9 @@ class ModelRewriter:
 
     async def rewrite(self, problem: Problem, count: int) -> Rewrites:
         """Up to `count` rewrites; none where the model gave no usable list, which `cost` counts."""
-        leading = LEADING.match(problem.text)
-        start = leading.end() if leading else 0
-        question = instruction(problem.text[start:].replace(PLACEHOLDER, MARK), count)
-        parts: tuple[str | bytes, ...] = (*encoded_images(problem.images), question)
+        leading, question = split_placeholders(problem.text)
+        asked = instruction(question.replace(PLACEHOLDER, MARK), count)
+        parts: tuple[str | bytes, ...] = (*encoded_images(problem.images), asked)
         for attempt in range(PARSE_TRIES):
             try:
                 reply = await self.chat.ask(ChatRequest(parts, TEMPERATURE, self.max_tokens, self.seed + attempt))
@@ -74,7 +71,7 @@ class ModelRewriter:
             texts = parse_rewrites(reply.text)
             if texts is not None:
                 return Rewrites(
-                    [_placed(text.replace(MARK, PLACEHOLDER), problem.text, start) for text in texts[:count]]
+                    [_placed(text.replace(MARK, PLACEHOLDER), problem.text, leading) for text in texts[:count]]
                 )
             self.unparsable_replies += 1
         self.unparsable_problems += 1
@@ -86,6 +83,6 @@ class ModelRewriter:
         return {**self.chat.cost(), **{name: count for name, count in counts.items() if count}}
 
 
-def _placed(text: str, original: str, start: int) -> str:
+def _placed(text: str, original: str, leading: str) -> str:
     """The rewrite behind the original's leading placeholders, unless it has all placeholders itself."""
-    return text if text.count(PLACEHOLDER) == original.count(PLACEHOLDER) else original[:start] + text
+    return text if text.count(PLACEHOLDER) == original.count(PLACEHOLDER) else leading + text

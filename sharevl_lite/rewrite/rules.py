@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 
-from sharevl_lite.data.problem import PLACEHOLDER
+from sharevl_lite.data.problem import PLACEHOLDER, split_placeholders
 from sharevl_lite.rewrite.facts import split_options
 
 NOUNS = (
@@ -49,18 +49,17 @@ def rewrite_by_rules(text: str, count: int, *, seed: int) -> list[str]:
 
     The same for the same seed and question.
     """
-    leading = re.match(rf"\s*(?:{re.escape(PLACEHOLDER)}\s*)*", text)
-    start = leading.end() if leading else 0
-    stem, options = split_options(text[start:])
-    rest = text[start + len(stem) :] if options and text[start:].startswith(stem) else ""
-    body = (stem if rest else text[start:]).strip()
+    leading, question = split_placeholders(text)
+    stem, options = split_options(question)
+    rest = question[len(stem) :] if options and question.startswith(stem) else ""
+    body = (stem if rest else question).strip()
     digest = hashlib.sha256(f"{seed}/{text}".encode()).digest()
     rng = random.Random(int.from_bytes(digest[:8], "big"))
     tiers = [list(dict.fromkeys(tier)) for tier in _candidates(body, text.count(PLACEHOLDER))]
     for tier in tiers:
         rng.shuffle(tier)
     chosen = [new for new in dict.fromkeys(new for tier in tiers for new in tier) if new != body]
-    return [text[:start] + new + rest for new in chosen[:count]]
+    return [leading + new + rest for new in chosen[:count]]
 
 
 def _candidates(body: str, images: int) -> Iterator[list[str]]:

@@ -11,6 +11,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
+from sharevl_lite.errors import first_line
 from sharevl_lite.rewrite.batches import BatchedModel
 from sharevl_lite.rewrite.cache import Reply
 from sharevl_lite.rewrite.chat import ChatRequest, NoReplyError, openai_message
@@ -60,10 +61,9 @@ class VLLMModel(BatchedModel):
                     **({} if torch.cuda.is_available() else _on_a_cpu(longest)),
                 )
         except (ImportError, OSError, KeyError, RuntimeError, ValueError, AssertionError) as error:
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise VariantsError(
-                f"vllm:{self.path}: vLLM did not start ({reason}); give a local folder or a Hub id you can reach, and "
-                "free the GPU's memory for it"
+                f"vllm:{self.path}: vLLM did not start ({first_line(error)}); give a local folder or a Hub id you can "
+                "reach, and free the GPU's memory for it"
             ) from error
 
     def generate(self, requests: Sequence[ChatRequest]) -> list[Reply | NoReplyError]:

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from typing import Literal
 
 import numpy as np
 
 from sharevl_lite.config import ShareSection, TransformSection
-from sharevl_lite.data.problem import PLACEHOLDER, Problem, Variant
+from sharevl_lite.data.problem import Problem, Variant, split_placeholders
 from sharevl_lite.variants.guard import allowed_kinds
 from sharevl_lite.variants.transforms import TRANSFORMS, GaussianNoise, Transform
 
@@ -36,7 +35,6 @@ MILD: frozenset[str] = frozenset(
     | {f"{tone}_{percent}" for tone in ("brightness", "contrast") for percent in (70, 130)}
 )
 """Transforms that make a problem hardly harder."""
-LEADING_PLACEHOLDERS = re.compile(rf"\s*(?:{re.escape(PLACEHOLDER)}\s*)+")
 
 
 def expand_problem(
@@ -146,7 +144,5 @@ def as_asked(index: int, text: str, problem: Problem, transform: Transform | Non
 
 def announce(sentence: str, text: str) -> str:
     """Put the sentence before the question: after the placeholders that the text starts with, if it does."""
-    leading = LEADING_PLACEHOLDERS.match(text)
-    start = leading.end() if leading else 0
-    question = text[start:]
-    return f"{text[:start]}{sentence} {question}" if question else f"{text[:start]}{sentence}"
+    leading, question = split_placeholders(text)
+    return f"{leading}{sentence} {question}" if question else f"{leading}{sentence}"

@@ -15,13 +15,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sharevl_lite.variants.transforms import HANDEDNESS, LEGIBILITY, TRANSFORMS
+from sharevl_lite.variants.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
     from sharevl_lite.config import TransformSection
@@ -61,15 +61,11 @@ def allowed_kinds(problem: Problem, section: TransformSection) -> list[str]:
     if problem.transforms is not None:
         return [kind for kind in section.kinds if kind in problem.transforms]
     mirrors = _may_mirror(problem, section)
-    kinds: list[str] = [kind for kind in section.kinds if mirrors or not TRANSFORMS[kind].changes & HANDEDNESS]
-    if section.guard and any(map(_blurs, kinds)) and any(writing(image)[1] for image in problem.images):
-        return [kind for kind in kinds if not _blurs(kind)]
+    kinds: list[str] = [kind for kind in section.kinds if mirrors or not TRANSFORMS[kind].reverses]
+    clear = [kind for kind in kinds if not TRANSFORMS[kind].blurs]
+    if section.guard and clear != kinds and any(writing(image)[1] for image in problem.images):
+        return clear
     return kinds
-
-
-def _blurs(kind: str) -> bool:
-    """Whether small letters cannot be read afterwards. A mirror reverses them, which has a rule of its own."""
-    return TRANSFORMS[kind].changes == LEGIBILITY
 
 
 def _may_mirror(problem: Problem, section: TransformSection) -> bool:
@@ -105,16 +101,16 @@ def _writing(grey: NDArray[np.float32]) -> tuple[bool, bool]:
 
     height = grey.shape[0]
     ground = ndimage.uniform_filter(grey, size=31, mode="nearest")
-    dark, bright = (
-        _lines(*_blobs(ink, ndimage), height) for ink in (grey < ground - CONTRAST, grey > ground + CONTRAST)
-    )
+    dark, bright = (_lines(*_blobs(ink), height) for ink in (grey < ground - CONTRAST, grey > ground + CONTRAST))
     # The holes of letters are small blobs as well: only the ink of the page tells how small the writing is.
     ink = dark if float(np.median(grey)) >= 128 else bright
     return bool(dark or bright), any(line < SMALL for line in ink)
 
 
-def _blobs(ink: NDArray[np.bool_], ndimage: Any) -> tuple[list[tuple[slice, slice]], NDArray[np.int64]]:
+def _blobs(ink: NDArray[np.bool_]) -> tuple[list[tuple[slice, slice]], NDArray[np.int64]]:
     """Boxes and areas of the connected parts."""
+    from scipy import ndimage
+
     labels, _ = ndimage.label(ink, structure=np.ones((3, 3)))
     return ndimage.find_objects(labels), np.bincount(labels.ravel())[1:]
 

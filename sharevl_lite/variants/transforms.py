@@ -10,47 +10,54 @@ transform here is one record, and its name, its pixels and its sentence are all 
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-ORIENTATION, HANDEDNESS, LEGIBILITY = (frozenset({name}) for name in ("orientation", "handedness", "legibility"))
 NOISE_FIELD = 2**22
 MIRROR_OPERATIONS = {"horizontal": Image.Transpose.FLIP_LEFT_RIGHT, "vertical": Image.Transpose.FLIP_TOP_BOTTOM}
 MIRROR_WORDS = {"horizontal": "left to right", "vertical": "top to bottom"}
 
 
-class Transform(Protocol):
+Size = tuple[int, int]
+
+
+class Transform(ABC):
     """One change of an image, with its own description."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Name in recipes and in the rollout store."""
 
     @property
-    def changes(self) -> frozenset[str]:
-        """What it may change beyond what its sentence undoes: "orientation", "handedness", "legibility"."""
+    def reverses(self) -> bool:
+        """Whether left and right, or above and below, change their meaning."""
+        return False
 
+    @property
+    def blurs(self) -> bool:
+        """Whether letters of a few pixels cannot be read afterwards."""
+        return False
+
+    @abstractmethod
     def sentence(self, images: int) -> str:
         """What the model is told, for a problem of so many images."""
 
+    @abstractmethod
     def apply(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """The changed copy of an RGB image."""
 
-
-Size = tuple[int, int]
-
-
-def size_after(transform: Transform, size: Size) -> Size:
-    """(width, height) of an image of `size` when it is transformed."""
-    resized = getattr(transform, "resized", None)
-    return size if resized is None else resized(size)
+    def resized(self, size: Size) -> Size:
+        """(width, height) of the changed copy of an image of `size`."""
+        return size
 
 
 def _subject(images: int) -> str:
@@ -58,11 +65,10 @@ def _subject(images: int) -> str:
 
 
 @dataclass(frozen=True)
-class Rotation:
+class Rotation(Transform):
     """A turn by 1, 2 or 3 quarters, clockwise. Width and height swap with the odd ones; no pixel is lost."""
 
     quarter_turns_cw: Literal[1, 2, 3]
-    changes = ORIENTATION
 
     def _shorter_way(self) -> tuple[int, str]:
         """Degrees and direction as a person says them: three quarters clockwise are one counterclockwise."""
@@ -93,7 +99,7 @@ class Rotation:
 
 
 @dataclass(frozen=True)
-class GaussianNoise:
+class GaussianNoise(Transform):
     """Gaussian noise on every pixel and channel; `std` is on the 0..255 scale.
 
     A window of a fixed field of 4 million independent values, at a random place and with a random sign: drawing 3
@@ -104,9 +110,9 @@ class GaussianNoise:
     std: int
 
     @property
-    def changes(self) -> frozenset[str]:
-        """Above the paper's middle strength letters of a few pixels cannot be read."""
-        return LEGIBILITY if self.std > 25 else frozenset()
+    def blurs(self) -> bool:
+        """Above the paper's middle strength."""
+        return self.std > 25
 
     @property
     def name(self) -> str:
@@ -154,11 +160,11 @@ def _window(field: NDArray[np.uint8], start: int, size: int) -> NDArray[np.uint8
 
 
 @dataclass(frozen=True)
-class Mirror:
+class Mirror(Transform):
     """A flip: `horizontal` swaps left and right, `vertical` swaps top and bottom."""
 
     axis: Literal["horizontal", "vertical"]
-    changes = HANDEDNESS | LEGIBILITY
+    reverses = True
 
     @property
     def name(self) -> str:
@@ -175,7 +181,7 @@ class Mirror:
 
 
 @dataclass(frozen=True)
-class Tilt:
+class Tilt(Transform):
     """A turn by a few degrees on a larger white canvas: no corner is cut off.
 
     Pixels are taken as they are; blending them takes five times as long.
@@ -183,7 +189,6 @@ class Tilt:
 
     degrees: int
     direction: Literal["clockwise", "counterclockwise"]
-    changes = frozenset[str]()
 
     @property
     def name(self) -> str:
@@ -211,11 +216,11 @@ def _tilted(size: Size, degrees: int) -> Size:
 
 
 @dataclass(frozen=True)
-class Shrink:
+class Shrink(Transform):
     """Width and height divided by a whole number, each pixel the mean of a square: nothing is cropped."""
 
     factor: int
-    changes = LEGIBILITY
+    blurs = True
 
     @property
     def name(self) -> str:
@@ -236,12 +241,11 @@ class Shrink:
 
 
 @dataclass(frozen=True)
-class Tone:
+class Tone(Transform):
     """Brightness, or contrast around middle grey, times `percent` / 100."""
 
     what: Literal["brightness", "contrast"]
     percent: int
-    changes = frozenset[str]()
 
     @property
     def name(self) -> str:
@@ -260,15 +264,15 @@ class Tone:
 
 
 @dataclass(frozen=True)
-class Jpeg:
+class Jpeg(Transform):
     """Saved as JPEG of a quality of 1 to 95, and read again."""
 
     quality: int
 
     @property
-    def changes(self) -> frozenset[str]:
-        """Below a quality of 50 letters of a few pixels cannot be read."""
-        return LEGIBILITY if self.quality < 50 else frozenset()
+    def blurs(self) -> bool:
+        """Below a quality of 50."""
+        return self.quality < 50
 
     @property
     def name(self) -> str:

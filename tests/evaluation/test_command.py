@@ -27,6 +27,9 @@ DIGITS = ["--data", "builtin:digits"]
         (["--compare", "no/a.json", "no/b.json"], "no/a.json: cannot be read"),
         ([MODEL, "--compare", "a.json", "b.json"], "takes no builtin:digits-vl"),
         (["--compare", "a.json", "b.json", "--samples", "2"], "takes no --samples"),
+        (["--compare", "a.json", "b.json", "--server-url", "http://a/v1"], "takes no --server-url"),
+        (["--compare", "a.json", "b.json", "--limit", "3", "--print-command"], "takes no --limit --print-command"),
+        ([MODEL, "--rollout.overlap", "true"], "sharevl-lite: the defaults: rollout.overlap needs"),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else None,
 )

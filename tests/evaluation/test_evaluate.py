@@ -10,7 +10,7 @@ import pytest
 from sharevl_lite import store
 from sharevl_lite.collect import Collector
 from sharevl_lite.data import load_problems
-from sharevl_lite.evaluate import Settings, _own_adapter_folder, evaluate_target, report
+from sharevl_lite.evaluate import ALL_ROWS, Settings, _own_adapter_folder, evaluate_target, find_subject, report
 from sharevl_lite.evaluation import document
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.saving import Place
@@ -148,6 +148,14 @@ def test_mistakes_are_said_before_a_model_is_loaded(settings, told, monkeypatch,
     monkeypatch.setattr("sharevl_lite.evaluate.load_policy_of", lambda recipe: pytest.fail("loaded"))
     with pytest.raises(EvaluationError, match=told):
         evaluate_target(MODEL, settings)
+
+
+@pytest.mark.parametrize(
+    ("words", "rows"), [((), ALL_ROWS), (("--eval.problems", "8"), 8), (("--eval", "{problems: 8}"), 8)]
+)
+def test_all_rows_of_data_are_asked_unless_an_override_limits_them(recipe_file, words, rows):
+    settings = Settings(data="builtin:digits", recipe_file=str(recipe_file), overrides=words)
+    assert find_subject(MODEL, settings).recipe.eval.problems == rows
 
 
 def test_without_data_there_is_nothing_to_evaluate_on():

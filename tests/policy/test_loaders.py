@@ -11,6 +11,8 @@ from sharevl_lite.policy.fused import stock_layers
 from sharevl_lite.policy.hf import dtype_of, load_policy
 from sharevl_lite.policy.unsloth import check_vision_tower
 from sharevl_lite.recipes import RecipeError, load_recipe
+from sharevl_lite.rewrite.errors import VariantsError
+from sharevl_lite.rewrite.hf import TransformersModel
 
 
 @pytest.fixture
@@ -27,6 +29,17 @@ def recipe(tmp_path):
 
 def message(capsys):
     return " ".join(capsys.readouterr().err.split())
+
+
+def test_an_error_without_text_is_told_by_its_type(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
+    with pytest.raises(PolicyError, match=r"cannot load 'm' \(OSError\)"):
+        load_policy(ModelSection(path="m"), seed=0)
+    with pytest.raises(VariantsError, match=r"hf:m: cannot be loaded \(OSError\)"):
+        TransformersModel("m", batch_size=1)._loaded  # noqa: B018
 
 
 def test_unsloth_that_is_missing_is_named_before_anything_is_loaded(recipe, tmp_path, capsys, monkeypatch):

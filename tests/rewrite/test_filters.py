@@ -3,8 +3,10 @@
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import yaml
 
+from sharevl_lite.rewrite.facts import facts
 from sharevl_lite.rewrite.filters import Candidate, rejected_by
 
 PAIRS = yaml.safe_load((Path(__file__).parent / "filter_pairs.yaml").read_text("utf-8"))
@@ -40,3 +42,24 @@ def test_errors_on_the_table_are_counted(capsys):
     assert sum(n for key, n in counts.items() if key[2] == "false accept") <= 1
     assert sum(n for key, n in counts.items() if key[2] == "false reject") <= 1
     assert len(PAIRS) >= 120
+
+
+@pytest.mark.parametrize(
+    ("original", "variant", "reason"),
+    [
+        ("What is one third of 12?", "What is 1/3 of 12?", None),
+        ("What is one third of 12?", "What is one quarter of 12?", "numbers"),
+        ("Which digit is larger?", "Which one of the digits is larger?", None),
+        ("Tom has one apple. Find y.", "Tom has 1 apple. What is y?", None),
+        ("Tom has one apple. Find y.", "Tom has two apples. What is y?", "numbers"),
+        ("If one of the angles is 40, find x.", "If all angles are 40, find x.", "numbers"),
+        ("Given that one angle is 40, find x.", "Given that angles are 40, find x.", "numbers"),
+    ],
+)
+def test_one_counts_unless_it_is_a_pronoun_or_a_part(original, variant, reason):
+    assert rejected_by(Candidate(original, variant, "9")) == reason
+
+
+def test_number_words():
+    found = facts("twenty-one balls, one half of them red, one blue: which one?").numbers
+    assert found == {"21": 1, "1/2": 1, "1": 1}
