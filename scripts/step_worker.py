@@ -25,7 +25,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.data import Problem
 from sharevl_lite.engines import load_policy_of, make_engine
 from sharevl_lite.intake import fit_prompts, read_sources
-from sharevl_lite.learn import Learner, RowLoss, UpdatePlan
+from sharevl_lite.learn import Learner, Pair, RowLoss, UpdatePlan
 from sharevl_lite.metrics_log import MetricsLog, read
 from sharevl_lite.policy.fused import stock_layers
 from sharevl_lite.policy.packed import PackedPolicy
@@ -56,8 +56,8 @@ class TimedLearner(Learner):
 class SeparateLearner(TimedLearner):
     """A prompt for every pair, as without packing."""
 
-    def _groups(self, numbers: Sequence[int]) -> list[SegmentGroup]:
-        return [group for number in numbers for group in super(SeparateLearner, self)._groups([number])]
+    def _groups(self, pairs: Sequence[Pair]) -> list[SegmentGroup[Pair]]:
+        return [group for pair in pairs for group in super(SeparateLearner, self)._groups([pair])]
 
 
 class RandomEngine:

@@ -21,7 +21,7 @@ import torch
 
 from sharevl_lite.collect import Rollout
 from sharevl_lite.dynamic import Levels, everything_asked, silent_problems
-from sharevl_lite.learn import Learner, RowLoss, UpdatePlan
+from sharevl_lite.learn import Learner, Pair, RowLoss, UpdatePlan
 
 
 class Tally:
@@ -71,7 +71,7 @@ class Attempt:
 
     loss: torch.Tensor
     tally: Tally = field(default_factory=Tally)
-    clipped: dict[int, float] = field(default_factory=dict)
+    clipped: dict[Pair, float] = field(default_factory=dict)
 
     def add(self, row_loss: RowLoss) -> None:
         """Takes in a row's facts."""
@@ -83,8 +83,8 @@ class Attempt:
         if facts.kl_T is not None:
             self.tally.mean("kl", facts.kl_T)
         clipped_T = (facts.clipped_low_T | facts.clipped_high_T | facts.clipped_dual_T).double().cpu()
-        for number, piece_R in zip(row.pairs, clipped_T.split(row.cu_seqlens_B1.diff().tolist()), strict=True):
-            self.clipped[number] = float(piece_R.mean())
+        for pair, piece_R in zip(row.pairs, clipped_T.split(row.cu_seqlens_B1.diff().tolist()), strict=True):
+            self.clipped[pair] = float(piece_R.mean())
 
 
 def tally_rollout(tally: Tally, rollout: Rollout) -> None:
@@ -138,11 +138,7 @@ def tally_plans(tally: Tally, plans: Iterable[UpdatePlan]) -> None:
 def tally_scores(tally: Tally, learner: Learner) -> None:
     """Entropy of the own-variant tokens, the mean gap between variants (its p95 needs all the values), and how far the
     sampler's log-probs are from the trainer's (mean and largest |difference|)."""
-    own = [
-        entropy_R
-        for number, entropy_R in learner.scores.entropy.items()
-        if (pair := learner.pair_of(number)).k == pair.j
-    ]
+    own = [entropy_R for pair, entropy_R in learner.scores.entropy.items() if pair.k == pair.j]
     tally.mean("entropy", torch.cat(own) if own else torch.zeros(0))
     tally.mean("gap_mean", learner.gaps())
     sampler_gaps = learner.sampler_gaps().abs()
