@@ -50,7 +50,7 @@ class TimedLearner(Learner):
         began = time.monotonic()
         for number, loss in enumerate(super().losses(model, plan, count, tokens), 1):
             yield loss
-            print(f"row {number} of {len(plan.active_rows)}, {time.monotonic() - began:.2f} s", file=sys.stderr)
+            print(f"row {number} of {len(plan.trained_rows)}, {time.monotonic() - began:.2f} s", file=sys.stderr)
 
 
 class SeparateLearner(TimedLearner):

@@ -64,6 +64,12 @@ class UpdatePlan:
     tokens_packed: int
     tokens_separate: int
 
+    @property
+    def trained_rows(self) -> list[PackedRow[Pair]]:
+        """The rows of the backward pass. A process with nothing to train still takes part in the gradient's reduction,
+        with a row at weight 0."""
+        return self.active_rows or self.idle_rows[:1]
+
 
 @dataclass(frozen=True)
 class RowLoss:
@@ -143,9 +149,7 @@ class Learner:
         tokens over all processes. The loss is in float64 on the policy's device. A row without old log-probs gets those
         of this pass.
         """
-        # A process with nothing to train still takes part in the gradient's reduction, with a row at weight 0.
-        rows = plan.active_rows or plan.idle_rows[:1]
-        for row in rows:
+        for row in plan.trained_rows:
             fresh = row.pairs[0] not in self.scores.old
             scores = model(row, self.images, entropy=fresh)
             if fresh:

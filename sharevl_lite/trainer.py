@@ -208,7 +208,7 @@ class ShareGRPOTrainer(Trainer):
     def _backward(self, model: nn.Module, plan: UpdatePlan, count: int, tokens: int, attempt: Attempt) -> None:
         # The loss is a sum over processes where gradients are averaged.
         factor = self.accelerator.num_processes * self._loss_scale.scale
-        rows = len(plan.active_rows) or 1
+        rows = len(plan.trained_rows)
         losses = self._learner.losses(model, plan, count, tokens)
         for place in range(rows):
             with nullcontext() if place == rows - 1 else self.accelerator.no_sync(model):
