@@ -30,7 +30,7 @@ class Tally:
     def __init__(self) -> None:
         self.means: dict[str, tuple[float, float]] = {}
         self.totals: dict[str, float] = {}
-        self.slowest: dict[str, float] = {}
+        self.peaks: dict[str, float] = {}
 
     def mean(self, name: str, values: Iterable[float] | torch.Tensor) -> None:
         """Adds values to a mean. An empty addition leaves it undefined (and unlogged)."""
@@ -44,25 +44,26 @@ class Tally:
 
     def peak(self, name: str, value: float) -> None:
         """Keeps the largest value over processes: seconds of the slowest, memory of the fullest."""
-        self.slowest[name] = max(self.slowest.get(name, value), value)
+        self.peaks[name] = max(self.peaks.get(name, value), value)
 
-    def merge(self, others: Iterable[Tally]) -> Tally:
-        """A tally of all of them (of this one too only if it is among them)."""
-        merged = Tally()
-        for other in others:
-            for name, (total, count) in other.means.items():
+    @classmethod
+    def merged(cls, tallies: Iterable[Tally]) -> Tally:
+        """A tally of all of them."""
+        merged = cls()
+        for tally in tallies:
+            for name, (total, count) in tally.means.items():
                 so_far, so_many = merged.means.get(name, (0.0, 0.0))
                 merged.means[name] = (so_far + total, so_many + count)
-            for name, value in other.totals.items():
+            for name, value in tally.totals.items():
                 merged.total(name, value)
-            for name, value in other.slowest.items():
+            for name, value in tally.peaks.items():
                 merged.peak(name, value)
         return merged
 
     def as_record(self) -> dict[str, float]:
         """Name to value; means of nothing are left out."""
         means = {name: total / count for name, (total, count) in self.means.items() if count}
-        return {**means, **self.totals, **self.slowest}
+        return {**means, **self.totals, **self.peaks}
 
 
 @dataclass

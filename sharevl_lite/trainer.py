@@ -201,7 +201,7 @@ class ShareGRPOTrainer(Trainer):
             # Gradients are averaged over processes, and so equal in all of them: each decides alike.
             if self._loss_scale.unscale(model.parameters()):
                 break
-        self._tally = Tally().merge([self._tally, attempt.tally])
+        self._tally = Tally.merged([self._tally, attempt.tally])
         self._clipped |= attempt.clipped
         return attempt.loss * self.accelerator.num_processes
 
@@ -227,7 +227,7 @@ class ShareGRPOTrainer(Trainer):
             self._tally.peak("loss_scale", self._loss_scale.scale)
         self._tally.peak("peak_memory_mib", peak_memory_mib())
         self._tally.peak("seconds/step", time.perf_counter() - self._started)
-        record = self._tally.merge(self.gather(self._tally)).as_record()
+        record = Tally.merged(self.gather(self._tally)).as_record()
         gaps = self.gather(self._learner.gaps())
         p95 = percentile_95(torch.cat(gaps))
         if p95 is not None:
