@@ -145,8 +145,16 @@ class Collector:
         """
         rollout = self.recipe.rollout
         sampling = Sampling(rollout.temperature, rollout.top_p, rollout.max_completion_length, self.recipe.seed)
-        label, levels = f"train/{number}", None if difficulty is None else [difficulty(p) for p in problems]
-        return self.ask(number, label, problems, self.recipe.share, sampling, visit=number, difficulties=levels)
+        return self.ask(
+            number,
+            f"train/{number}",
+            problems,
+            self.recipe.share,
+            sampling,
+            visit=number,
+            difficulties=None if difficulty is None else [difficulty(problem) for problem in problems],
+            progress=(number - 1) / max(1, self.recipe.train.rollouts - 1),
+        )
 
     def ask(
         self,
@@ -158,16 +166,16 @@ class Collector:
         *,
         visit: int,
         difficulties: Sequence[Difficulty] | None = None,
+        progress: float = 0.0,
     ) -> Rollout:
         """Asks `problems` in `share.num_variants` ways, `share.num_responses` times each, and rewards the answers.
 
         `label` names the occasion for seeding; `visit` tells the draws of variants of one problem apart;
-        `difficulties` has one entry per problem (None: all as usual).
+        `difficulties` has one entry per problem (None: all as usual); `progress` is the share of the run that is done.
         """
         watch = Stopwatch()
         levels: list[Difficulty] = ["usual" for _ in problems] if difficulties is None else list(difficulties)
         with watch.part("expand"):
-            progress = (visit - 1) / max(1, self.recipe.train.rollouts - 1) if label.startswith("train") else 0.0
             variants = [
                 expand_problem(p, share, seed=self.recipe.seed, visit=visit, difficulty=level, progress=progress)
                 for p, level in zip(problems, levels, strict=True)
