@@ -135,7 +135,7 @@ class Bench:
         changes |= dict.fromkeys(("train.problems_per_rollout", "train.problems_per_update"), count)
         recipe = recipe_of(self.file, way, **changes)
         if way.separate:
-            length = PASS * (recipe.data.max_prompt_length + recipe.rollout.max_completion_length)
+            length = PASS * recipe.max_sequence_length
             recipe = recipe_of(self.file, way, **changes, **{"train.token_budget": length})
         trainer.Learner = SeparateLearner if way.separate else TimedLearner  # type: ignore[misc]
         log = MetricsLog(recipe.run_dir / "metrics.jsonl")

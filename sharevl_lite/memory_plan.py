@@ -128,6 +128,11 @@ class ModelShape:
         """All of them."""
         return self.text_linear + self.others
 
+    @property
+    def kv_numbers(self) -> int:
+        """Keys and values of a token, over all layers."""
+        return self.layers * 2 * self.kv_width
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -257,13 +262,12 @@ def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool)
 def _sampling_parts(recipe: Recipe, shape: ModelShape, width: int, total: int | None) -> dict[str, int]:
     section = recipe.rollout
     if section.engine == "hf":
-        length = recipe.data.max_prompt_length + section.max_completion_length
         return {
             "reading prompts": section.batch_size
             * recipe.data.max_prompt_length
             * width
             * (4 * shape.hidden + 3 * shape.intermediate),
-            "keys and values": section.batch_size * length * shape.layers * 2 * shape.kv_width * width,
+            "keys and values": section.batch_size * recipe.max_sequence_length * shape.kv_numbers * width,
             "logits": 3 * 4 * section.batch_size * shape.vocabulary,
         }
     if section.engine in ("vllm", "unsloth") and total is not None:
@@ -292,8 +296,7 @@ def engine_needs(recipe: Recipe, shape: ModelShape, *, half: bool) -> int:
     """Bytes that a vLLM engine cannot do without: weights, keys and values of one sequence, and 1 GiB to work in."""
     width = _bytes_each(recipe.model.dtype, half=half)
     weights = shape.others * width + int(shape.text_linear * (FOUR_BITS if recipe.model.load_in_4bit else width))
-    length = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
-    return weights + length * shape.layers * 2 * shape.kv_width * width + GIB
+    return weights + recipe.max_sequence_length * shape.kv_numbers * width + GIB
 
 
 def _with(recipe: Recipe, knob: str, value: Any) -> Recipe:
@@ -316,9 +319,8 @@ def _changes(recipe: Recipe, shape: ModelShape, total: int, *, half: bool) -> It
         if share * total < engine_needs(recipe, shape, half=half):
             break
         yield "rollout.vllm_gpu_memory_utilization", share
-    least = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
     budget = recipe.train.token_budget
-    while budget // 2 >= least:
+    while budget // 2 >= recipe.max_sequence_length:
         budget //= 2
         yield "train.token_budget", budget
     if not recipe.model.load_in_4bit and recipe.model.dtype not in ("float32", "float64"):
