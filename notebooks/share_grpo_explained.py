@@ -178,8 +178,7 @@ learner = Learner(recipe, policy, rollout)
 plan = learner.plan(range(len(problems)))
 learner.score(plan)
 logprobs_KMN = torch.zeros(M, M, N)
-for number, old_R in learner.scores.old.items():
-    pair = learner.pair_of(number)
+for pair, old_R in learner.scores.old.items():
     if pair.p == shown:
         logprobs_KMN[pair.k, pair.j, pair.i] = old_R.mean()
 own_MN = torch.stack([logprobs_KMN[j, j] for j in range(M)])
@@ -260,7 +259,7 @@ figure.tight_layout()
 # %%
 policy.train()
 optimizer = torch.optim.Adam([q for q in policy.parameters() if q.requires_grad], lr=1e-3)
-tokens = sum(learner.scores.old[number].numel() for number in plan.valid)
+tokens = sum(learner.scores.old[pair].numel() for pair in plan.valid)
 for part in learner.losses(policy, plan, len(plan.valid), tokens):
     part.loss.backward()
 optimizer.step()
@@ -269,9 +268,9 @@ moved, wanted = [], []
 with torch.no_grad():
     for one in plan.active_rows:
         pieces = policy(one, rollout.images).logprobs_S.split(one.cu_seqlens_B1.diff().tolist())
-        for number, now_R in zip(one.pairs, pieces, strict=True):
-            moved.append(float((now_R - learner.scores.old[number]).mean()))
-            wanted.append(float(learner.pairs_PKMN[learner.pair_of(number)]))
+        for pair, now_R in zip(one.pairs, pieces, strict=True):
+            moved.append(float((now_R - learner.scores.old[pair]).mean()))
+            wanted.append(float(learner.pairs_PKMN[pair]))
 figure, axis = plt.subplots(figsize=(5.5, 3.4))
 axis.scatter(wanted, moved, s=8, alpha=0.5)
 axis.axhline(0, color="grey", lw=0.8)

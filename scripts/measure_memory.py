@@ -101,7 +101,7 @@ def sample(policy: Any, recipe: Recipe) -> None:
 
     section = recipe.rollout
     encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index)
-    words = recipe.data.max_prompt_length + section.max_completion_length - SAMPLED
+    words = recipe.max_sequence_length - SAMPLED
     prompt = encoder.encode("7" * (words - 40), [])
     engine = HFRolloutEngine(policy, section.batch_size)
     sampling = Sampling(temperature=1.0, top_p=1.0, max_completion_length=SAMPLED, seed=0)

@@ -25,7 +25,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.data import Problem
 from sharevl_lite.engines import load_policy_of, make_engine
 from sharevl_lite.intake import fit_prompts, read_sources
-from sharevl_lite.learn import Learner, RowLoss, UpdatePlan
+from sharevl_lite.learn import Learner, Pair, RowLoss, UpdatePlan
 from sharevl_lite.metrics_log import MetricsLog, read
 from sharevl_lite.policy.fused import stock_layers
 from sharevl_lite.policy.packed import PackedPolicy
@@ -50,14 +50,14 @@ class TimedLearner(Learner):
         began = time.monotonic()
         for number, loss in enumerate(super().losses(model, plan, count, tokens), 1):
             yield loss
-            print(f"row {number} of {len(plan.active_rows)}, {time.monotonic() - began:.2f} s", file=sys.stderr)
+            print(f"row {number} of {len(plan.trained_rows)}, {time.monotonic() - began:.2f} s", file=sys.stderr)
 
 
 class SeparateLearner(TimedLearner):
     """A prompt for every pair, as without packing."""
 
-    def _groups(self, numbers: Sequence[int]) -> list[SegmentGroup]:
-        return [group for number in numbers for group in super(SeparateLearner, self)._groups([number])]
+    def _groups(self, pairs: Sequence[Pair]) -> list[SegmentGroup[Pair]]:
+        return [group for pair in pairs for group in super(SeparateLearner, self)._groups([pair])]
 
 
 class RandomEngine:
@@ -135,7 +135,7 @@ class Bench:
         changes |= dict.fromkeys(("train.problems_per_rollout", "train.problems_per_update"), count)
         recipe = recipe_of(self.file, way, **changes)
         if way.separate:
-            length = PASS * (recipe.data.max_prompt_length + recipe.rollout.max_completion_length)
+            length = PASS * recipe.max_sequence_length
             recipe = recipe_of(self.file, way, **changes, **{"train.token_budget": length})
         trainer.Learner = SeparateLearner if way.separate else TimedLearner  # type: ignore[misc]
         log = MetricsLog(recipe.run_dir / "metrics.jsonl")

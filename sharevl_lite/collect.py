@@ -80,7 +80,6 @@ class Answered:
 
 def join_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
     """One rollout of several of the same number and shape, in order."""
-    advantages = [rollout.advantages for rollout in rollouts]
     return Rollout(
         number=rollouts[0].number,
         problems=[problem for rollout in rollouts for problem in rollout.problems],
@@ -90,38 +89,27 @@ def join_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
         scores=[block for rollout in rollouts for block in rollout.scores],
         rewards_PMN=torch.cat([rollout.rewards_PMN for rollout in rollouts]),
         mask_PMN=torch.cat([rollout.mask_PMN for rollout in rollouts]),
-        advantages=Advantages(
-            global_PMN=torch.cat([part.global_PMN for part in advantages]),
-            local_PMN=torch.cat([part.local_PMN for part in advantages]),
-            silent_PM=torch.cat([part.silent_PM for part in advantages]),
-            silent_P=torch.cat([part.silent_P for part in advantages]),
-        ),
+        advantages=Advantages.cat([rollout.advantages for rollout in rollouts]),
         difficulties=[difficulty for rollout in rollouts for difficulty in rollout.difficulties],
     )
 
 
 def split_rollout(rollout: Rollout) -> list[Rollout]:
     """The rollout problem by problem; :func:`join_rollouts` is the inverse."""
-    found = rollout.advantages
     return [
         Rollout(
             number=rollout.number,
-            problems=rollout.problems[p : p + 1],
-            variants=rollout.variants[p : p + 1],
-            prompts=rollout.prompts[p : p + 1],
-            responses=rollout.responses[p : p + 1],
-            scores=rollout.scores[p : p + 1],
-            rewards_PMN=rollout.rewards_PMN[p : p + 1],
-            mask_PMN=rollout.mask_PMN[p : p + 1],
-            advantages=Advantages(
-                global_PMN=found.global_PMN[p : p + 1],
-                local_PMN=found.local_PMN[p : p + 1],
-                silent_PM=found.silent_PM[p : p + 1],
-                silent_P=found.silent_P[p : p + 1],
-            ),
-            difficulties=rollout.difficulties[p : p + 1],
+            problems=rollout.problems[one],
+            variants=rollout.variants[one],
+            prompts=rollout.prompts[one],
+            responses=rollout.responses[one],
+            scores=rollout.scores[one],
+            rewards_PMN=rollout.rewards_PMN[one],
+            mask_PMN=rollout.mask_PMN[one],
+            advantages=rollout.advantages.take(one),
+            difficulties=rollout.difficulties[one],
         )
-        for p in range(len(rollout.problems))
+        for one in (slice(p, p + 1) for p in range(len(rollout.problems)))
     ]
 
 
@@ -145,8 +133,16 @@ class Collector:
         """
         rollout = self.recipe.rollout
         sampling = Sampling(rollout.temperature, rollout.top_p, rollout.max_completion_length, self.recipe.seed)
-        label, levels = f"train/{number}", None if difficulty is None else [difficulty(p) for p in problems]
-        return self.ask(number, label, problems, self.recipe.share, sampling, visit=number, difficulties=levels)
+        return self.ask(
+            number,
+            f"train/{number}",
+            problems,
+            self.recipe.share,
+            sampling,
+            visit=number,
+            difficulties=None if difficulty is None else [difficulty(problem) for problem in problems],
+            progress=(number - 1) / max(1, self.recipe.train.rollouts - 1),
+        )
 
     def ask(
         self,
@@ -158,39 +154,37 @@ class Collector:
         *,
         visit: int,
         difficulties: Sequence[Difficulty] | None = None,
+        progress: float = 0.0,
     ) -> Rollout:
         """Asks `problems` in `share.num_variants` ways, `share.num_responses` times each, and rewards the answers.
 
         `label` names the occasion for seeding; `visit` tells the draws of variants of one problem apart;
-        `difficulties` has one entry per problem (None: all as usual).
+        `difficulties` has one entry per problem (None: all as usual); `progress` is the share of the run that is done.
         """
         watch = Stopwatch()
         levels: list[Difficulty] = ["usual" for _ in problems] if difficulties is None else list(difficulties)
         with watch.part("expand"):
-            progress = (visit - 1) / max(1, self.recipe.train.rollouts - 1) if label.startswith("train") else 0.0
             variants = [
                 expand_problem(p, share, seed=self.recipe.seed, visit=visit, difficulty=level, progress=progress)
                 for p, level in zip(problems, levels, strict=True)
             ]
         answered = self.pose(label, problems, variants, share.num_responses, sampling, watch)
-        scores = answered.scores
-        totals = [score.total for block in scores for row in block for score in row]
+        totals = [score.total for block in answered.scores for row in block for score in row]
         shape = (len(problems), share.num_variants, share.num_responses)  # also of no problems: a process may have none
         rewards_PMN = torch.tensor(totals, dtype=torch.float64).reshape(shape)
         mask_PMN = torch.isfinite(rewards_PMN)
-        advantages = hierarchical_advantage(rewards_PMN, mask_PMN, std=share.std)
         return Rollout(
-            number,
-            list(problems),
-            variants,
-            answered.prompts,
-            answered.responses,
-            scores,
-            rewards_PMN,
-            mask_PMN,
-            advantages,
-            levels,
-            watch,
+            number=number,
+            problems=list(problems),
+            variants=variants,
+            prompts=answered.prompts,
+            responses=answered.responses,
+            scores=answered.scores,
+            rewards_PMN=rewards_PMN,
+            mask_PMN=mask_PMN,
+            advantages=hierarchical_advantage(rewards_PMN, mask_PMN, std=share.std),
+            difficulties=levels,
+            stopwatch=watch,
         )
 
     def pose(

@@ -367,3 +367,8 @@ class Recipe(Section):
     def run_dir(self) -> Path:
         """Folder of the run."""
         return self.output_dir / self.name
+
+    @property
+    def max_sequence_length(self) -> int:
+        """Tokens of the longest prompt with the longest response."""
+        return self.data.max_prompt_length + self.rollout.max_completion_length

@@ -80,5 +80,5 @@ class Evaluator:
         tally.mean("response_length", torch.tensor([float(len(r.token_ids)) for r in responses]))
         tally.mean("truncated", torch.tensor([float(r.truncated) for r in responses]))
         tally.total("responses", len(responses))
-        record = tally.merge(self.gather(tally)).as_record()
+        record = Tally.merged(self.gather(tally)).as_record()
         return Evaluation({**dict.fromkeys(SHARES, math.nan), **record}, rollout)

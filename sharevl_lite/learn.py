@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sharevl_lite.collect import Rollout
 from sharevl_lite.config import Recipe
 from sharevl_lite.policy.packed import PackedPolicy, TokenScores
+from sharevl_lite.rollout.engine import Response
 from sharevl_lite.share import (
     Clipping,
     PackedRow,
@@ -47,21 +48,27 @@ class Pair(NamedTuple):
 class PairScores:
     """Per pair, in token order: log-probs of the rollout policy, of the reference, and entropies (nats)."""
 
-    old: dict[int, Float[Tensor, "R"]] = field(default_factory=dict)
-    reference: dict[int, Float[Tensor, "R"]] = field(default_factory=dict)
-    entropy: dict[int, Float[Tensor, "R"]] = field(default_factory=dict)
+    old: dict[Pair, Float[Tensor, "R"]] = field(default_factory=dict)
+    reference: dict[Pair, Float[Tensor, "R"]] = field(default_factory=dict)
+    entropy: dict[Pair, Float[Tensor, "R"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """One update: rows that are trained, rows that are only scored, and the pairs behind them by number."""
+    """One update: rows that are trained, rows that are only scored, and the pairs behind them."""
 
-    active_rows: list[PackedRow]
-    idle_rows: list[PackedRow]
-    valid: list[int]
-    active: frozenset[int]
+    active_rows: list[PackedRow[Pair]]
+    idle_rows: list[PackedRow[Pair]]
+    valid: list[Pair]
+    active: frozenset[Pair]
     tokens_packed: int
     tokens_separate: int
+
+    @property
+    def trained_rows(self) -> list[PackedRow[Pair]]:
+        """The rows of the backward pass. A process with nothing to train still takes part in the gradient's reduction,
+        with a row at weight 0."""
+        return self.active_rows or self.idle_rows[:1]
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class RowLoss:
 
     loss: Tensor
     facts: PolicyLoss
-    row: PackedRow
+    row: PackedRow[Pair]
 
 
 class Learner:
@@ -88,31 +95,18 @@ class Learner:
         objective = recipe.objective
         self.clipping = Clipping(objective.epsilon, objective.epsilon_high, objective.delta)
 
-    def number_of(self, pair: Pair) -> int:
-        """The pair's number within this rollout."""
-        k, m, n = self.shape
-        return ((pair.p * k + pair.k) * m + pair.j) * n + pair.i
-
-    def pair_of(self, number: int) -> Pair:
-        """Inverse of :meth:`number_of`."""
-        k, m, n = self.shape
-        rest, i = divmod(number, n)
-        rest, j = divmod(rest, m)
-        p, scorer = divmod(rest, k)
-        return Pair(p, scorer, j, i)
-
-    def length_of(self, number: int) -> int:
+    def length_of(self, pair: Pair) -> int:
         """Tokens of the pair's response."""
-        return len(self._ids(number))
+        return len(self._response(pair).token_ids)
 
     def plan(self, problems: Sequence[int]) -> UpdatePlan:
         """The update on these problems (indices into the rollout)."""
-        valid = [self.number_of(pair) for p in problems for pair in self._valid_pairs(p)]
-        active = [number for number in valid if self.recipe.objective.beta > 0.0 or self._advantage(number) != 0.0]
+        valid = [pair for p in problems for pair in self._valid_pairs(p)]
+        active = [pair for pair in valid if self.recipe.objective.beta > 0.0 or self.pairs_PKMN[pair] != 0.0]
         chosen = frozenset(active)
-        idle = [number for number in valid if number not in chosen]
+        idle = [pair for pair in valid if pair not in chosen]
         if not valid:  # every verification failed; one row is still needed, at weight 0 (see `losses`)
-            idle = [self.number_of(Pair(problems[0], 0, 0, 0))]
+            idle = [Pair(problems[0], 0, 0, 0)]
         budget = self.recipe.train.token_budget
         active_rows = plan_rows(self._groups(active), budget)
         idle_rows = plan_rows(self._groups(idle), budget)
@@ -122,7 +116,7 @@ class Learner:
             valid=valid,
             active=chosen,
             tokens_packed=sum(packed_length(group) for row in active_rows for group in row),
-            tokens_separate=sum(self._separate_length(number) for number in active),
+            tokens_separate=sum(self._separate_length(pair) for pair in active),
         )
 
     @property
@@ -155,9 +149,7 @@ class Learner:
         tokens over all processes. The loss is in float64 on the policy's device. A row without old log-probs gets those
         of this pass.
         """
-        # A process with nothing to train still takes part in the gradient's reduction, with a row at weight 0.
-        rows = plan.active_rows or plan.idle_rows[:1]
-        for row in rows:
+        for row in plan.trained_rows:
             fresh = row.pairs[0] not in self.scores.old
             scores = model(row, self.images, entropy=fresh)
             if fresh:
@@ -167,31 +159,25 @@ class Learner:
 
     def gaps(self) -> Float[Tensor, "X"]:
         """log π_old(o_t|Qk) - log π_old(o_t|Qj) of every scored token of every cross-variant pair, nats."""
-        gaps = [self.gap(number) for number in sorted(self.scores.old) if self._is_cross(number)]
+        gaps = [self.gap(pair) for pair in sorted(self.scores.old) if pair.k != pair.j]
         return torch.cat(gaps) if gaps else torch.zeros(0)
 
-    def gap(self, number: int) -> Float[Tensor, "R"]:
+    def gap(self, pair: Pair) -> Float[Tensor, "R"]:
         """The gap of one scored pair, token by token."""
-        return self.scores.old[number] - self._source(number)
+        return self.scores.old[pair] - self._source(pair)
 
     def sampler_gaps(self) -> Float[Tensor, "X"]:
         """log π_old(o_t|Qj) - log π_sampler(o_t|Qj) of every token of every scored own-variant pair, nats."""
-        own = [number for number in sorted(self.scores.old) if not self._is_cross(number)]
-        gaps = [self.scores.old[number].double() - self._sampler(number) for number in own]
+        own = [pair for pair in sorted(self.scores.old) if pair.k == pair.j]
+        gaps = [self.scores.old[pair].double() - self._sampler(pair) for pair in own]
         return torch.cat(gaps) if gaps else torch.zeros(0, dtype=torch.float64)
 
-    def _sampler(self, number: int) -> Float[Tensor, "R"]:
-        pair = self.pair_of(number)
-        return torch.tensor(self.rollout.responses[pair.p][pair.j][pair.i].logprobs, dtype=torch.float64)
+    def _sampler(self, pair: Pair) -> Float[Tensor, "R"]:
+        return torch.tensor(self._response(pair).logprobs, dtype=torch.float64)
 
-    def _source(self, number: int) -> Float[Tensor, "R"]:
+    def _source(self, pair: Pair) -> Float[Tensor, "R"]:
         """log π_old of the pair's tokens under the variant they were sampled from."""
-        pair = self.pair_of(number)
-        return self.scores.old[self.number_of(pair._replace(k=pair.j))]
-
-    def _is_cross(self, number: int) -> bool:
-        pair = self.pair_of(number)
-        return pair.k != pair.j
+        return self.scores.old[pair._replace(k=pair.j)]
 
     def _valid_pairs(self, p: int) -> Iterator[Pair]:
         scorers, sources, responses = self.shape
@@ -202,68 +188,64 @@ class Learner:
                     continue
                 yield from (Pair(p, k, j, i) for i in range(responses) if self.rollout.mask_PMN[p, j, i])
 
-    def _advantage(self, number: int) -> float:
-        return float(self.pairs_PKMN[self.pair_of(number)])
+    def _response(self, pair: Pair) -> Response:
+        return self.rollout.responses[pair.p][pair.j][pair.i]
 
-    def _ids(self, number: int) -> tuple[int, ...]:
-        pair = self.pair_of(number)
-        return self.rollout.responses[pair.p][pair.j][pair.i].token_ids
+    def _separate_length(self, pair: Pair) -> int:
+        return self.rollout.prompts[pair.p][pair.k].prefix.ids_P.numel() + self.length_of(pair)
 
-    def _separate_length(self, number: int) -> int:
-        pair = self.pair_of(number)
-        return self.rollout.prompts[pair.p][pair.k].prefix.ids_P.numel() + len(self._ids(number))
-
-    def _groups(self, numbers: Sequence[int]) -> list[SegmentGroup]:
-        """One group per (problem, scoring variant) that has pairs among `numbers`."""
-        by_prefix: dict[tuple[int, int], list[int]] = {}
-        for number in numbers:
-            pair = self.pair_of(number)
-            by_prefix.setdefault((pair.p, pair.k), []).append(number)
+    def _groups(self, pairs: Sequence[Pair]) -> list[SegmentGroup[Pair]]:
+        """One group per (problem, scoring variant) that has pairs among `pairs`."""
+        by_prefix: dict[tuple[int, int], list[Pair]] = {}
+        for pair in pairs:
+            by_prefix.setdefault((pair.p, pair.k), []).append(pair)
         return [
             SegmentGroup(
                 prefix=self.rollout.prompts[p][k].prefix,
-                responses=tuple(torch.tensor(self._ids(number)) for number in members),
+                responses=tuple(torch.tensor(self._response(pair).token_ids) for pair in members),
                 pairs=tuple(members),
             )
             for (p, k), members in by_prefix.items()
         ]
 
-    def _keep(self, row: PackedRow, scores: TokenScores) -> None:
+    def _keep(self, row: PackedRow[Pair], scores: TokenScores) -> None:
         self._scatter(row, scores.logprobs_S, self.scores.old)
         if scores.entropies_S is not None:
             self._scatter(row, scores.entropies_S, self.scores.entropy)
 
     @staticmethod
-    def _scatter(row: PackedRow, values_S: Tensor, into: dict[int, Tensor]) -> None:
+    def _scatter(row: PackedRow[Pair], values_S: Tensor, into: dict[Pair, Tensor]) -> None:
         pieces = values_S.detach().cpu().split(row.cu_seqlens_B1.diff().tolist())
         into.update(zip(row.pairs, pieces, strict=True))
 
-    def _correction(self, row: PackedRow, old_S: Tensor) -> Tensor | None:
+    def _correction(self, row: PackedRow[Pair], old_S: Tensor) -> Tensor | None:
         """Weights for who sampled the tokens: another variant, and an engine with other numbers."""
         objective = self.recipe.objective
         if objective.correction == "none" and objective.sampler_cap is None:
             return None
-        source_S = torch.cat([self._source(number) for number in row.pairs])
+        source_S = torch.cat([self._source(pair) for pair in row.pairs])
         weight_S = cross_variant_weight(old_S, source_S, objective.correction, objective.correction_cap)
         if objective.sampler_cap is not None:
-            sampler_S = torch.cat([self._sampler(number) for number in row.pairs])
+            sampler_S = torch.cat([self._sampler(pair) for pair in row.pairs])
             weight_S = weight_S * cross_variant_weight(source_S, sampler_S, "truncate", objective.sampler_cap)
         return weight_S
 
-    def _row_loss(self, row: PackedRow, logprobs_S: Tensor, plan: UpdatePlan, count: int, tokens: int) -> PolicyLoss:
+    def _row_loss(
+        self, row: PackedRow[Pair], logprobs_S: Tensor, plan: UpdatePlan, count: int, tokens: int
+    ) -> PolicyLoss:
         objective = self.recipe.objective
         device = logprobs_S.device
         lengths_B = row.cu_seqlens_B1.diff()
         weights_B = pair_token_weights(
             lengths_B, objective.aggregation, self.recipe.rollout.max_completion_length, count=count, tokens=tokens
         )
-        weights_B = weights_B * torch.tensor([float(number in plan.active) for number in row.pairs])
-        advantages_B = torch.tensor([self._advantage(number) for number in row.pairs], dtype=torch.float64)
-        old_S = torch.cat([self.scores.old[number] for number in row.pairs])
+        weights_B = weights_B * torch.tensor([float(pair in plan.active) for pair in row.pairs])
+        advantages_B = torch.tensor([float(self.pairs_PKMN[pair]) for pair in row.pairs], dtype=torch.float64)
+        old_S = torch.cat([self.scores.old[pair] for pair in row.pairs])
         correction_S = self._correction(row, old_S)
         reference_S = None
         if objective.beta > 0.0:
-            pieces = [self.scores.reference.get(number, self.scores.old[number]) for number in row.pairs]
+            pieces = [self.scores.reference.get(pair, self.scores.old[pair]) for pair in row.pairs]
             reference_S = torch.cat(pieces).to(device)
         return policy_loss(
             logprobs_S.double(),

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from sharevl_lite.config import Recipe
+from sharevl_lite.policy.hf import has_ending, linear_layers_of_text, resolve_model_path
 from sharevl_lite.policy.packed import FEATURE_CACHE_BYTES
 
 GIB = 2**30
@@ -128,6 +129,11 @@ class ModelShape:
         """All of them."""
         return self.text_linear + self.others
 
+    @property
+    def kv_numbers(self) -> int:
+        """Keys and values of a token, over all layers."""
+        return self.layers * 2 * self.kv_width
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -162,8 +168,6 @@ def find_config(path: str) -> tuple[Any, str] | None:
     """
     from transformers import AutoConfig
 
-    from sharevl_lite.policy.hf import resolve_model_path
-
     folder = resolve_model_path(path)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True), "its configuration"
@@ -181,11 +185,7 @@ def measure_shape(config: Any) -> ModelShape:
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     model.tie_weights()
-    linear = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and ".language_model." in f".{name}."
-    }
+    linear = linear_layers_of_text(model)
     inside = sum(parameter.numel() for module in linear.values() for parameter in module.parameters())
     text = config.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -205,8 +205,7 @@ def measure_shape(config: Any) -> ModelShape:
 def adapter_parameters(recipe: Recipe, shape: ModelShape) -> int:
     """Trained parameters. Of a regular expression, all linear layers: at most that many."""
     wanted = recipe.model.lora.target_modules
-    endings = wanted if isinstance(wanted, list) else [""]
-    chosen = [size for name, size in shape.linear.items() if any(f".{name}".endswith(end) for end in endings)]
+    chosen = [size for name, size in shape.linear.items() if isinstance(wanted, str) or has_ending(name, wanted)]
     return sum(recipe.model.lora.rank * (inner + outer) for inner, outer in chosen)
 
 
@@ -221,8 +220,10 @@ def plan_memory(recipe: Recipe, shape: ModelShape, *, total: int | None, half: b
     """
     gpu = total is not None
     width = _bytes_each(recipe.model.dtype, half=half)
-    weights = shape.others * width + int(shape.text_linear * (FOUR_BITS if recipe.model.load_in_4bit else width))
-    standing = {"weights": weights, "adapter, gradients, Adam": 16 * adapter_parameters(recipe, shape)}
+    standing = {
+        "weights": _weight_bytes(recipe, shape, width),
+        "adapter, gradients, Adam": 16 * adapter_parameters(recipe, shape),
+    }
     if gpu:
         standing["CUDA and slack"] = CUDA_BYTES
     training = standing | _training_parts(recipe, shape, width, gpu=gpu)
@@ -257,13 +258,12 @@ def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool)
 def _sampling_parts(recipe: Recipe, shape: ModelShape, width: int, total: int | None) -> dict[str, int]:
     section = recipe.rollout
     if section.engine == "hf":
-        length = recipe.data.max_prompt_length + section.max_completion_length
         return {
             "reading prompts": section.batch_size
             * recipe.data.max_prompt_length
             * width
             * (4 * shape.hidden + 3 * shape.intermediate),
-            "keys and values": section.batch_size * length * shape.layers * 2 * shape.kv_width * width,
+            "keys and values": section.batch_size * recipe.max_sequence_length * shape.kv_numbers * width,
             "logits": 3 * 4 * section.batch_size * shape.vocabulary,
         }
     if section.engine in ("vllm", "unsloth") and total is not None:
@@ -291,9 +291,7 @@ def reliefs(recipe: Recipe, shape: ModelShape, *, total: int, half: bool) -> lis
 def engine_needs(recipe: Recipe, shape: ModelShape, *, half: bool) -> int:
     """Bytes that a vLLM engine cannot do without: weights, keys and values of one sequence, and 1 GiB to work in."""
     width = _bytes_each(recipe.model.dtype, half=half)
-    weights = shape.others * width + int(shape.text_linear * (FOUR_BITS if recipe.model.load_in_4bit else width))
-    length = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
-    return weights + length * shape.layers * 2 * shape.kv_width * width + GIB
+    return _weight_bytes(recipe, shape, width) + recipe.max_sequence_length * shape.kv_numbers * width + GIB
 
 
 def _with(recipe: Recipe, knob: str, value: Any) -> Recipe:
@@ -316,13 +314,16 @@ def _changes(recipe: Recipe, shape: ModelShape, total: int, *, half: bool) -> It
         if share * total < engine_needs(recipe, shape, half=half):
             break
         yield "rollout.vllm_gpu_memory_utilization", share
-    least = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
     budget = recipe.train.token_budget
-    while budget // 2 >= least:
+    while budget // 2 >= recipe.max_sequence_length:
         budget //= 2
         yield "train.token_budget", budget
     if not recipe.model.load_in_4bit and recipe.model.dtype not in ("float32", "float64"):
         yield "model.load_in_4bit", True
+
+
+def _weight_bytes(recipe: Recipe, shape: ModelShape, width: int) -> int:
+    return shape.others * width + int(shape.text_linear * (FOUR_BITS if recipe.model.load_in_4bit else width))
 
 
 def _bytes_each(dtype: str, *, half: bool) -> int:

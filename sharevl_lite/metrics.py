@@ -21,7 +21,7 @@ import torch
 
 from sharevl_lite.collect import Rollout
 from sharevl_lite.dynamic import Levels, everything_asked, silent_problems
-from sharevl_lite.learn import Learner, RowLoss, UpdatePlan
+from sharevl_lite.learn import Learner, Pair, RowLoss, UpdatePlan
 
 
 class Tally:
@@ -30,7 +30,7 @@ class Tally:
     def __init__(self) -> None:
         self.means: dict[str, tuple[float, float]] = {}
         self.totals: dict[str, float] = {}
-        self.slowest: dict[str, float] = {}
+        self.peaks: dict[str, float] = {}
 
     def mean(self, name: str, values: Iterable[float] | torch.Tensor) -> None:
         """Adds values to a mean. An empty addition leaves it undefined (and unlogged)."""
@@ -44,25 +44,26 @@ class Tally:
 
     def peak(self, name: str, value: float) -> None:
         """Keeps the largest value over processes: seconds of the slowest, memory of the fullest."""
-        self.slowest[name] = max(self.slowest.get(name, value), value)
+        self.peaks[name] = max(self.peaks.get(name, value), value)
 
-    def merge(self, others: Iterable[Tally]) -> Tally:
-        """A tally of all of them (of this one too only if it is among them)."""
-        merged = Tally()
-        for other in others:
-            for name, (total, count) in other.means.items():
+    @classmethod
+    def merged(cls, tallies: Iterable[Tally]) -> Tally:
+        """A tally of all of them."""
+        merged = cls()
+        for tally in tallies:
+            for name, (total, count) in tally.means.items():
                 so_far, so_many = merged.means.get(name, (0.0, 0.0))
                 merged.means[name] = (so_far + total, so_many + count)
-            for name, value in other.totals.items():
+            for name, value in tally.totals.items():
                 merged.total(name, value)
-            for name, value in other.slowest.items():
+            for name, value in tally.peaks.items():
                 merged.peak(name, value)
         return merged
 
     def as_record(self) -> dict[str, float]:
         """Name to value; means of nothing are left out."""
         means = {name: total / count for name, (total, count) in self.means.items() if count}
-        return {**means, **self.totals, **self.slowest}
+        return {**means, **self.totals, **self.peaks}
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Attempt:
 
     loss: torch.Tensor
     tally: Tally = field(default_factory=Tally)
-    clipped: dict[int, float] = field(default_factory=dict)
+    clipped: dict[Pair, float] = field(default_factory=dict)
 
     def add(self, row_loss: RowLoss) -> None:
         """Takes in a row's facts."""
@@ -83,8 +84,8 @@ class Attempt:
         if facts.kl_T is not None:
             self.tally.mean("kl", facts.kl_T)
         clipped_T = (facts.clipped_low_T | facts.clipped_high_T | facts.clipped_dual_T).double().cpu()
-        for number, piece_R in zip(row.pairs, clipped_T.split(row.cu_seqlens_B1.diff().tolist()), strict=True):
-            self.clipped[number] = float(piece_R.mean())
+        for pair, piece_R in zip(row.pairs, clipped_T.split(row.cu_seqlens_B1.diff().tolist()), strict=True):
+            self.clipped[pair] = float(piece_R.mean())
 
 
 def tally_rollout(tally: Tally, rollout: Rollout) -> None:
@@ -138,11 +139,7 @@ def tally_plans(tally: Tally, plans: Iterable[UpdatePlan]) -> None:
 def tally_scores(tally: Tally, learner: Learner) -> None:
     """Entropy of the own-variant tokens, the mean gap between variants (its p95 needs all the values), and how far the
     sampler's log-probs are from the trainer's (mean and largest |difference|)."""
-    own = [
-        entropy_R
-        for number, entropy_R in learner.scores.entropy.items()
-        if (pair := learner.pair_of(number)).k == pair.j
-    ]
+    own = [entropy_R for pair, entropy_R in learner.scores.entropy.items() if pair.k == pair.j]
     tally.mean("entropy", torch.cat(own) if own else torch.zeros(0))
     tally.mean("gap_mean", learner.gaps())
     sampler_gaps = learner.sampler_gaps().abs()

@@ -21,7 +21,7 @@ def rollout_rows(
     rollout: Rollout,
     put_image: Callable[[Image], str],
     learner: Learner | None = None,
-    clip_fractions: Mapping[int, float] | None = None,
+    clip_fractions: Mapping[Pair, float] | None = None,
 ) -> list[RolloutRow]:
     """One row per response; with a `learner`, how every variant scored it and what the update clipped.
 
@@ -94,18 +94,18 @@ def _verification(score: Score) -> Verification:
     return Verification(score.verdict.extracted, score.verdict.rule, score.failure)
 
 
-def _scorers(learner: Learner, p: int, j: int, i: int, clip_fractions: Mapping[int, float]) -> list[Scorer]:
+def _scorers(learner: Learner, p: int, j: int, i: int, clip_fractions: Mapping[Pair, float]) -> list[Scorer]:
     scorers = []
     for k in range(learner.shape[0]):
-        number = learner.number_of(Pair(p, k, j, i))
-        old_R = learner.scores.old.get(number)
+        pair = Pair(p, k, j, i)
+        old_R = learner.scores.old.get(pair)
         scorers.append(
             Scorer(
                 variant_index=k,
-                advantage=None if old_R is None else float(learner.pairs_PKMN[p, k, j, i]),
+                advantage=None if old_R is None else float(learner.pairs_PKMN[pair]),
                 mean_logprob=None if old_R is None else float(old_R.mean()),
-                gap=None if old_R is None else float(learner.gap(number).mean()),
-                clip_fraction=clip_fractions.get(number),
+                gap=None if old_R is None else float(learner.gap(pair).mean()),
+                clip_fraction=clip_fractions.get(pair),
             )
         )
     return scorers
@@ -113,5 +113,5 @@ def _scorers(learner: Learner, p: int, j: int, i: int, clip_fractions: Mapping[i
 
 def _scorer_logprobs(learner: Learner, p: int, j: int, i: int) -> list[Sequence[float] | None]:
     """Per scoring variant, the log-probs behind `mean_logprob` and `gap`; None where the pair was not forwarded."""
-    old = (learner.scores.old.get(learner.number_of(Pair(p, k, j, i))) for k in range(learner.shape[0]))
+    old = (learner.scores.old.get(Pair(p, k, j, i)) for k in range(learner.shape[0]))
     return [None if old_R is None else old_R.tolist() for old_R in old]

@@ -56,7 +56,7 @@ class Schedule(Dataset[UpdateStep]):
         self.recipe = recipe
         self.num_problems = num_problems
         self.rank = rank
-        self.share = train.problems_per_update // world
+        self.per_process = train.problems_per_update // world
         self.chunks = train.problems_per_rollout // train.problems_per_update
 
     def __len__(self) -> int:
@@ -86,10 +86,9 @@ class Schedule(Dataset[UpdateStep]):
         stride, rounds = self.recipe.train.problems_per_rollout, self.recipe.rollout.max_extra_rounds
         return [left[place : rounds * stride : stride] for place in self._places()]
 
-    def members(self, update: int) -> list[int]:
-        """Places, within :meth:`problems`, of the problems behind one update."""
-        chunk = update % self.chunks
-        return list(range(chunk * self.share, (chunk + 1) * self.share))
+    def members(self, chunk: int) -> list[int]:
+        """Places, within :meth:`problems`, of the problems behind update `chunk` (of `chunks`) of each epoch."""
+        return list(range(chunk * self.per_process, (chunk + 1) * self.per_process))
 
     def _asked(self, rollout: int) -> list[int]:
         """The problems of the rollout, over all processes."""
@@ -102,5 +101,5 @@ class Schedule(Dataset[UpdateStep]):
     def _places(self) -> list[int]:
         """This process's places in the whole rollout, update by update."""
         size = self.recipe.train.problems_per_update
-        starts = [chunk * size + self.rank * self.share for chunk in range(self.chunks)]
-        return [start + place for start in starts for place in range(self.share)]
+        starts = [chunk * size + self.rank * self.per_process for chunk in range(self.chunks)]
+        return [start + place for start in starts for place in range(self.per_process)]

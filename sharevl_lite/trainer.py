@@ -31,7 +31,7 @@ from sharevl_lite.difficulty import SuccessRates, visits_of
 from sharevl_lite.dynamic import everything_asked, replace_silent
 from sharevl_lite.heldout import Evaluator
 from sharevl_lite.hub import AdapterUploads
-from sharevl_lite.learn import Learner, UpdatePlan
+from sharevl_lite.learn import Learner, Pair, UpdatePlan
 from sharevl_lite.loss_scale import LossScale
 from sharevl_lite.metrics import (
     Attempt,
@@ -137,7 +137,7 @@ class ShareGRPOTrainer(Trainer):
         self._rollout: Rollout = self._sample(number)
         self._watch = self._rollout.stopwatch
         self._learner = Learner(self.recipe, self.policy, self._rollout)
-        self._clipped: dict[int, float] = {}
+        self._clipped: dict[Pair, float] = {}
         with self._watch.part("score"):
             self.policy.eval()
             self._plans = [self._learner.plan(self.schedule.members(c)) for c in range(self.schedule.chunks)]
@@ -192,7 +192,7 @@ class ShareGRPOTrainer(Trainer):
             )
 
     def _update(self, model: nn.Module, plan: UpdatePlan) -> Tensor:
-        tokens = sum(self._learner.length_of(number) for number in plan.valid)
+        tokens = sum(self._learner.length_of(pair) for pair in plan.valid)
         counts = self.gather((len(plan.valid), tokens))
         count, tokens = max(1, sum(c for c, _ in counts)), max(1, sum(t for _, t in counts))
         while True:
@@ -201,14 +201,14 @@ class ShareGRPOTrainer(Trainer):
             # Gradients are averaged over processes, and so equal in all of them: each decides alike.
             if self._loss_scale.unscale(model.parameters()):
                 break
-        self._tally = Tally().merge([self._tally, attempt.tally])
+        self._tally = Tally.merged([self._tally, attempt.tally])
         self._clipped |= attempt.clipped
         return attempt.loss * self.accelerator.num_processes
 
     def _backward(self, model: nn.Module, plan: UpdatePlan, count: int, tokens: int, attempt: Attempt) -> None:
         # The loss is a sum over processes where gradients are averaged.
         factor = self.accelerator.num_processes * self._loss_scale.scale
-        rows = len(plan.active_rows) or 1
+        rows = len(plan.trained_rows)
         losses = self._learner.losses(model, plan, count, tokens)
         for place in range(rows):
             with nullcontext() if place == rows - 1 else self.accelerator.no_sync(model):
@@ -227,7 +227,7 @@ class ShareGRPOTrainer(Trainer):
             self._tally.peak("loss_scale", self._loss_scale.scale)
         self._tally.peak("peak_memory_mib", peak_memory_mib())
         self._tally.peak("seconds/step", time.perf_counter() - self._started)
-        record = self._tally.merge(self.gather(self._tally)).as_record()
+        record = Tally.merged(self.gather(self._tally)).as_record()
         gaps = self.gather(self._learner.gaps())
         p95 = percentile_95(torch.cat(gaps))
         if p95 is not None:
@@ -355,7 +355,7 @@ class ShareGRPOTrainer(Trainer):
         split: str,
         rollout: Rollout,
         learner: Learner | None = None,
-        clipped: dict[int, float] | None = None,
+        clipped: dict[Pair, float] | None = None,
     ) -> None:
         rows = rollout_rows(self.recipe.name, rollout, self.store.put_image, learner, clipped)
         everyone = [row for part in self.gather(rows) for row in part]

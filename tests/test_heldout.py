@@ -108,7 +108,7 @@ def test_several_processes_equal_one(recipe, collector, problems, evaluation, wo
     alone = sorted(said(evaluation.rollout))
     assert [line[:3] for line in everything] == [line[:3] for line in alone]
     assert [[r[0] for r in line[3]] for line in everything] == [[r[0] for r in line[3]] for line in alone]
-    merged = Tally().merge(tallies).as_record()
+    merged = Tally.merged(tallies).as_record()
     assert merged == pytest.approx(evaluation.record, abs=1e-12)
 
 

@@ -27,7 +27,7 @@ def sizes(draw):
 def updates(plan, rollout):
     """The problems behind each update of a rollout, first epoch."""
     asked = plan.problems(rollout)
-    return [[asked[place] for place in plan.members(update)] for update in range(plan.chunks)]
+    return [[asked[place] for place in plan.members(chunk)] for chunk in range(plan.chunks)]
 
 
 @settings(deadline=None)
@@ -79,7 +79,7 @@ def test_epochs_go_over_the_same_updates():
     steps = [plan[number] for number in range(len(plan))]
     assert [step.rollout for step in steps] == [rollout for rollout in range(1, 6) for _ in range(6)]
     assert [step.update for step in steps[:6]] == [0, 1, 2, 3, 4, 5]
-    assert [plan.members(update) for update in range(6)] == 2 * [[0, 1], [2, 3], [4, 5]]
+    assert [plan.members(step.update % plan.chunks) for step in steps[:6]] == 2 * [[0, 1], [2, 3], [4, 5]]
 
 
 def test_too_few_problems():

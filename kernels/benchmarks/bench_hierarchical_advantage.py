@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from harness import OK, Report, Row, arguments, device_of, measure
 from sharevl_kernels.hierarchical_advantage import hierarchical_advantage, kernel
-from sharevl_kernels.hierarchical_advantage.reference import Levels, reference_advantage
+from sharevl_kernels.hierarchical_advantage.reference import Advantages, reference_advantage
 
 SHAPES = ((32, 2, 6), (512, 2, 6), (512, 4, 16))
 LIMIT = 1e-6
@@ -37,7 +37,7 @@ def launches(rewards_PMN: torch.Tensor, mask_PMN: torch.Tensor) -> int:
     return len(grids)
 
 
-def plain_torch(rewards_PMN: torch.Tensor, mask_PMN: torch.Tensor) -> Levels:
+def plain_torch(rewards_PMN: torch.Tensor, mask_PMN: torch.Tensor) -> Advantages:
     """The torch form with the check that the op makes."""
     if not bool(torch.isfinite(rewards_PMN[mask_PMN]).all()):
         raise ValueError("a reward is not finite")

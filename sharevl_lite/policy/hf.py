@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -247,18 +247,28 @@ def text_layers(model: nn.Module, wanted: str | list[str]) -> str | list[str]:
     have the same endings, stays frozen. A regular expression is taken as it is."""
     if isinstance(wanted, str) and wanted != "all-linear":
         return wanted
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and ".language_model." in f".{name}."
-    ]
+    linear = linear_layers_of_text(model)
     if wanted == "all-linear":
-        return linear
+        return list(linear)
     for ending in wanted:
-        if not any(f".{name}".endswith(f".{ending}") for name in linear):
+        if not any(has_ending(name, [ending]) for name in linear):
             endings = sorted({name.rpartition(".")[2] for name in linear})
             raise PolicyError(
                 f"model.lora.target_modules: no linear layer of the text model ends in {ending!r}; there are "
                 f"{', '.join(endings)}"
             )
-    return [name for name in linear if any(f".{name}".endswith(f".{ending}") for ending in wanted)]
+    return [name for name in linear if has_ending(name, wanted)]
+
+
+def linear_layers_of_text(model: nn.Module) -> dict[str, nn.Linear]:
+    """The text model's linear layers by their full names."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".language_model." in f".{name}."
+    }
+
+
+def has_ending(name: str, endings: Iterable[str]) -> bool:
+    """Whether the last parts of a layer's full name are one of these."""
+    return any(f".{name}".endswith(f".{ending}") for ending in endings)

@@ -96,7 +96,7 @@ def _load_base(loader: Any, recipe: Recipe) -> tuple[Any, Any]:
     check_supported(section.path)
     device = default_device()
     shared: dict[str, Any] = {}
-    longest = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
+    longest = recipe.max_sequence_length
     if recipe.rollout.engine == "unsloth":
         shared = {
             "fast_inference": True,

@@ -34,7 +34,7 @@ def serve_command(
     words += ["--dtype", dtype or _dtype(recipe.model.dtype)]
     if recipe.model.load_in_4bit:
         words += ["--quantization", "bitsandbytes"]
-    words += ["--max-model-len", str(longest(recipe))]
+    words += ["--max-model-len", str(recipe.max_sequence_length)]
     words += ["--enable-lora", "--max-lora-rank", str(room_for(recipe.model.lora.rank)), "--max-loras", "1"]
     words += ["--logprobs-mode", "processed_logprobs", "--enable-scale-out"]
     images = {} if max_images is None else {"image": max_images}
@@ -43,11 +43,6 @@ def serve_command(
     if size is not None:
         words += ["--mm-processor-kwargs", json.dumps({"size": size})]
     return "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True " + shlex.join(words)
-
-
-def longest(recipe: Recipe) -> int:
-    """Tokens of the longest prompt with the longest response."""
-    return recipe.data.max_prompt_length + recipe.rollout.max_completion_length
 
 
 def _dtype(name: str) -> str:

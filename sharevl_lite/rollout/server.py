@@ -34,7 +34,6 @@ from sharevl_lite.policy.hf import save_adapter
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.limits import BAN, check_frozen_vision, check_recipe, engine_dtype
-from sharevl_lite.rollout.serve_command import longest
 from sharevl_lite.rollout.server_client import Refusal, ServerClient, Unavailable, new_http, patiently
 from sharevl_lite.rollout.server_pool import GENERATE, KEY_VARIABLE, ServerPool, look_at_servers
 
@@ -77,7 +76,7 @@ class ServerRolloutEngine:
         self.end_ids = end_ids(policy)
         self._concurrency = section.batch_size
         self._retries = section.server_retries
-        self._longest = longest(recipe)
+        self._longest = recipe.max_sequence_length
         self._http = new_http(section.server_timeout_seconds, os.environ.get(KEY_VARIABLE))
         self._pool = ServerPool(
             recipe, self._http, retries=self._retries, dtype=engine_dtype(policy), max_images=max_images

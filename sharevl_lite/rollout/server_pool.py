@@ -16,7 +16,7 @@ import httpx
 
 from sharevl_lite.policy.hf import resolve_model_path
 from sharevl_lite.rollout.errors import RolloutError
-from sharevl_lite.rollout.serve_command import longest, serve_command
+from sharevl_lite.rollout.serve_command import serve_command
 from sharevl_lite.rollout.server_client import Refusal, ServerClient, Unavailable, new_http, patiently
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class ServerPool:
                 f"{server.url} serves {served}, the recipe trains {told}. If these are the same weights under another "
                 f"name, set rollout.server_model: {name}; else {self.how_to_start(server)}"
             )
-        room, needed = found[0].get("max_model_len"), longest(self.recipe)
+        room, needed = found[0].get("max_model_len"), self.recipe.max_sequence_length
         if isinstance(room, int) and room < needed:
             raise RolloutError(
                 f"{server.url} reads at most {room} tokens; the recipe needs {needed} (data.max_prompt_length + "

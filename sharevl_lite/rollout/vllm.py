@@ -64,7 +64,7 @@ class VLLMRolloutEngine:
                 return LLM(
                     model=resolve_model_path(recipe.model.path),
                     dtype=engine_dtype(self.policy),
-                    max_model_len=recipe.data.max_prompt_length + section.max_completion_length,
+                    max_model_len=recipe.max_sequence_length,
                     max_num_seqs=section.batch_size,
                     enable_lora=True,
                     max_lora_rank=room_for(recipe.model.lora.rank),
@@ -97,8 +97,8 @@ class VLLMRolloutEngine:
             captured = {} if section.vllm_enforce_eager else {"compilation_config": graphs(section.batch_size)}
             return {**share, "enable_sleep_mode": True, **captured}
         # A prompt read in pieces winds its request's random numbers back, which vLLM 0.31 cannot do on a CPU.
-        longest = recipe.data.max_prompt_length + section.max_completion_length
-        return {**share, "enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, longest)}
+        most = max(4096, recipe.max_sequence_length)
+        return {**share, "enable_chunked_prefill": False, "max_num_batched_tokens": most}
 
     def sample(self, requests: Sequence[SamplingRequest], sampling: Sampling) -> list[list[Response]]:
         """`count` responses to each request, in order.

@@ -14,11 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Int
 from sharevl_kernels.prefix_attention import PrefixLayout
 from torch import Tensor
+
+K = TypeVar("K")
+"""The caller's keys for pairs."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,16 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class SegmentGroup:
-    """Responses to be scored after one prefix. `pairs` are the caller's numbers for them, given back in the row."""
+class SegmentGroup(Generic[K]):
+    """Responses to be scored after one prefix. `pairs` are the caller's keys for them, given back in the row."""
 
     prefix: Prefix
     responses: tuple[Int[Tensor, "R"], ...]
-    pairs: tuple[int, ...]
+    pairs: tuple[K, ...]
 
 
 @dataclass(frozen=True)
-class PackedRow:
+class PackedRow(Generic[K]):
     """One packed row of T tokens with B pairs and S scored tokens.
 
     `rows_S[s]` is the token whose hidden state predicts `targets_S[s]`; pair b owns the scored tokens
@@ -55,7 +59,7 @@ class PackedRow:
     rows_S: Int[Tensor, "S"]
     targets_S: Int[Tensor, "S"]
     cu_seqlens_B1: Int[Tensor, "B1"]
-    pairs: tuple[int, ...]
+    pairs: tuple[K, ...]
     image_keys: tuple[str, ...]
 
     def layout(self, device: torch.device) -> PrefixLayout:
@@ -63,14 +67,14 @@ class PackedRow:
         return PrefixLayout(self.group_T, self.segment_T, device)
 
 
-def plan_rows(groups: Sequence[SegmentGroup], token_budget: int) -> list[list[SegmentGroup]]:
+def plan_rows(groups: Sequence[SegmentGroup[K]], token_budget: int) -> list[list[SegmentGroup[K]]]:
     """Distributes groups over rows of at most `token_budget` tokens, in order, first fit.
 
     A group longer than the budget is split by responses and its prefix repeated. A single pair longer than the budget
     gets a row of its own: nothing is dropped or cut. Raises ValueError for a group without responses or an empty
     response.
     """
-    rows: list[list[SegmentGroup]] = []
+    rows: list[list[SegmentGroup[K]]] = []
     room: list[int] = []
     for group in groups:
         for part in _split(group, token_budget):
@@ -90,10 +94,10 @@ def packed_length(group: SegmentGroup) -> int:
     return group.prefix.ids_P.numel() + sum(r.numel() - 1 for r in group.responses)
 
 
-def _split(group: SegmentGroup, token_budget: int) -> list[SegmentGroup]:
+def _split(group: SegmentGroup[K], token_budget: int) -> list[SegmentGroup[K]]:
     if not group.responses or len(group.responses) != len(group.pairs):
-        raise ValueError(f"a group needs responses and a number for each, got {len(group.responses)}, {group.pairs}")
-    parts: list[SegmentGroup] = []
+        raise ValueError(f"a group needs responses and a key for each, got {len(group.responses)}, {group.pairs}")
+    parts: list[SegmentGroup[K]] = []
     start, used = 0, group.prefix.ids_P.numel()
     for end, response in enumerate(group.responses):
         if response.numel() == 0:
@@ -106,10 +110,10 @@ def _split(group: SegmentGroup, token_budget: int) -> list[SegmentGroup]:
     return parts
 
 
-def pack_row(groups: Sequence[SegmentGroup]) -> PackedRow:
+def pack_row(groups: Sequence[SegmentGroup[K]]) -> PackedRow[K]:
     """Lays groups one after another in a row (see the module's head)."""
     ids, positions, group_numbers, segments, rows, targets, lengths = [], [], [], [], [], [], []
-    pairs: list[int] = []
+    pairs: list[K] = []
     image_keys: list[str] = []
     offset = segment = 0
     for number, group in enumerate(groups):

@@ -104,7 +104,7 @@ def test_groups_that_hold_nothing_to_score_are_refused():
         plan_rows([group(3, [2, 0])], 100)
     with pytest.raises(ValueError, match="needs responses"):
         plan_rows([SegmentGroup(prefix(3), (), ())], 100)
-    with pytest.raises(ValueError, match="a number for each"):
+    with pytest.raises(ValueError, match="a key for each"):
         plan_rows([SegmentGroup(prefix(3), (torch.arange(2),), (0, 1))], 100)
 
 

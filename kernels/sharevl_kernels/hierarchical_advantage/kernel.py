@@ -12,7 +12,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sharevl_kernels.hierarchical_advantage.reference import Levels
+from sharevl_kernels.hierarchical_advantage.reference import Advantages
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def advantage_kernel(
 
 def launch_advantage(
     rewards_PMN: Float[Tensor, "P M N"], mask_PMN: Bool[Tensor, "P M N"], eps: float, repeats: int
-) -> Levels:
+) -> Advantages:
     """Both levels, float64; as :func:`reference_advantage`."""
     num_problems, num_variants, num_responses = rewards_PMN.shape
     levels = rewards_PMN.new_empty((2, *rewards_PMN.shape), dtype=torch.float64)
@@ -86,4 +86,4 @@ def launch_advantage(
             VARIANTS=triton.next_power_of_2(num_variants),
             RESPONSES=triton.next_power_of_2(num_responses),
         )
-    return Levels(levels[0], levels[1], silent_PM, silent_P)
+    return Advantages(levels[0], levels[1], silent_PM, silent_P)

@@ -13,7 +13,6 @@ response, or empty has an advantage of exactly 0 (rounding in a mean of equal re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,38 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sharevl_kernels.devices import runs_triton
-from sharevl_kernels.hierarchical_advantage.reference import reference_advantage
-
-
-@dataclass(frozen=True)
-class Advantages:
-    """Advantages of one rollout, and which groups carried a signal.
-
-    `silent_PM`: variant groups with no local variance; `silent_P`: problems with no global variance. Both are over
-    the valid responses alone, so a group of fewer than two is silent.
-    """
-
-    global_PMN: Float[Tensor, "P M N"]
-    local_PMN: Float[Tensor, "P M N"]
-    silent_PM: Bool[Tensor, "P M"]
-    silent_P: Bool[Tensor, "P"]
-
-    def as_pairs(
-        self,
-        levels: Literal["hierarchical", "global", "local"] = "hierarchical",
-    ) -> Float[Tensor, "P K M N"]:
-        """A_PKMN: the advantage of the response (j, i) as seen by scoring variant k.
-
-        `hierarchical`: G + L where k = j, G elsewhere. `global`: G everywhere. `local`: L where k = j, 0 elsewhere,
-        which is GRPO within each variant.
-        """
-        num_variants = self.global_PMN.shape[1]
-        own_KM1 = torch.eye(num_variants, dtype=self.global_PMN.dtype, device=self.global_PMN.device)[None, :, :, None]
-        local_PKMN = own_KM1 * self.local_PMN[:, None]
-        if levels == "local":
-            return local_PKMN
-        global_PKMN = self.global_PMN[:, None].expand(-1, num_variants, -1, -1)
-        return global_PKMN + local_PKMN if levels == "hierarchical" else global_PKMN.clone()
+from sharevl_kernels.hierarchical_advantage.reference import Advantages, reference_advantage
 
 
 def hierarchical_advantage(
@@ -86,4 +54,4 @@ def hierarchical_advantage(
     else:
         found = reference_advantage(rewards_PMN, mask_PMN, eps, repeats)
     dtype = rewards_PMN.dtype
-    return Advantages(found.global_PMN.to(dtype), found.local_PMN.to(dtype), found.silent_PM, found.silent_P)
+    return found._replace(global_PMN=found.global_PMN.to(dtype), local_PMN=found.local_PMN.to(dtype))

@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-class Levels(NamedTuple):
-    """Advantages of both levels (float64), and which variant groups and problems have no variance."""
+class Advantages(NamedTuple):
+    """Advantages of one rollout, and which groups carried a signal.
+
+    `silent_PM`: variant groups with no local variance; `silent_P`: problems with no global variance. Both are over
+    the valid responses alone, so a group of fewer than two is silent.
+    """
 
     global_PMN: Float[Tensor, "P M N"]
     local_PMN: Float[Tensor, "P M N"]
     silent_PM: Bool[Tensor, "P M"]
     silent_P: Bool[Tensor, "P"]
 
+    def take(self, problems: slice) -> Advantages:
+        """Those of some problems."""
+        return Advantages(*(values[problems] for values in self))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Advantages]) -> Advantages:
+        """Those of all the parts' problems, in order."""
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
+
+    def as_pairs(self, levels: Literal["hierarchical", "global", "local"] = "hierarchical") -> Float[Tensor, "P K M N"]:
+        """A_PKMN: the advantage of the response (j, i) as seen by scoring variant k.
+
+        `hierarchical`: G + L where k = j, G elsewhere. `global`: G everywhere. `local`: L where k = j, 0 elsewhere,
+        which is GRPO within each variant.
+        """
+        num_variants = self.global_PMN.shape[1]
+        own_KM1 = torch.eye(num_variants, dtype=self.global_PMN.dtype, device=self.global_PMN.device)[None, :, :, None]
+        local_PKMN = own_KM1 * self.local_PMN[:, None]
+        if levels == "local":
+            return local_PKMN
+        global_PKMN = self.global_PMN[:, None].expand(-1, num_variants, -1, -1)
+        return global_PKMN + local_PKMN if levels == "hierarchical" else global_PKMN.clone()
+
 
 def reference_advantage(
     rewards_PMN: Float[Tensor, "P M N"], mask_PMN: Bool[Tensor, "P M N"], eps: float, repeats: int
-) -> Levels:
-    """Both levels; the global deviation as if every reward stood there `repeats` times."""
+) -> Advantages:
+    """Both levels, float64; the global deviation as if every reward stood there `repeats` times."""
     wide_PMN = rewards_PMN.double().masked_fill(~mask_PMN, 0.0)
     global_PX, silent_P1 = _normalise(wide_PMN.flatten(1), mask_PMN.flatten(1), eps, repeats)
     local_PMN, silent_PM1 = _normalise(wide_PMN, mask_PMN, eps, repeats=1)
-    return Levels(global_PX.view_as(wide_PMN), local_PMN, silent_PM1.squeeze(-1), silent_P1.squeeze(-1))
+    return Advantages(global_PX.view_as(wide_PMN), local_PMN, silent_PM1.squeeze(-1), silent_P1.squeeze(-1))
 
 
 def _normalise(
