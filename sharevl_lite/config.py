@@ -140,7 +140,8 @@ class TransformSection(Section):
     """A mirror swaps left and right and reverses writing, so it needs this or a row's own `allow_mirrors: true`."""
     guard: bool = True
     """Decide per problem: no mirrors where the text speaks of sides, letters or points, or the image seems to hold
-    lines of writing; nothing that blurs small writing. A row's own `transforms` (some of `kinds`) overrides it."""
+    lines of writing; nothing that moves things where the answer is a box or the text asks for pixel coordinates;
+    nothing that blurs small writing. A row's own `transforms` (some of `kinds`) overrides it."""
     noise_decay: Literal["none", "linear", "sigmoid"] = "none"
     """Noise fades over the run (after NoisyRollout, arXiv 2504.13055): from its full strength in the first rollout to
     nothing in the last, evenly or with the steepest part in the middle."""

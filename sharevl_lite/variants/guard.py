@@ -1,7 +1,8 @@
 """Which transforms a problem can bear: by what its text speaks of, and by whether its images seem to hold writing.
 
 Rotations are told in their sentence, which turns up and down along; a mirror's sentence cannot undo that writing is
-reversed, nor say what "left" or "above" meant. A row that names its `transforms` is taken at its word, as far as the
+reversed, nor say what "left" or "above" meant. Whoever asks for pixel coordinates means those of the image as it was:
+nothing may move there. A row that names its `transforms` is taken at its word, as far as the
 recipe lists them.
 
 The check for writing is a fast guess: blobs of the size of letters, several in a row. Lines that cross look like it
@@ -37,6 +38,14 @@ SIDED = re.compile(
     r"|[左右上下东西南北]|顺时针|逆时针",
     re.IGNORECASE,
 )
+PLACES = re.compile(
+    r"\bb(?:ounding[ -]?)?box(?:es)?\b|bbox|point_2d|\bpixels?\b|\b[xy]_?(?:0|1|min)\b\W+\b[xy]_?(?:[012]|min|max)\b"
+    r"|\b(?:normali[sz]ed|image|absolute|relative) coordinates",
+    re.IGNORECASE,
+)
+"""Words of a question about places in the image."""
+BOX = re.compile(r"\[(?:\s*-?\d+(?:\.\d+)?\s*,){3}\s*-?\d+(?:\.\d+)?\s*\]")
+"""An answer with the corners of a box."""
 LABELLED = re.compile(
     r"\b[A-Z]{2,5}\b|\\angle|\\triangle|∠|△|\b(?:[Pp]oint|[Ll]ine|[Aa]ngle|[Vv]ertex|[Ss]ide)s? [A-Z]\b"
 )
@@ -62,6 +71,8 @@ def allowed_kinds(problem: Problem, section: TransformSection) -> list[str]:
         return [kind for kind in section.kinds if kind in problem.transforms]
     mirrors = _may_mirror(problem, section)
     kinds: list[str] = [kind for kind in section.kinds if mirrors or not TRANSFORMS[kind].reverses]
+    if section.guard and asks_for_places(problem):
+        kinds = [kind for kind in kinds if not TRANSFORMS[kind].moves]
     clear = [kind for kind in kinds if not TRANSFORMS[kind].blurs]
     if section.guard and clear != kinds and any(writing(image)[1] for image in problem.images):
         return clear
@@ -77,6 +88,11 @@ def _may_mirror(problem: Problem, section: TransformSection) -> bool:
         speaks_of_sides((problem.text, *problem.variants, problem.answer))
         or any(writing(image)[0] for image in problem.images)
     )
+
+
+def asks_for_places(problem: Problem) -> bool:
+    """Whether the answer holds pixel coordinates, as in grounding: they are those of the image as it is."""
+    return BOX.search(problem.answer) is not None or PLACES.search(problem.text) is not None
 
 
 def speaks_of_sides(texts: Iterable[str]) -> bool:

@@ -43,6 +43,11 @@ class Transform(ABC):
         return False
 
     @property
+    def moves(self) -> bool:
+        """Whether a thing has other pixel coordinates afterwards."""
+        return False
+
+    @property
     def blurs(self) -> bool:
         """Whether letters of a few pixels cannot be read afterwards."""
         return False
@@ -69,6 +74,7 @@ class Rotation(Transform):
     """A turn by 1, 2 or 3 quarters, clockwise. Width and height swap with the odd ones; no pixel is lost."""
 
     quarter_turns_cw: Literal[1, 2, 3]
+    moves = True
 
     def _shorter_way(self) -> tuple[int, str]:
         """Degrees and direction as a person says them: three quarters clockwise are one counterclockwise."""
@@ -165,6 +171,7 @@ class Mirror(Transform):
 
     axis: Literal["horizontal", "vertical"]
     reverses = True
+    moves = True
 
     @property
     def name(self) -> str:
@@ -189,6 +196,7 @@ class Tilt(Transform):
 
     degrees: int
     direction: Literal["clockwise", "counterclockwise"]
+    moves = True
 
     @property
     def name(self) -> str:
@@ -220,6 +228,7 @@ class Shrink(Transform):
     """Width and height divided by a whole number, each pixel the mean of a square: nothing is cropped."""
 
     factor: int
+    moves = True
     blurs = True
 
     @property

@@ -12,6 +12,7 @@ from sharevl_lite.data.problem import Problem
 from sharevl_lite.variants import expand_problem
 from sharevl_lite.variants.expand import noise_strength
 from sharevl_lite.variants.guard import allowed_kinds, speaks_of_sides, writing
+from sharevl_lite.variants.transforms import TRANSFORMS
 
 ALL = list(get_args(TransformName))
 MIRRORED = {"mirror_horizontal", "mirror_vertical"}
@@ -53,6 +54,52 @@ def test_mirrors_need_a_permission_and_then_pass_the_guard():
     assert kinds(problem("What is left of the tree?"), allow_mirrors=True, guard=False) == set(ALL)
     assert kinds(problem(variants=("<image>Count what is on the right.",)), allow_mirrors=True).isdisjoint(MIRRORED)
     assert kinds(problem(image=picture(24, WORDS[:2])), allow_mirrors=True).isdisjoint(MIRRORED)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Where is the dog?", "[4, 2, 30, 40]"),
+        ("Where is the dog?", r'{"bbox_2d": [4.5, 2, 30, 40]}'),
+        ("Give the bounding box of the dog.", "4 2 30 40"),
+        ("Where is the dog? Answer as [x1,y1,x2,y2].", "4 2 30 40"),
+        ("Point to the dog in pixel coordinates.", "(4, 2)"),
+        ("Where is the dog (x_min, y_min)?", "4 2"),
+    ],
+)
+def test_nothing_moves_where_the_answer_is_a_place_in_the_image(text, answer):
+    asked = Problem(id="a", text="<image>" + text, images=[picture()], answer=answer, allow_mirrors=True)
+    left = kinds(asked)
+    moving = ("rotate", "mirror", "tilt", "scale")
+    assert left == {kind for kind in ALL if not kind.startswith(moving)}
+    assert kinds(asked, guard=False) == set(ALL)
+    there = Problem(id="a", text=asked.text, images=[picture()], answer=answer, transforms=frozenset({"rotate_180"}))
+    assert kinds(there) == {"rotate_180"}
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("What are the coordinates of A?", "(3, -2)"),
+        ("How many boxes are there?", "[3, 4]"),
+        ("List the angles.", "30, 60, 90, 180"),
+        ("Solve for x and y.", "x=1, y=2"),
+    ],
+)
+def test_other_coordinates_and_lists_turn_with_the_image(text, answer):
+    asked = Problem(id="a", text="<image>" + text, images=[picture()], answer=answer)
+    assert {"rotate_90_cw", "scale_50", "tilt_5_cw"} <= kinds(asked)
+
+
+def test_what_moves_is_what_changes_where_a_mark_lies():
+    """A black square near a corner, found again by its pixels."""
+    image = Image.new("RGB", (80, 60), "white")
+    ImageDraw.Draw(image).rectangle([50, 8, 59, 17], fill="black")
+    for name, transform in TRANSFORMS.items():
+        changed = np.asarray(transform.apply(image, np.random.default_rng(0)).convert("L"))
+        rows, columns = np.nonzero(changed < 90)
+        centre = columns.mean(), rows.mean()
+        assert transform.moves == (np.hypot(centre[0] - 54.5, centre[1] - 12.5) > 2), name
 
 
 def test_a_row_has_the_last_word():
