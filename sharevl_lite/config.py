@@ -51,6 +51,9 @@ class LoraSection(Section):
     target_modules: str | list[str] = "all-linear"
     """Layers to adapt: "all-linear" or a list of name endings (linear layers of the text model), or a regular
     expression over all module names."""
+    start_from: str | None = None
+    """A run, or a folder with an adapter of this rank, alpha and layers, whose weights training starts with. None:
+    adapters that change nothing yet. With `objective.beta` the reference is the model without adapters all the same."""
 
 
 class ModelSection(Section):
@@ -192,8 +195,9 @@ class ShareSection(Section):
     """Reward sharing: global + local for own-variant pairs (paper), or one level only."""
     trajectories: Literal["shared", "own"] = "shared"
     """Score every response under all m variants (paper), or under its own only."""
-    std: Literal["plain", "repeated"] = "plain"
-    """`repeated` divides by the public code's global deviation over rewards repeated m times."""
+    std: Literal["plain", "repeated", "none"] = "plain"
+    """What differences from the mean reward are divided by: the standard deviation; `repeated`: the public code's
+    global deviation, over rewards repeated m times; `none`: nothing (Dr. GRPO, with `objective.aggregation`)."""
 
 
 class RewardFunctionSection(Section):
@@ -236,6 +240,9 @@ class ObjectiveSection(Section):
     """Dual clip: with a negative advantage the ratio counts at most this much (arXiv 1912.09729). None: off."""
     beta: NonNegative = 0.0
     """Weight of the k3 estimate of KL to the model without adapters (paper: 0)."""
+    mask_truncated_completions: bool = False
+    """Responses that reached `rollout.max_completion_length` without an end train nothing (DAPO's overlong filtering,
+    arXiv 2503.14476); their rewards still count in the group's mean and deviation."""
     correction: Literal["none", "truncate", "mask"] = "none"
     """Weight of a cross-variant token, whose behaviour policy was another variant's: 1 (paper); its importance ratio
     truncated at `correction_cap`; or 1, and 0 where the ratio is outside [1/correction_cap, correction_cap]."""

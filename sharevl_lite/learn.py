@@ -4,7 +4,8 @@ An update's rows are planned once and used for the old log-probs and for every e
 unchanged policy the ratio is exactly 1, whatever the precision. The first update of a rollout finds the policy that
 sampled: its own forward pass is the old log-probs, and a pass for them alone is left out where nothing else waits for
 it. Pairs without an advantage take no part in an update unless the KL term needs them; they still count in its
-normalisation and are scored once, for the gap between variants.
+normalisation and are scored once, for the gap between variants. Responses whose reward is not known, and where the
+recipe says so those that were cut off, take no part in anything here.
 """
 
 from __future__ import annotations
@@ -186,7 +187,12 @@ class Learner:
             for j in range(sources):
                 if own and k != j:
                     continue
-                yield from (Pair(p, k, j, i) for i in range(responses) if self.rollout.mask_PMN[p, j, i])
+                pairs = (Pair(p, k, j, i) for i in range(responses))
+                yield from (pair for pair in pairs if self._may_train(pair))
+
+    def _may_train(self, pair: Pair) -> bool:
+        known = bool(self.rollout.mask_PMN[pair.p, pair.j, pair.i])
+        return known and not (self.recipe.objective.mask_truncated_completions and self._response(pair).truncated)
 
     def _response(self, pair: Pair) -> Response:
         return self.rollout.responses[pair.p][pair.j][pair.i]

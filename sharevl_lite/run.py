@@ -34,7 +34,7 @@ from sharevl_lite.display import StepDisplay, before_after_table
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
-from sharevl_lite.policy.hf import load_adapter, save_adapter
+from sharevl_lite.policy.hf import load_adapter, save_adapter, start_from
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import dump_recipe
 from sharevl_lite.rewards import RewardScorer
@@ -102,7 +102,8 @@ def _train_in_folder(
         return RunResult(run_dir, summary)
     check_servers(recipe)
     with _scorer(recipe) as scorer:
-        trainer, display = _assemble(recipe, scorer, console, resuming=resume is not None and has_steps(run_dir))
+        resuming = resume is not None and has_steps(run_dir)
+        trainer, display = _assemble(recipe, scorer, console, resuming=resuming, fresh=checkpoint is None)
         for callback in callbacks:
             trainer.add_callback(callback)
         try:
@@ -116,11 +117,13 @@ def _scorer(recipe: Recipe) -> RewardScorer:
 
 
 def _assemble(
-    recipe: Recipe, scorer: RewardScorer, console: Console, *, resuming: bool = False
+    recipe: Recipe, scorer: RewardScorer, console: Console, *, resuming: bool, fresh: bool
 ) -> tuple[ShareGRPOTrainer, StepDisplay]:
     intake = read_sources(recipe)
     tell_wait(console, recipe, "model")
     policy = load_policy_of(recipe)
+    if recipe.model.lora.start_from is not None and fresh:
+        start_from(policy, recipe.model.lora)
     encoder = PromptEncoder.of(policy, recipe.data)
     problems = fit_prompts(recipe, intake.train, encoder, console)
     held_out = None if intake.held_out is None else fit_prompts(recipe, intake.held_out, encoder, console)

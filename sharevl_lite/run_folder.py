@@ -21,12 +21,16 @@ from sharevl_lite.recipes import load_recipe
 
 RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
 DATA_FILE, TOKENIZER_FILE = "data.json", "tokenizer.json"
-# What a resumed run may change: nothing that decides what is asked, rewarded or optimised. ROUNDING is only about how
-# sums are grouped: the run goes on as it would have, but not bit for bit.
+# What a resumed run may change: nothing that decides what is asked, rewarded or optimised, but for the learning rate: who
+# sees a run diverge goes back to a checkpoint and on at a lower one. ROUNDING is only about how sums are grouped: the run
+# goes on as it would have, but not bit for bit.
 REPORTING = frozenset({"train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub"})
 ROUNDING = frozenset({"train.token_budget", "rollout.batch_size", "model.gradient_checkpointing"})
 SERVERS = frozenset(f"rollout.server_{knob}" for knob in ("urls", "model", "adapter_dir", "timeout_seconds", "retries"))
-RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | {"train.hub_model_id", "reward.timeout_seconds", "reward.workers"}
+ENGINE = frozenset({"rollout.vllm_gpu_memory_utilization", "rollout.vllm_enforce_eager", "rollout.max_sampler_gap"})
+VERIFIER = frozenset({"reward.timeout_seconds", "reward.workers"})
+RATE = "train.learning_rate"
+RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | ENGINE | VERIFIER | {"train.hub_model_id", RATE}
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +106,8 @@ def _check_same_recipe(recipe: Recipe, recipe_file: Path) -> None:
     wrong = [key for key in changed if key not in RESUMABLE_CHANGES]
     if not wrong and ROUNDING.intersection(changed):
         logger.warning("%s changed: the run goes on, but not bit for bit", ", ".join(ROUNDING.intersection(changed)))
+    if not wrong and RATE in changed:
+        logger.warning("%s was %g; the run goes on with %g", RATE, before[RATE], now[RATE])
     if wrong:
         told = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in wrong[:5])
         raise RunError(

@@ -314,6 +314,17 @@ class ShareGRPOTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with reading(checkpoint or ""):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._keep_to_learning_rate()
+
+    def _keep_to_learning_rate(self) -> None:
+        """The recipe's peak, where the checkpoint was saved under another one; nothing else of the schedule moves."""
+        peak = self.recipe.train.learning_rate
+        for group in self.optimizer.param_groups:
+            if group["initial_lr"] != peak:
+                group["lr"] *= peak / group["initial_lr"]
+                group["initial_lr"] = peak
+        self.lr_scheduler.base_lrs = [peak for _ in self.lr_scheduler.base_lrs]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with reading(checkpoint or ""):

@@ -120,7 +120,7 @@ def row_builds(capability: int) -> Iterator[Build]:
     levels = {"rewards_ptr": "*fp64", "mask_ptr": "*i1", "global_ptr": "*fp64", "local_ptr": "*fp64"}
     levels |= {"silent_variants_ptr": "*i1", "silent_problems_ptr": "*i1"}
     levels |= {"num_variants": "i32", "num_responses": "i32", "eps": "fp32", "repeats": "i32"}
-    yield Build("advantage", advantage_kernel, capability, levels, {"VARIANTS": 2, "RESPONSES": 8})
+    yield Build("advantage", advantage_kernel, capability, levels, {"VARIANTS": 2, "RESPONSES": 8, "SCALED": True})
 
 
 def builds() -> Iterator[Build]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sharevl_lite.config import ModelSection
+from sharevl_lite.config import LoraSection, ModelSection
 from sharevl_lite.errors import first_line
 from sharevl_lite.policy.attention import check_full_attention
 from sharevl_lite.policy.errors import PolicyError
@@ -172,6 +173,31 @@ def load_adapter(policy: PackedPolicy, folder: Path) -> None:
             "recipe it was trained with"
         )
     set_peft_model_state_dict(policy.model, saved)
+
+
+def start_from(policy: PackedPolicy, lora: LoraSection) -> None:
+    """Takes over the weights of `lora.start_from`: a run's adapter, or one that PEFT saved.
+
+    Raises PolicyError where it is none, was made for other layers, or scales its update otherwise.
+    """
+    folder = Path(lora.start_from or "")
+    if not (folder / ADAPTER_FILE).is_file() and (folder / "adapter" / ADAPTER_FILE).is_file():
+        folder = folder / "adapter"
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        scale = config["lora_alpha"] / config["r"]
+    except (OSError, ValueError, KeyError) as error:
+        raise PolicyError(f"model.lora.start_from: {folder} holds no adapter ({first_line(error)})") from error
+    if config.get("use_rslora") or config.get("use_dora") or scale != lora.alpha / lora.rank:
+        raise PolicyError(
+            f"model.lora.start_from: {folder} has rank {config['r']} and alpha {config['lora_alpha']}"
+            f"{' and is no plain LoRA' if config.get('use_rslora') or config.get('use_dora') else ''}; the recipe has "
+            f"rank {lora.rank} and alpha {lora.alpha:g}: set model.lora to what the adapter was trained with"
+        )
+    try:
+        load_adapter(policy, folder)
+    except PolicyError as error:
+        raise PolicyError(f"model.lora.start_from: {error}") from error
 
 
 def adapter_digest(folder: Path) -> str:

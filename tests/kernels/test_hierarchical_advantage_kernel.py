@@ -27,12 +27,12 @@ def rewards(shape, seed=0, device="cpu", dtype=torch.float32):
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("repeated", [False, True], ids=["plain", "repeated"])
+@pytest.mark.parametrize("std", ["plain", "repeated", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("seed", range(3))
-def test_both_levels_in_one_launch(device, shape, repeated, dtype, seed, monkeypatch):
+def test_both_levels_in_one_launch(device, shape, std, dtype, seed, monkeypatch):
     rewards_PMN, mask_PMN = rewards(shape, seed, device, dtype)
-    repeats = shape[1] if repeated else 1
+    repeats = shape[1] if std == "repeated" else 1
     launches = []
     kernel = module.advantage_kernel
 
@@ -42,9 +42,9 @@ def test_both_levels_in_one_launch(device, shape, repeated, dtype, seed, monkeyp
             return kernel[grid]
 
     monkeypatch.setattr(module, "advantage_kernel", Counted())
-    found = launch_advantage(rewards_PMN, mask_PMN, 1e-6, repeats)
+    found = launch_advantage(rewards_PMN, mask_PMN, 1e-6, repeats, scaled=std != "none")
     assert launches == [(shape[0],)]
-    expected = reference_advantage(rewards_PMN.cpu(), mask_PMN.cpu(), 1e-6, repeats)
+    expected = reference_advantage(rewards_PMN.cpu(), mask_PMN.cpu(), 1e-6, repeats, scaled=std != "none")
     # Both are float64; eps reaches the kernel as a float32, 1e-14 from 1e-6.
     torch.testing.assert_close(found.global_PMN.cpu(), expected.global_PMN, rtol=1e-7, atol=1e-12)
     torch.testing.assert_close(found.local_PMN.cpu(), expected.local_PMN, rtol=1e-7, atol=1e-12)

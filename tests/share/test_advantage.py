@@ -31,11 +31,13 @@ def rewards_and_masks(draw):
 
 
 def exact_level(values, reward, repeats, eps):
-    """(reward - mean) / (std + eps) in rational arithmetic but for the root; 0 without variance."""
-    values = [Fraction(v) for v in values] * repeats
+    """(reward - mean) / (std + eps) in rational arithmetic but for the root; 0 without variance; 0 repeats: no std."""
+    values = [Fraction(v) for v in values] * max(1, repeats)
     if len(set(values)) < 2:
         return 0.0
     mean = sum(values) / len(values)
+    if not repeats:
+        return float(Fraction(reward) - mean)
     variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
     return float(Fraction(reward) - mean) / (math.sqrt(variance) + eps)
 
@@ -55,13 +57,15 @@ def exact_pairs(rewards_PMN, mask_PMN, repeats_global=1, levels="hierarchical", 
                     if levels != "local":
                         result[p, k, j, i] += exact_level(everywhere, rewards[p][j][i], repeats_global, eps)
                     if levels != "global" and k == j:
-                        result[p, k, j, i] += exact_level(valid[j], rewards[p][j][i], 1, eps)
+                        result[p, k, j, i] += exact_level(valid[j], rewards[p][j][i], min(1, repeats_global), eps)
     return result
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    rewards_and_masks(), st.sampled_from(["hierarchical", "global", "local"]), st.sampled_from(["plain", "repeated"])
+    rewards_and_masks(),
+    st.sampled_from(["hierarchical", "global", "local"]),
+    st.sampled_from(["plain", "repeated", "none"]),
 )
 @example(
     (torch.tensor([[[1e12, 1e12 + 2**-13, 1e12]]], dtype=torch.float64), torch.ones(1, 1, 3).bool()), "global", "plain"
@@ -69,7 +73,7 @@ def exact_pairs(rewards_PMN, mask_PMN, repeats_global=1, levels="hierarchical", 
 def test_every_pair_has_the_advantage_of_the_equations(case, levels, std):
     rewards_PMN, mask_PMN = case
     advantages = hierarchical_advantage(rewards_PMN, mask_PMN, eps=EPS, std=std)
-    repeats = rewards_PMN.shape[1] if std == "repeated" else 1
+    repeats = {"plain": 1, "repeated": rewards_PMN.shape[1], "none": 0}[std]
     expected_PKMN = exact_pairs(rewards_PMN, mask_PMN, repeats, levels)
     torch.testing.assert_close(advantages.as_pairs(levels), expected_PKMN, rtol=TOLERANCE, atol=TOLERANCE)
     for p, group_MN in enumerate(rewards_PMN):

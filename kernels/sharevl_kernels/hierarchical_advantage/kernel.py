@@ -29,6 +29,7 @@ def advantage_kernel(
     repeats,
     VARIANTS: tl.constexpr,
     RESPONSES: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     """One problem: rewards [variants, responses] at its place of the contiguous [P, M, N]."""
     problem = tl.program_id(0).to(tl.int64)
@@ -46,8 +47,10 @@ def advantage_kernel(
     one = number * 0.0 + 1.0
     above = tl.where(counts, rewards - low[:, None], 0.0)
     centred = tl.where(counts, above - (tl.sum(above, 1) / tl.maximum(number, one))[:, None], 0.0)
-    deviation = tl.sqrt(tl.sum(centred * centred, 1) / tl.maximum(number - 1.0, one))
-    local = tl.where(quiet[:, None], 0.0, centred / (deviation + eps)[:, None])
+    if SCALED:
+        deviation = tl.sqrt(tl.sum(centred * centred, 1) / tl.maximum(number - 1.0, one))
+        centred = centred / (deviation + eps)[:, None]
+    local = tl.where(quiet[:, None], 0.0, centred)
     tl.store(local_ptr + places, local, mask=inside)
     tl.store(silent_variants_ptr + problem * num_variants + variants, quiet, mask=variants < num_variants)
 
@@ -57,14 +60,20 @@ def advantage_kernel(
     total = tl.maximum(tl.sum(number, 0), 1.0)
     above = tl.where(counts, rewards - lowest, 0.0)
     centred = tl.where(counts, above - tl.sum(tl.sum(above, 1), 0) / total, 0.0)
-    squares = tl.sum(tl.sum(centred * centred, 1), 0) * repeats
-    spread = tl.sqrt(squares / tl.maximum(total * repeats - 1.0, 1.0)) + eps
-    tl.store(global_ptr + places, tl.where(silent, 0.0, centred / spread), mask=inside)
+    if SCALED:
+        squares = tl.sum(tl.sum(centred * centred, 1), 0) * repeats
+        centred = centred / (tl.sqrt(squares / tl.maximum(total * repeats - 1.0, 1.0)) + eps)
+    tl.store(global_ptr + places, tl.where(silent, 0.0, centred), mask=inside)
     tl.store(silent_problems_ptr + problem, silent)
 
 
 def launch_advantage(
-    rewards_PMN: Float[Tensor, "P M N"], mask_PMN: Bool[Tensor, "P M N"], eps: float, repeats: int
+    rewards_PMN: Float[Tensor, "P M N"],
+    mask_PMN: Bool[Tensor, "P M N"],
+    eps: float,
+    repeats: int,
+    *,
+    scaled: bool = True,
 ) -> Advantages:
     """Both levels, float64; as :func:`reference_advantage`."""
     num_problems, num_variants, num_responses = rewards_PMN.shape
@@ -85,5 +94,6 @@ def launch_advantage(
             repeats,
             VARIANTS=triton.next_power_of_2(num_variants),
             RESPONSES=triton.next_power_of_2(num_responses),
+            SCALED=scaled,
         )
     return Advantages(levels[0], levels[1], silent_PM, silent_P)

@@ -8,7 +8,7 @@ Source: R1-ShareVL, arXiv 2505.16673. Standard deviations have one degree of fre
 from the public code, and why: the global deviation is over each reward once (the public code repeats every reward m
 times, which shrinks it by sqrt((mn-1)m / (m·mn-1)); `std="repeated"` restores that); a group without variance, of one
 response, or empty has an advantage of exactly 0 (rounding in a mean of equal rewards would otherwise leak through
-1/eps); responses that could not be verified are masked out instead of counting as wrong.
+1/eps); responses that could not be verified are masked out instead of counting as wrong. `std="none"` divides by nothing (Dr. GRPO, arXiv 2503.20783).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def hierarchical_advantage(
     mask_PMN: Bool[Tensor, "P M N"] | None = None,
     *,
     eps: float = 1e-6,
-    std: Literal["plain", "repeated"] = "plain",
+    std: Literal["plain", "repeated", "none"] = "plain",
 ) -> Advantages:
     """Global and local advantages of the rewards R_PMN (n responses under each of m variants of P problems).
 
@@ -50,8 +50,8 @@ def hierarchical_advantage(
         from sharevl_kernels.hierarchical_advantage.kernel import launch_advantage
 
         with torch.cuda.device_of(rewards_PMN):
-            found = launch_advantage(rewards_PMN, mask_PMN, eps, repeats)
+            found = launch_advantage(rewards_PMN, mask_PMN, eps, repeats, scaled=std != "none")
     else:
-        found = reference_advantage(rewards_PMN, mask_PMN, eps, repeats)
+        found = reference_advantage(rewards_PMN, mask_PMN, eps, repeats, scaled=std != "none")
     dtype = rewards_PMN.dtype
     return found._replace(global_PMN=found.global_PMN.to(dtype), local_PMN=found.local_PMN.to(dtype))

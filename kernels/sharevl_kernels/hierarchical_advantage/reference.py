@@ -47,19 +47,25 @@ class Advantages(NamedTuple):
 
 
 def reference_advantage(
-    rewards_PMN: Float[Tensor, "P M N"], mask_PMN: Bool[Tensor, "P M N"], eps: float, repeats: int
+    rewards_PMN: Float[Tensor, "P M N"],
+    mask_PMN: Bool[Tensor, "P M N"],
+    eps: float,
+    repeats: int,
+    *,
+    scaled: bool = True,
 ) -> Advantages:
-    """Both levels, float64; the global deviation as if every reward stood there `repeats` times."""
+    """Both levels, float64; the global deviation as if every reward stood there `repeats` times. Not `scaled`:
+    differences from the mean."""
     wide_PMN = rewards_PMN.double().masked_fill(~mask_PMN, 0.0)
-    global_PX, silent_P1 = _normalise(wide_PMN.flatten(1), mask_PMN.flatten(1), eps, repeats)
-    local_PMN, silent_PM1 = _normalise(wide_PMN, mask_PMN, eps, repeats=1)
+    global_PX, silent_P1 = _normalise(wide_PMN.flatten(1), mask_PMN.flatten(1), eps, repeats, scaled)
+    local_PMN, silent_PM1 = _normalise(wide_PMN, mask_PMN, eps, 1, scaled)
     return Advantages(global_PX.view_as(wide_PMN), local_PMN, silent_PM1.squeeze(-1), silent_P1.squeeze(-1))
 
 
 def _normalise(
-    rewards_GX: Float[Tensor, "*G X"], mask_GX: Bool[Tensor, "*G X"], eps: float, repeats: int
+    rewards_GX: Float[Tensor, "*G X"], mask_GX: Bool[Tensor, "*G X"], eps: float, repeats: int, scaled: bool
 ) -> tuple[Float[Tensor, "*G X"], Bool[Tensor, "*G 1"]]:
-    """(R - mean) / (std + eps) over the last axis, and which groups have no variance (there it is 0)."""
+    """(R - mean) / (std + eps), or R - mean, over the last axis, and which groups have no variance (there it is 0)."""
     infinity = torch.inf
     highest_G1 = rewards_GX.masked_fill(~mask_GX, -infinity).amax(-1, keepdim=True)
     lowest_G1 = rewards_GX.masked_fill(~mask_GX, infinity).amin(-1, keepdim=True)
@@ -69,7 +75,7 @@ def _normalise(
     above_GX = (rewards_GX - lowest_G1).masked_fill(~mask_GX, 0.0)
     mean_G1 = above_GX.sum(-1, keepdim=True) / count_G1
     centred_GX = (above_GX - mean_G1) * mask_GX
-    squares_G1 = centred_GX.square().sum(-1, keepdim=True) * repeats
-    deviation_G1 = (squares_G1 / (count_G1 * repeats - 1).clamp(min=1)).sqrt()
-    advantages_GX = centred_GX / (deviation_G1 + eps)
-    return advantages_GX.masked_fill(silent_G1, 0.0), silent_G1
+    if scaled:
+        squares_G1 = centred_GX.square().sum(-1, keepdim=True) * repeats
+        centred_GX = centred_GX / ((squares_G1 / (count_G1 * repeats - 1).clamp(min=1)).sqrt() + eps)
+    return centred_GX.masked_fill(silent_G1, 0.0), silent_G1
