@@ -34,17 +34,18 @@ def reading(checkpoint: str | Path) -> Iterator[None]:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     found = [p for p in folder.glob(f"{CHECKPOINT_PREFIX}*") if p.name.removeprefix(CHECKPOINT_PREFIX).isdigit()]
-    return sorted(found, key=_update_of)
+    return sorted(found, key=update_of)
 
 
-def _update_of(checkpoint: Path) -> int:
+def update_of(checkpoint: Path) -> int:
+    """Number of the update that a checkpoint was saved after."""
     return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
 
 
 def discard_later_checkpoints(folder: Path, update: int) -> None:
     """Deletes the checkpoints after an update, for a resume there. The last goes first: a kill leaves no hole."""
     for checkpoint in reversed(list_checkpoints(folder)):
-        if _update_of(checkpoint) > update:
+        if update_of(checkpoint) > update:
             remove_checkpoint(checkpoint)
 
 
