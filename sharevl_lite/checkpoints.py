@@ -10,7 +10,11 @@ from pathlib import Path
 from sharevl_lite.atomic import temporary_beside
 from sharevl_lite.errors import UserError, first_line
 
+CHECKPOINTS_DIR = "checkpoints"
+"""Of a run."""
 CHECKPOINT_PREFIX = "checkpoint-"
+STATE_FILE = "trainer_state.json"
+"""The Trainer's own name, without its imports."""
 
 
 class CheckpointError(UserError):

@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 
 from sharevl_lite import metrics_log
 from sharevl_lite.atomic import publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
-from sharevl_lite.checkpoints import discard_later_checkpoints, reading
+from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, discard_later_checkpoints, reading
 from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.display import StepDisplay, before_after_table
@@ -213,7 +213,7 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
     """Puts the run's files back to the checkpoint (or to nothing); returns the rollouts done."""
     run_dir = recipe.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
-    for folder in (run_dir, run_dir / "checkpoints"):
+    for folder in (run_dir, run_dir / CHECKPOINTS_DIR):
         remove_stale_temporaries(folder, older_than_seconds=0)
     write_atomically(run_dir / RECIPE_FILE, dump_recipe(recipe).encode())
     write_atomically(run_dir / DATA_FILE, (json.dumps(data_record(list(trainer.problems))) + "\n").encode())
@@ -222,9 +222,9 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
     done = 0
     if checkpoint is not None:
         with reading(checkpoint):
-            state = json.loads((checkpoint / "trainer_state.json").read_text())
+            state = json.loads((checkpoint / STATE_FILE).read_text())
             done = state["global_step"] // recipe.train.updates_per_rollout
-        discard_later_checkpoints(run_dir / "checkpoints", state["global_step"])
+        discard_later_checkpoints(run_dir / CHECKPOINTS_DIR, state["global_step"])
     keep = done if checkpoint is not None else -1
     trainer.metrics_log.truncate_after(keep)
     for split in ("train", "eval", "best"):
