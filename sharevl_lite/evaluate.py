@@ -205,7 +205,7 @@ def _collector(
     recipe: Recipe, policy: PackedPolicy, encoder: PromptEncoder, problems: Sequence[Problem], place: Place | None
 ) -> Iterator[Collector]:
     """Asks with the recipe's engine, which is closed at the end."""
-    with _own_adapter_folder(recipe, place) as own, RewardScorer(recipe.reward, Path()) as scorer:
+    with _own_adapter_folder(recipe, place) as own, RewardScorer(recipe.reward) as scorer:
         tell_wait(Console(stderr=True), own, "sampler")
         engine = make_engine(own, policy, max_images=most_images(problems))
         try:

@@ -101,7 +101,7 @@ def _train_in_folder(
         _last_words(console, recipe, summary)
         return RunResult(run_dir, summary)
     check_servers(recipe)
-    with _scorer(recipe) as scorer:
+    with RewardScorer(recipe.reward) as scorer:
         trainer, display = _assemble(recipe, scorer, console, resuming=resume is not None and has_steps(run_dir))
         for callback in callbacks:
             trainer.add_callback(callback)
@@ -111,12 +111,8 @@ def _train_in_folder(
             trainer.collector.engine.close()
 
 
-def _scorer(recipe: Recipe) -> RewardScorer:
-    return RewardScorer(recipe.reward, Path())
-
-
 def _assemble(
-    recipe: Recipe, scorer: RewardScorer, console: Console, *, resuming: bool = False
+    recipe: Recipe, scorer: RewardScorer, console: Console, *, resuming: bool
 ) -> tuple[ShareGRPOTrainer, StepDisplay]:
     intake = read_sources(recipe)
     tell_wait(console, recipe, "model")

@@ -32,7 +32,7 @@ def recipe():
 def collector(recipe):
     policy = load_policy(recipe.model, seed=recipe.seed)
     encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template)
-    with RewardScorer(recipe.reward, Path()) as scorer:
+    with RewardScorer(recipe.reward) as scorer:
         yield Collector(recipe, encoder, HFRolloutEngine(policy, recipe.rollout.batch_size), scorer)
 
 
