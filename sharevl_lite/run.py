@@ -32,6 +32,7 @@ from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.display import StepDisplay, before_after_table
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
+from sharevl_lite.heldout import SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.policy.hf import load_adapter, save_adapter
@@ -254,7 +255,7 @@ def _summarise(recipe: Recipe, records: list[dict[str, Any]]) -> dict[str, Any]:
     for name in AVERAGED:
         summary[name] = sum(record[name] for record in steps) / len(steps)
     for when, record in (("before", evaluations[0]), ("after", evaluations[-1])) if evaluations else ():
-        for name in ("accuracy", "accuracy_plain", "accuracy_variants", "format"):
+        for name in SHARES:
             summary[f"{name}_{when}"] = record[f"eval_{name}"]
     return summary
 
@@ -273,8 +274,7 @@ def _greeting(recipe: Recipe, trainer: ShareGRPOTrainer, done: int) -> str:
 def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> None:
     run_dir = recipe.run_dir
     if "accuracy_before" in summary:
-        names = ("accuracy", "accuracy_plain", "accuracy_variants", "format")
-        before, after = ({n: summary[f"{n}_{when}"] for n in names} for when in ("before", "after"))
+        before, after = ({n: summary[f"{n}_{when}"] for n in SHARES} for when in ("before", "after"))
         console.print(before_after_table(before, after))
     shares = {name: f"{summary[name]:.0%}" for name in AVERAGED}
     sharing = (
