@@ -143,8 +143,6 @@ def _builtin_rows(source: str, split: str) -> Iterator[tuple[RowPlace, Problem]]
 
     try:
         problems = digits_problems(split)
-    except DataError:
-        raise
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
     return ((RowPlace(source, number), problem) for number, problem in enumerate(problems))
