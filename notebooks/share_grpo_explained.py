@@ -22,7 +22,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 if importlib.util.find_spec("sharevl_lite") is None:
     source = "sharevl-lite @ git+https://github.com/sharevl-lite/sharevl-lite"
@@ -96,7 +95,7 @@ recipe = Recipe.model_validate(
 problems = load_problems("builtin:digits", recipe.data, split="train", limit=32).problems
 policy = load_policy(recipe.model, seed=0)
 encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template, None)
-with RewardScorer(recipe.reward, Path()) as scorer:
+with RewardScorer(recipe.reward) as scorer:
     rollout = Collector(recipe, encoder, HFRolloutEngine(policy, recipe.rollout.batch_size), scorer).collect(
         1, problems
     )

@@ -101,7 +101,7 @@ def work(ways: Sequence[Way], file: Path, problems: int) -> None:
     random = ways[0].engine == "random"
     engine: RolloutEngine = RandomEngine(policy) if random else make_engine(shared, policy, max_images=2)
     tell("sampler started", began)
-    with RewardScorer(shared.reward, Path()) as scorer:
+    with RewardScorer(shared.reward) as scorer:
         bench = Bench(file, policy, encoder, rows, engine, scorer)
         for way in ways:
             print(json.dumps(bench.step(way, "warm-up", WARM_UP)), file=sys.stderr)

@@ -10,7 +10,11 @@ from pathlib import Path
 from sharevl_lite.atomic import temporary_beside
 from sharevl_lite.errors import UserError, first_line
 
+CHECKPOINTS_DIR = "checkpoints"
+"""Of a run."""
 CHECKPOINT_PREFIX = "checkpoint-"
+STATE_FILE = "trainer_state.json"
+"""The Trainer's own name, without its imports."""
 
 
 class CheckpointError(UserError):
@@ -34,17 +38,18 @@ def reading(checkpoint: str | Path) -> Iterator[None]:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     found = [p for p in folder.glob(f"{CHECKPOINT_PREFIX}*") if p.name.removeprefix(CHECKPOINT_PREFIX).isdigit()]
-    return sorted(found, key=_update_of)
+    return sorted(found, key=update_of)
 
 
-def _update_of(checkpoint: Path) -> int:
+def update_of(checkpoint: Path) -> int:
+    """Number of the update that a checkpoint was saved after."""
     return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
 
 
 def discard_later_checkpoints(folder: Path, update: int) -> None:
     """Deletes the checkpoints after an update, for a resume there. The last goes first: a kill leaves no hole."""
     for checkpoint in reversed(list_checkpoints(folder)):
-        if _update_of(checkpoint) > update:
+        if update_of(checkpoint) > update:
             remove_checkpoint(checkpoint)
 
 

@@ -63,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
                     self.error(f"unknown option {option}; did you mean {near[0]}?")
 
 
-def _parser(*, with_knobs: bool) -> _Parser:
+def _parser(*, with_knobs: bool = False) -> _Parser:
     """`with_knobs`: the help of `train` lists every knob, which takes time to read off the recipe's models."""
     parser = _Parser(
         prog="sharevl-lite",

@@ -36,7 +36,6 @@ TransformName = Literal[
     "jpeg_50",
     "jpeg_20",
 ]
-MIRRORS: frozenset[str] = frozenset({"mirror_horizontal", "mirror_vertical"})
 
 
 class LoraSection(Section):

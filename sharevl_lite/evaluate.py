@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sharevl_lite.atomic import TEMPORARY
-from sharevl_lite.checkpoints import list_checkpoints
+from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, list_checkpoints
 from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import LoadedProblems, Problem, load_problems
@@ -27,7 +27,7 @@ from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.protocol import protocol_of
 from sharevl_lite.evaluation.report import tables
-from sharevl_lite.evaluation.saving import EVAL_DIR, Place, find_place
+from sharevl_lite.evaluation.saving import EVAL_DIR, Place, default_name, find_place
 from sharevl_lite.evaluation.statistics import RESAMPLES
 from sharevl_lite.evaluation.tables import show
 from sharevl_lite.intake import fit_prompts, most_images
@@ -159,7 +159,7 @@ def _place(subject: Subject, settings: Settings) -> Place | None:
     folder = folder if settings.out is None else Path(settings.out)
     if folder is not None:
         checkpoint = None if subject.adapter is None else subject.adapter.name
-        return find_place(folder, settings.name, subject.recipe, checkpoint)
+        return find_place(folder, settings.name, default=default_name(subject.recipe, checkpoint))
     if settings.name is not None:
         raise EvaluationError(f"--name {settings.name}: the evaluation of a model is saved with --out DIR")
     return None
@@ -205,7 +205,7 @@ def _collector(
     recipe: Recipe, policy: PackedPolicy, encoder: PromptEncoder, problems: Sequence[Problem], place: Place | None
 ) -> Iterator[Collector]:
     """Asks with the recipe's engine, which is closed at the end."""
-    with _own_adapter_folder(recipe, place) as own, RewardScorer(recipe.reward, Path()) as scorer:
+    with _own_adapter_folder(recipe, place) as own, RewardScorer(recipe.reward) as scorer:
         tell_wait(Console(stderr=True), own, "sampler")
         engine = make_engine(own, policy, max_images=most_images(problems))
         try:
@@ -267,12 +267,12 @@ def locate(target: Path) -> tuple[Path | None, Path | None]:
     if (target / RECIPE_FILE).is_file():
         if (target / ADAPTER_DIR).is_dir():
             return target / ADAPTER_DIR, target
-        checkpoints = list_checkpoints(target / "checkpoints")
+        checkpoints = list_checkpoints(target / CHECKPOINTS_DIR)
         if not checkpoints:
             raise RunError(f"{target}: the run has neither an adapter nor a checkpoint yet")
         return checkpoints[-1], target
     run = target.parent.parent
-    if (target / "trainer_state.json").is_file() and (run / RECIPE_FILE).is_file():
+    if (target / STATE_FILE).is_file() and (run / RECIPE_FILE).is_file():
         return target, run
     if target.name == ADAPTER_DIR and (target.parent / RECIPE_FILE).is_file():
         return target, target.parent

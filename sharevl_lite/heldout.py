@@ -22,10 +22,17 @@ EVAL_VISIT = 2**31
 BLOCK = 64
 """Problems whose prompts are held at a time."""
 SHARES = ("accuracy", "accuracy_plain", "accuracy_variants", "format")
+"""Figures of every evaluation of a run, in the order in which they are told."""
+
+
+def eval_sampling(recipe: Recipe) -> Sampling:
+    """How held-out problems are answered."""
+    section = recipe.eval
+    return Sampling(section.temperature, section.top_p, recipe.rollout.max_completion_length, recipe.seed)
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class HeldOut:
     """Figures of one evaluation (shares of 0..1, NaN where no verification succeeded) and this process's responses."""
 
     record: dict[str, float]
@@ -44,22 +51,20 @@ class Evaluator:
         collector: Collector,
         problems: Sequence[Problem],
         *,
-        limit: int | None = None,
         rank: int = 0,
         world: int = 1,
         gather: Callable[[Tally], list[Tally]] = lambda tally: [tally],
     ) -> None:
         self.recipe = recipe
         self.collector = collector
-        self.problems = list(problems[:limit])[rank::world]
+        self.problems = list(problems)[rank::world]
         self.gather = gather
-        section = recipe.eval
-        self.sampling = Sampling(section.temperature, section.top_p, recipe.rollout.max_completion_length, recipe.seed)
+        self.sampling = eval_sampling(recipe)
         self.share = recipe.share.model_copy(
-            update={"num_variants": 2, "num_responses": section.samples, "original": "kept"}
+            update={"num_variants": 2, "num_responses": recipe.eval.samples, "original": "kept"}
         )
 
-    def evaluate(self, step: int) -> Evaluation:
+    def evaluate(self, step: int) -> HeldOut:
         """Accuracy over all (`accuracy`), of plain questions and of variants, at rollout `step`."""
         blocks = []
         for start in range(0, max(1, len(self.problems)), BLOCK):
@@ -81,4 +86,4 @@ class Evaluator:
         tally.mean("truncated", torch.tensor([float(r.truncated) for r in responses]))
         tally.total("responses", len(responses))
         record = Tally.merged(self.gather(tally)).as_record()
-        return Evaluation({**dict.fromkeys(SHARES, math.nan), **record}, rollout)
+        return HeldOut({**dict.fromkeys(SHARES, math.nan), **record}, rollout)

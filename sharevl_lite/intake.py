@@ -48,11 +48,12 @@ def fit_prompts(
     """
     section = recipe.data
     transforms = recipe.share.transforms
-    drawn = kinds if kinds is not None else transforms.kinds if transforms.probability > 0.0 else ()
+    if kinds is None:
+        kinds = transforms.kinds if transforms.probability > 0.0 else ()
 
     def fits(problem: Problem) -> None:
         _check_special_tokens(problem, encoder)
-        allowed = [kind for kind in drawn if problem.transforms is None or kind in problem.transforms]
+        allowed = [kind for kind in kinds if problem.transforms is None or kind in problem.transforms]
         try:
             length, asked = _longest(problem, encoder, allowed, section.max_prompt_length)
         except ValueError as error:  # sizes that the processor refuses

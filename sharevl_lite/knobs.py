@@ -38,19 +38,9 @@ class Knob:
         return self.name.replace("-", "_")
 
     @property
-    def flag(self) -> str:
-        """Option as the command line spells it: `--share.num-variants`."""
-        return f"--{self.name}"
-
-    @property
     def section(self) -> str:
         """Dotted key of the section that holds the knob; empty for the top level."""
         return self.key.rpartition(".")[0]
-
-
-def knobs() -> list[Knob]:
-    """All knobs in the order of the models, sections unfolded."""
-    return list(_knobs())
 
 
 @cache
@@ -62,7 +52,7 @@ def sections() -> dict[str, str]:
 @cache
 def find_knob(key: str) -> Knob | None:
     """The knob of a dotted key (underscores), or None."""
-    return next((knob for knob in _knobs() if knob.key == key), None)
+    return next((knob for knob in knobs() if knob.key == key), None)
 
 
 def nearest_keys(key: str, limit: int = 3) -> list[str]:
@@ -92,7 +82,8 @@ def _schema() -> Schema:
 
 
 @cache
-def _knobs() -> tuple[Knob, ...]:
+def knobs() -> tuple[Knob, ...]:
+    """All knobs in the order of the models, sections unfolded."""
     leaves = ((key, schema) for key, schema in _walk("", _schema()) if "properties" not in schema)
     return tuple(
         Knob(

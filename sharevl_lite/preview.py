@@ -23,7 +23,6 @@ class StepSize:
 
     responses: int
     pairs: int
-    rows_separate: int
     tokens_separate: int
     tokens_packed: int
     updates: int
@@ -44,7 +43,7 @@ def preview(recipe: Recipe) -> str:
         f"response          at most {response:,} tokens (rollout.max_completion_length)",
         f"responses         {size.responses:,}{_extra_rounds(recipe, size)}",
         f"pairs             {size.pairs:,} ({_pair_formula(recipe)})",
-        f"rows, separate    {size.rows_separate:,} rows, at most {size.tokens_separate:,} tokens",
+        f"rows, separate    {size.pairs:,} rows, at most {size.tokens_separate:,} tokens",
         f"rows, packed      at most {size.tokens_packed:,} tokens in rows of {train.token_budget:,} "
         f"({size.tokens_separate / size.tokens_packed:.2f} x fewer)",
         *_memory_lines(recipe),
@@ -74,7 +73,6 @@ def step_size(recipe: Recipe, prompt_length: int) -> StepSize:
     return StepSize(
         responses=responses,
         pairs=pairs,
-        rows_separate=pairs,
         tokens_separate=pairs * (prompt_length + longest),
         tokens_packed=prefixes * prompt_length + pairs * (longest - 1),
         updates=recipe.train.updates_per_rollout,
@@ -106,7 +104,7 @@ def _prompt_length(recipe: Recipe) -> tuple[int, str]:
     if _is_remote(data.train):
         return bound
     problems = load_problems(data.train, data, split=data.train_split, limit=MEASURED_PROBLEMS).problems
-    processor = _if_at_hand(recipe.model.path, "AutoProcessor")
+    processor = _processor_at_hand(recipe.model.path)
     if processor is None:
         return bound
     from sharevl_lite.policy.prompts import PromptRenderer
@@ -122,18 +120,18 @@ def _is_remote(source: str) -> bool:
     return not local and source.count("/") == 1
 
 
-def _if_at_hand(model: str, kind: str) -> Any:
-    """The model's processor or configuration from disk or the local cache; None when it would have to be downloaded.
+def _processor_at_hand(model: str) -> Any:
+    """The model's processor from disk or the local cache; None when it would have to be downloaded.
 
     Raises PolicyError for an unknown built-in.
     """
-    import transformers
+    from transformers import AutoProcessor
 
     from sharevl_lite.policy.hf import resolve_model_path
 
     path = resolve_model_path(model)
     try:
-        return getattr(transformers, kind).from_pretrained(path, local_files_only=True)
+        return AutoProcessor.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError):
         return None
 

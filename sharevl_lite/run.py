@@ -27,11 +27,12 @@ from transformers import TrainerCallback
 
 from sharevl_lite import metrics_log
 from sharevl_lite.atomic import publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
-from sharevl_lite.checkpoints import discard_later_checkpoints, reading
+from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, discard_later_checkpoints, reading
 from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.display import StepDisplay, before_after_table
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
+from sharevl_lite.heldout import SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.policy.hf import load_adapter, save_adapter, start_from
@@ -101,7 +102,7 @@ def _train_in_folder(
         _last_words(console, recipe, summary)
         return RunResult(run_dir, summary)
     check_servers(recipe)
-    with _scorer(recipe) as scorer:
+    with RewardScorer(recipe.reward) as scorer:
         resuming = resume is not None and has_steps(run_dir)
         trainer, display = _assemble(recipe, scorer, console, resuming=resuming, fresh=checkpoint is None)
         for callback in callbacks:
@@ -110,10 +111,6 @@ def _train_in_folder(
             return _train(recipe, trainer, display, checkpoint, console)
         finally:
             trainer.collector.engine.close()
-
-
-def _scorer(recipe: Recipe) -> RewardScorer:
-    return RewardScorer(recipe.reward, Path())
 
 
 def _assemble(
@@ -216,7 +213,7 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
     """Puts the run's files back to the checkpoint (or to nothing); returns the rollouts done."""
     run_dir = recipe.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
-    for folder in (run_dir, run_dir / "checkpoints"):
+    for folder in (run_dir, run_dir / CHECKPOINTS_DIR):
         remove_stale_temporaries(folder, older_than_seconds=0)
     write_atomically(run_dir / RECIPE_FILE, dump_recipe(recipe).encode())
     write_atomically(run_dir / DATA_FILE, (json.dumps(data_record(list(trainer.problems))) + "\n").encode())
@@ -225,9 +222,9 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
     done = 0
     if checkpoint is not None:
         with reading(checkpoint):
-            state = json.loads((checkpoint / "trainer_state.json").read_text())
+            state = json.loads((checkpoint / STATE_FILE).read_text())
             done = state["global_step"] // recipe.train.updates_per_rollout
-        discard_later_checkpoints(run_dir / "checkpoints", state["global_step"])
+        discard_later_checkpoints(run_dir / CHECKPOINTS_DIR, state["global_step"])
     keep = done if checkpoint is not None else -1
     trainer.metrics_log.truncate_after(keep)
     for split in ("train", "eval", "best"):
@@ -261,7 +258,7 @@ def _summarise(recipe: Recipe, records: list[dict[str, Any]]) -> dict[str, Any]:
     for name in AVERAGED:
         summary[name] = sum(record[name] for record in steps) / len(steps)
     for when, record in (("before", evaluations[0]), ("after", evaluations[-1])) if evaluations else ():
-        for name in ("accuracy", "accuracy_plain", "accuracy_variants", "format"):
+        for name in SHARES:
             summary[f"{name}_{when}"] = record[f"eval_{name}"]
     return summary
 
@@ -280,8 +277,7 @@ def _greeting(recipe: Recipe, trainer: ShareGRPOTrainer, done: int) -> str:
 def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> None:
     run_dir = recipe.run_dir
     if "accuracy_before" in summary:
-        names = ("accuracy", "accuracy_plain", "accuracy_variants", "format")
-        before, after = ({n: summary[f"{n}_{when}"] for n in names} for when in ("before", "after"))
+        before, after = ({n: summary[f"{n}_{when}"] for n in SHARES} for when in ("before", "after"))
         console.print(before_after_table(before, after))
     shares = {name: f"{summary[name]:.0%}" for name in AVERAGED}
     sharing = (

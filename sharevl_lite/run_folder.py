@@ -12,7 +12,7 @@ from typing import Any
 
 from sharevl_lite import metrics_log
 from sharevl_lite.atomic import locked
-from sharevl_lite.checkpoints import list_checkpoints
+from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, list_checkpoints
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import Problem
 from sharevl_lite.errors import UserError
@@ -80,16 +80,16 @@ def prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
         return None
     if resume != "auto":
         checkpoint = Path(resume)
-        if not (checkpoint / "trainer_state.json").is_file():
-            raise RunError(f"--resume {resume}: not a checkpoint (no trainer_state.json in it)")
-        if checkpoint.parent.resolve() != (run_dir / "checkpoints").resolve():
+        if not (checkpoint / STATE_FILE).is_file():
+            raise RunError(f"--resume {resume}: not a checkpoint (no {STATE_FILE} in it)")
+        if checkpoint.parent.resolve() != (run_dir / CHECKPOINTS_DIR).resolve():
             raise RunError(f"--resume {resume}: not a checkpoint of {run_dir}; set --name and --output-dir to its run")
     elif not recipe_file.exists() or not has_steps(run_dir):
         return None
     _check_same_recipe(recipe, recipe_file)
     if resume != "auto":
         return Path(resume)
-    checkpoints = list_checkpoints(run_dir / "checkpoints")
+    checkpoints = list_checkpoints(run_dir / CHECKPOINTS_DIR)
     return checkpoints[-1] if checkpoints else None
 
 
@@ -97,7 +97,7 @@ def has_steps(run_dir: Path) -> bool:
     """Whether there is something to continue: a run that failed before its first step is simply started again."""
     log = run_dir / METRICS_FILE
     records = metrics_log.read(log) if log.is_file() else []
-    return bool(list_checkpoints(run_dir / "checkpoints")) or any("loss" in record for record in records)
+    return bool(list_checkpoints(run_dir / CHECKPOINTS_DIR)) or any("loss" in record for record in records)
 
 
 def _check_same_recipe(recipe: Recipe, recipe_file: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
@@ -27,12 +26,11 @@ from sharevl_lite.evaluation.harness import (
     shell_line,
 )
 from sharevl_lite.evaluation.outcomes import Outcome
-from sharevl_lite.evaluation.protocol import prompt_digest
+from sharevl_lite.evaluation.protocol import common_protocol
 from sharevl_lite.evaluation.published import MODEL, PROTOCOL, R1_SHAREVL_7B
 from sharevl_lite.evaluation.saving import EVAL_DIR, Place, find_place
 from sharevl_lite.evaluation.statistics import LEVEL
 from sharevl_lite.evaluation.tables import NOTHING, Table, markdown, show, value_and_interval
-from sharevl_lite.policy.hf import adapter_digest
 from sharevl_lite.rollout.serving import name_of, served
 
 SCORING = "lmms-eval's rules (answer in tags or a box, math-verify), no model as judge"
@@ -97,7 +95,8 @@ def run_suite(
     folder = settings.out or (subject.run_dir / EVAL_DIR if subject.run_dir is not None else None)
     if folder is None:
         raise EvaluationError("--suite: give --out DIR, for scores and protocol of a model without a run")
-    place = find_place(Path(folder), settings.name or _free_name(Path(folder), subject), subject.recipe, None)
+    default = f"{subject.adapter.name if subject.adapter else 'base'}-suite"
+    place = find_place(Path(folder), settings.name, default=default)
     prompt, output = place.responses / "prompt.json", place.responses / "lmms-eval"
     with served(subject.recipe, subject.adapter) as model:
         place.responses.mkdir()
@@ -116,12 +115,6 @@ def run_suite(
     document = {**evaluation.as_json(), "published": _published(benchmarks)}
     write_atomically(place.json, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     return SuiteEvaluation(evaluation, tuple(benchmarks), place)
-
-
-def _free_name(folder: Path, subject: Subject) -> str:
-    first = f"{subject.adapter.name if subject.adapter else 'base'}-suite"
-    names = [first, *(f"{first}-{number}" for number in range(2, 10_000))]
-    return next(name for name in names if not Place(folder, name).is_taken())
 
 
 def _run(words: Sequence[str], variables: dict[str, str]) -> None:
@@ -143,31 +136,13 @@ def _evaluation(
     outcomes: Sequence[Outcome],
     facts: Mapping[str, Scalar],
 ) -> Evaluation:
-    recipe = subject.recipe
     protocol: dict[str, Scalar] = {
-        "target": subject.name,
-        "model": recipe.model.path,
-        "adapter": None if subject.adapter is None else str(subject.adapter),
-        "checkpoint": None if subject.adapter is None else subject.adapter.name,
-        "adapter_sha256": None if subject.adapter is None else adapter_digest(subject.adapter),
+        **common_protocol(subject.recipe, target=subject.name, adapter=subject.adapter, resamples=settings.resamples),
         "data": ",".join(benchmarks),
         "samples": 1,
-        "temperature": recipe.eval.temperature,
-        "top_p": recipe.eval.top_p,
-        "max_completion_length": recipe.rollout.max_completion_length,
-        "seed": recipe.seed,
-        "engine": "server",
-        "prompt_template": recipe.data.prompt_template,
-        "system_prompt": recipe.data.system_prompt,
-        "prompt_sha256": prompt_digest(recipe.data.prompt_template, recipe.data.system_prompt),
-        "min_pixels": recipe.model.min_pixels,
-        "max_pixels": recipe.model.max_pixels,
         "variants": "none",
         "harness": "lmms-eval",
         "scoring": SCORING,
-        "bootstrap_resamples": settings.resamples,
-        "confidence": LEVEL,
-        "version_sharevl_lite": version("sharevl-lite"),
         **facts,
     }
     evaluation = Evaluation.of(protocol, outcomes)

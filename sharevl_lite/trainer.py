@@ -99,9 +99,7 @@ class ShareGRPOTrainer(Trainer):
         self.evaluator = (
             None
             if eval_problems is None
-            else Evaluator(
-                recipe, collector, eval_problems, limit=recipe.eval.problems, rank=rank, world=world, gather=self.gather
-            )
+            else Evaluator(recipe, collector, eval_problems, rank=rank, world=world, gather=self.gather)
         )
         self._ahead: Ahead[tuple[Rollout, int]] = Ahead()
         self._success = SuccessRates(recipe.share.difficulty)

@@ -7,6 +7,7 @@ import os
 import torch
 from transformers import TrainingArguments
 
+from sharevl_lite.checkpoints import CHECKPOINTS_DIR
 from sharevl_lite.config import Recipe
 
 
@@ -18,7 +19,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     if "tensorboard" in train.report_to:  # the Trainer takes the folder from nowhere else
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(recipe.run_dir / "tensorboard")
     return TrainingArguments(
-        output_dir=str(recipe.run_dir / "checkpoints"),
+        output_dir=str(recipe.run_dir / CHECKPOINTS_DIR),
         run_name=recipe.name,
         seed=recipe.seed,
         use_cpu=not torch.cuda.is_available(),

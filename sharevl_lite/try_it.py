@@ -80,7 +80,7 @@ class Tester:
 
     def __init__(self, recipe: Recipe, policy: PackedPolicy) -> None:
         self.recipe = recipe
-        self.scorer = RewardScorer(recipe.reward, Path())
+        self.scorer = RewardScorer(recipe.reward)
         self.encoder = PromptEncoder.of(policy, recipe.data)
         self.engine = HFRolloutEngine(policy, recipe.rollout.batch_size)
         self._visits = itertools.count()

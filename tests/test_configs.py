@@ -84,7 +84,7 @@ def test_step_sizes_by_hand():
     )
     size = step_size(recipe, prompt_length=1100)
     assert size.responses == 12
-    assert size.pairs == size.rows_separate == 24
+    assert size.pairs == 24
     assert size.tokens_separate == 24 * 1401
     assert size.tokens_packed == 2 * 1100 + 24 * 300
     # 1100 + 6·300 = 2900 fit: two prefix copies for each variant's 12 responses.

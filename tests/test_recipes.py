@@ -362,7 +362,7 @@ def test_a_dumped_recipe_writes_every_knob(write):
 
 def test_knobs_say_name_type_default_and_meaning():
     knob = find_knob("share.num_variants")
-    assert (knob.name, knob.flag, knob.section) == ("share.num-variants", "--share.num-variants", "share")
+    assert (knob.name, knob.key, knob.section) == ("share.num-variants", "share.num_variants", "share")
     assert (knob.type, knob.default) == ("int >= 1", 2)
     assert knob.doc == "m, ways of asking each problem, the original included (paper: 2)."
     assert find_knob("train.save_rollouts").type == "int >= 1 | null"
@@ -372,7 +372,7 @@ def test_knobs_say_name_type_default_and_meaning():
 
 def test_every_knob_can_be_set_to_its_default_from_the_command_line(write):
     words = [
-        f"{knob.flag}={knob.default if knob.takes_text and knob.default else json.dumps(knob.default)}"
+        f"--{knob.name}={knob.default if knob.takes_text and knob.default else json.dumps(knob.default)}"
         for knob in knobs()
     ]
     assert load_recipe(write("{}"), words) == Recipe()

@@ -53,11 +53,6 @@ class BadRow:
     place: RowPlace
     reason: str
 
-    @property
-    def row(self) -> int:
-        """Number of the row in its source, from 0."""
-        return self.place.row
-
     def __str__(self) -> str:
         return f"{self.place}: {self.reason}"
 

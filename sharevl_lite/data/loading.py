@@ -21,7 +21,6 @@ import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, get_args
 
 from sharevl_lite.config import ColumnNames, DataSection, TransformName
@@ -69,9 +68,7 @@ class LoadedProblems:
         return _collect(source, check_rows(rows, passed, on_bad_row=on_bad_row, skipped=skipped), skipped)
 
 
-def load_problems(
-    source: str, section: DataSection, *, split: str, limit: int | None = None, base: Path | None = None
-) -> LoadedProblems:
+def load_problems(source: str, section: DataSection, *, split: str, limit: int | None = None) -> LoadedProblems:
     """Read and check the problems of a source.
 
     Args:
@@ -80,7 +77,6 @@ def load_problems(
         section: Column names, and what a bad row does.
         split: Split of a Hub or built-in dataset; in a folder, the start of the file names.
         limit: Keep the first so many good problems and read no further. None: all.
-        base: Folder that a relative `source` starts from. None: the current directory.
 
     Returns:
         The problems, with their images' encoded files in memory, and the rows skipped.
@@ -90,7 +86,7 @@ def load_problems(
         DataError: The source is missing, unreadable, empty, without a usable row, or without a wanted column.
     """
     skipped: list[BadRow] = []
-    rows = iterate_problems(source, section, split=split, base=base, skipped=skipped, images=ImageReader())
+    rows = iterate_problems(source, section, split=split, skipped=skipped, images=ImageReader())
     return _collect(source, itertools.islice(rows, limit), skipped)
 
 
@@ -101,14 +97,13 @@ def iterate_problems(
     split: str,
     skipped: list[BadRow],
     images: ImageReader,
-    base: Path | None = None,
     choices: str | None = None,
     on_layout: Callable[[str, Layout], object] | None = None,
 ) -> Iterator[tuple[RowPlace, Problem]]:
     """The problems of :func:`load_problems`, one at a time, so that a large source need not fit into memory.
 
     Args:
-        source: As there; so are `section`, `split` and `base`.
+        source: As there; so are `section` and `split`.
         skipped: Grows by each bad row that is skipped.
         images: What reads the image column; one that remembers few images keeps memory flat.
         choices: Column of options to put below each question, beside those of known layouts.
@@ -128,7 +123,7 @@ def iterate_problems(
         if on_layout is not None:
             on_layout(where, reader.layout)
 
-    rows = read_rows(source, split=split, base=base, columns=look)
+    rows = read_rows(source, split=split, columns=look)
     placed = ((row.place, row) for row in rows)
     yield from check_rows(placed, reader.problem, on_bad_row=section.on_bad_row, skipped=skipped)
 
@@ -148,8 +143,6 @@ def _builtin_rows(source: str, split: str) -> Iterator[tuple[RowPlace, Problem]]
 
     try:
         problems = digits_problems(split)
-    except DataError:
-        raise
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
     return ((RowPlace(source, number), problem) for number, problem in enumerate(problems))

@@ -46,20 +46,19 @@ class RawRow:
 FileRows = Iterator[tuple[str, dict[str, Any] | bytes]]
 
 
-def read_rows(source: str, *, split: str, base: Path | None, columns: ColumnCheck) -> Iterator[RawRow]:
+def read_rows(source: str, *, split: str, columns: ColumnCheck) -> Iterator[RawRow]:
     """The rows of a source, in order. A local file or folder wins over a Hub dataset of the same name.
 
     Args:
         source: As in `data.train`, without the built-in ones.
         split: Split of a Hub dataset; of a folder, the files whose names start with it, if any do. A single file is
             taken whole.
-        base: What a relative `source` starts from. None: the current directory.
         columns: Is asked once for each file, and says by an error when columns are missing.
 
     Raises:
         DataError: The source does not exist or cannot be read, or a wanted column is missing.
     """
-    path = (base or Path()) / Path(source).expanduser()
+    path = Path(source).expanduser()
     if path.is_dir():
         files = _files_of(path, split)
     elif path.exists():

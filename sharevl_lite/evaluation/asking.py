@@ -12,23 +12,18 @@ from sharevl_lite.data.problem import Problem, Variant
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.grouping import group_wrong_answers
 from sharevl_lite.evaluation.outcomes import RIGHT, Answer, Asked, Outcome
-from sharevl_lite.heldout import EVAL_VISIT
+from sharevl_lite.heldout import BLOCK, EVAL_VISIT, eval_sampling
 from sharevl_lite.records import response_row
 from sharevl_lite.rewards import Score
-from sharevl_lite.rollout.engine import Response, Sampling
+from sharevl_lite.rollout.engine import Response
 from sharevl_lite.store import RolloutRow, RolloutStore
 from sharevl_lite.variants import ask_each_kind, expand_problem, kind_of
 
 Ways = Literal["each", "drawn", "none"]
-WAYS: Mapping[str, str] = {
-    "each": "the plain question, one rewrite, and one image transform of each family that recipe and row allow",
-    "drawn": "the plain question and one variant drawn as in training",
-    "none": "the plain question alone",
-}
+"""`each`: the plain question, one rewrite, and one image transform of each family that recipe and row allow. `drawn`:
+the plain question and one variant drawn as in training. `none`: the plain question alone."""
 SOURCE_COLUMNS = ("source", "data_source", "dataset")
 SPLIT = "eval"
-BLOCK = 64
-"""Problems whose prompts are held at a time."""
 SHARD = 512
 """Problems whose responses are written as one file of the store."""
 
@@ -50,14 +45,13 @@ def ask_all(
     """
     recipe = collector.recipe
     column = find_source(problems, source_column)
-    section = recipe.eval
-    sampling = Sampling(section.temperature, section.top_p, recipe.rollout.max_completion_length, recipe.seed)
+    sampling = eval_sampling(recipe)
     outcomes: list[Outcome] = []
     for shard, start in enumerate(range(0, len(problems), SHARD)):
         rows: list[RolloutRow] = []
         for asked in _blocks(problems[start : start + SHARD], BLOCK):
             variants = [ways_of(problem, recipe, ways) for problem in asked]
-            answered = collector.pose("eval", asked, variants, section.samples, sampling)
+            answered = collector.pose("eval", asked, variants, recipe.eval.samples, sampling)
             outcomes += map(_outcome, asked, variants, answered.responses, answered.scores, [column] * len(asked))
             if store is not None:
                 rows += _rows(recipe.name, shard, asked, variants, answered, store)

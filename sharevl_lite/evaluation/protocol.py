@@ -15,7 +15,7 @@ from sharevl_lite.intake import fingerprint
 from sharevl_lite.policy.hf import adapter_digest
 from sharevl_lite.policy.packed import PackedPolicy
 
-PACKAGES = ("sharevl-lite", "torch", "transformers", "peft", "math-verify")
+PACKAGES = ("torch", "transformers", "peft", "math-verify")
 
 
 def protocol_of(
@@ -31,42 +31,49 @@ def protocol_of(
 ) -> dict[str, Scalar]:
     """The protocol of an evaluation of `target`, with `adapter` the folder of its adapter."""
     section, data = recipe.eval, recipe.data
-    engine = recipe.rollout.engine
-    packages = (*PACKAGES, *(("vllm",) if engine in ("vllm", "unsloth") else ()))
+    packages = (*PACKAGES, *(("vllm",) if recipe.rollout.engine in ("vllm", "unsloth") else ()))
+    return {
+        **common_protocol(recipe, target=target, adapter=adapter, resamples=resamples),
+        "data": data.eval,
+        "split": data.eval_split,
+        "data_digest": fingerprint(problems),
+        "problems": len(problems),
+        "samples": section.samples,
+        "loader": recipe.model.loader,
+        "dtype": str(policy.base_dtype).removeprefix("torch."),
+        "load_in_4bit": recipe.model.load_in_4bit,
+        "variants": ways,
+        "variant_kinds": ",".join(recipe.share.transforms.kinds),
+        "source_column": source_column,
+        **{f"version_{name.replace('-', '_')}": _version(name) for name in packages},
+    }
+
+
+def common_protocol(recipe: Recipe, *, target: str, adapter: Path | None, resamples: int) -> dict[str, Scalar]:
+    """What decides figures whoever asks and grades: model, prompt, sampling, intervals."""
     return {
         "target": target,
         "model": recipe.model.path,
         "adapter": None if adapter is None else str(adapter),
         "checkpoint": None if adapter is None else adapter.name,
         "adapter_sha256": None if adapter is None else adapter_digest(adapter),
-        "data": data.eval,
-        "split": data.eval_split,
-        "data_digest": fingerprint(problems),
-        "problems": len(problems),
-        "samples": section.samples,
-        "temperature": section.temperature,
-        "top_p": section.top_p,
+        "temperature": recipe.eval.temperature,
+        "top_p": recipe.eval.top_p,
         "max_completion_length": recipe.rollout.max_completion_length,
         "seed": recipe.seed,
-        "engine": engine,
-        "loader": recipe.model.loader,
-        "dtype": str(policy.base_dtype).removeprefix("torch."),
-        "load_in_4bit": recipe.model.load_in_4bit,
+        "engine": recipe.rollout.engine,
         "min_pixels": recipe.model.min_pixels,
         "max_pixels": recipe.model.max_pixels,
-        "prompt_template": data.prompt_template,
-        "system_prompt": data.system_prompt,
-        "prompt_sha256": prompt_digest(data.prompt_template, data.system_prompt),
-        "variants": ways,
-        "variant_kinds": ",".join(recipe.share.transforms.kinds),
-        "source_column": source_column,
+        "prompt_template": recipe.data.prompt_template,
+        "system_prompt": recipe.data.system_prompt,
+        "prompt_sha256": _prompt_digest(recipe.data.prompt_template, recipe.data.system_prompt),
         "bootstrap_resamples": resamples,
         "confidence": LEVEL,
-        **{f"version_{name.replace('-', '_')}": _version(name) for name in packages},
+        "version_sharevl_lite": _version("sharevl-lite"),
     }
 
 
-def prompt_digest(template: str, system_prompt: str | None) -> str:
+def _prompt_digest(template: str, system_prompt: str | None) -> str:
     """A digest of the words around a question."""
     return hashlib.sha256(f"{template}\0{system_prompt}".encode()).hexdigest()
 

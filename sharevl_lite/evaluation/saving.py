@@ -60,8 +60,8 @@ class Place:
         evaluation.write(self.json)
 
 
-def find_place(folder: Path, name: str | None, recipe: Recipe, checkpoint: str | None) -> Place:
-    """The place called `name`, or the first free one named after checkpoint, data and samples. Makes the folder.
+def find_place(folder: Path, name: str | None, *, default: str) -> Place:
+    """The place called `name`, or the first free one of `default` and `default-2`, ... Makes the folder.
 
     Raises EvaluationError where `name` is taken or is no name, or the folder cannot be written.
     """
@@ -78,8 +78,7 @@ def find_place(folder: Path, name: str | None, recipe: Recipe, checkpoint: str |
         if place.is_taken():
             raise EvaluationError(f"{place.json}: there already; choose another --name")
         return place
-    first = default_name(recipe, checkpoint)
-    names = [first, *(f"{first}-{number}" for number in range(2, 10_000))]
+    names = [default, *(f"{default}-{number}" for number in range(2, 10_000))]
     return next(place for place in (Place(folder, name) for name in names) if not place.is_taken())
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import comb
 from typing import Any
 
@@ -42,10 +42,7 @@ class Figure:
 
     def as_json(self) -> dict[str, float | int | None]:
         """The fields by name."""
-        return {"value": self.value, "low": self.low, "high": self.high} | {
-            "problems": self.problems,
-            "left_out": self.left_out,
-        }
+        return asdict(self)
 
 
 def pass_at_k(right: int, sampled: int, k: int) -> float:

@@ -17,19 +17,19 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from sharevl_lite import __version__, metrics_log
 from sharevl_lite.data.sources import HUB_ID
+from sharevl_lite.evaluation.document import read as read_evaluation
+from sharevl_lite.evaluation.saving import EVAL_DIR
+from sharevl_lite.evaluation.statistics import Figure
 from sharevl_lite.export.base import BaseModel
-from sharevl_lite.export.errors import ExportError
 from sharevl_lite.export.snippets import usage
 from sharevl_lite.export.source import Source
+from sharevl_lite.heldout import SHARES
 from sharevl_lite.policy.hf import BUILTIN_PREFIX
 from sharevl_lite.recipe_yaml import dump as dump_yaml
-from sharevl_lite.run_folder import METRICS_FILE
+from sharevl_lite.run_folder import DATA_FILE, METRICS_FILE
 
 CARD = "README.md"
 RELATIONS = {"merged-16bit": "finetune", "merged-4bit": "quantized", "lora": "adapter", "gguf": "quantized"}
-EVALUATION_SCHEMA = 1
-"""Version of `<run>/eval/*.json` that is read."""
-FIGURES = ("accuracy", "accuracy_plain", "accuracy_variants", "format")
 CITATION = """@article{yao2025r1sharevl,
   title   = {R1-ShareVL: Incentivizing Reasoning Capability of Multimodal Large Language Models via Share-GRPO},
   author  = {Yao, Huanjin and Yin, Qixiang and Zhang, Jingyi and Yang, Min and Wang, Yibo and Wu, Wenhao and Su, Fei
@@ -117,7 +117,7 @@ def _introduction(source: Source, base: BaseModel, kind: str) -> str:
 
 def _data(source: Source) -> str:
     data, train = source.recipe.data, source.recipe.train
-    file = source.run / "data.json"
+    file = source.run / DATA_FILE
     count = f"{json.loads(file.read_text())['problems']:,} problems" if file.is_file() else "problems"
     held = f"held out: `{_public(data.eval)}`, split `{data.eval_split}`" if data.eval else "nothing was held out"
     return (
@@ -136,7 +136,7 @@ def _metrics(source: Source) -> Iterator[str]:
     if known:
         rows = [
             f"| {name.replace('_', ', ')} | " + " | ".join(_share(r.get(f"eval_{name}")) for r in known.values()) + " |"
-            for name in FIGURES
+            for name in SHARES
         ]
         yield "\n".join([f"| held out | {' | '.join(known)} |", "|---|" + "---|" * len(known), *rows])
         yield (
@@ -147,7 +147,7 @@ def _metrics(source: Source) -> Iterator[str]:
             f"{recipe.rollout.engine}. "
             f"{int(known[next(iter(known))].get('eval_responses') or 0)} responses in each column."
         )
-    reports = list(_reports(source.run / "eval"))
+    reports = list(_reports(source.run / EVAL_DIR))
     yield from reports
     if not known and not reports:
         yield "This state of the run was not evaluated."
@@ -156,26 +156,17 @@ def _metrics(source: Source) -> Iterator[str]:
 def _reports(folder: Path) -> Iterator[str]:
     """The evaluations that `sharevl-lite eval` left in the run."""
     for file in sorted(folder.glob("*.json")):
-        try:
-            report = json.loads(file.read_text("utf-8"))
-            if report["schema_version"] != EVALUATION_SCHEMA:
-                raise ExportError(
-                    f"{file}: schema_version {report['schema_version']}; this program reads {EVALUATION_SCHEMA}"
-                )
-            protocol = "; ".join(f"{name}: {_public(value)}" for name, value in report["protocol"].items())
-            rows = [f"| {name} | {_share(m['value'])} | {_interval(m)} |" for name, m in report["metrics"].items()]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, ExportError):
-                raise
-            raise ExportError(f"{file}: not an evaluation ({error!r}); move it out of the run's eval folder") from error
+        report = read_evaluation(file)
+        protocol = "; ".join(f"{name}: {_public(value)}" for name, value in report.protocol.items())
+        rows = [f"| {name} | {_share(found.value)} | {_interval(found)} |" for name, found in report.metrics.items()]
         yield "\n".join([f"| evaluation `{file.stem}` | value | interval |", "|---|---|---|", *rows])
         yield f"Protocol: {protocol}."
 
 
-def _interval(metric: Mapping[str, Any]) -> str:
-    if metric.get("low") is None or metric.get("high") is None:
+def _interval(figure: Figure) -> str:
+    if figure.low is None or figure.high is None:
         return "-"
-    return f"{_share(metric['low'])} to {_share(metric['high'])}"
+    return f"{_share(figure.low)} to {_share(figure.high)}"
 
 
 def _share(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sharevl_lite import metrics_log
-from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, list_checkpoints
+from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, CHECKPOINTS_DIR, list_checkpoints, update_of
 from sharevl_lite.config import Recipe
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.recipes import load_recipe
@@ -45,7 +45,7 @@ def find_source(run: Path, wanted: str) -> Source:
     if not (run / RECIPE_FILE).is_file():
         raise ExportError(_no_run(run))
     recipe = load_recipe(run / RECIPE_FILE)
-    checkpoints = {_update_of(path): path for path in list_checkpoints(run / "checkpoints")}
+    checkpoints = {update_of(path): path for path in list_checkpoints(run / CHECKPOINTS_DIR)}
     evaluations = _evaluations(run)
     if wanted == "last":
         return _last(run, recipe, checkpoints, evaluations)
@@ -111,10 +111,6 @@ def _evaluation_records(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS_FILE
     records = metrics_log.read(path) if path.is_file() else []
     return [record for record in records if record.get("eval_accuracy") is not None]
-
-
-def _update_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
 
 
 def _held(run: Path, checkpoints: Mapping[int, Path]) -> str:

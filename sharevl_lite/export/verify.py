@@ -87,7 +87,7 @@ def check_files(base: BaseModel, folder: Path, patterns: tuple[str, ...] = COPIE
             raise ExportError(f"the export's {name} is not that of {base.name}")
 
 
-def check_tensors(base: BaseModel, folder: Path, *, same_types: bool = True) -> None:
+def check_tensors(base: BaseModel, folder: Path) -> None:
     """Raises ExportError where names, shapes or types of the tensors are not the base checkpoint's."""
     found = stored_tensors(folder)
     missing, extra = sorted(base.tensors.keys() - found.keys()), sorted(found.keys() - base.tensors.keys())
@@ -97,7 +97,7 @@ def check_tensors(base: BaseModel, folder: Path, *, same_types: bool = True) -> 
             f"{len(extra)} left over ({some(extra)})"
         )
     for name, tensor in base.tensors.items():
-        if found[name].shape != tensor.shape or (same_types and found[name].dtype != tensor.dtype):
+        if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
             raise ExportError(
                 f"the export's {name} is {found[name].dtype} {list(found[name].shape)}, in {base.name} it is "
                 f"{tensor.dtype} {list(tensor.shape)}"

@@ -16,11 +16,14 @@ import os
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sharevl_lite.config import ModelSection, Recipe
 from sharevl_lite.errors import first_line
 from sharevl_lite.vllm_start import room_to_start
+
+if TYPE_CHECKING:
+    from sharevl_lite.policy.packed import PackedPolicy
 
 SETTINGS = {
     "UNSLOTH_AUTO_INSTALL": "0",  # it would install packages while it saves
@@ -56,10 +59,10 @@ def import_unsloth() -> Any:
     return unsloth
 
 
-def load_policy(recipe: Recipe) -> Any:
+def load_policy(recipe: Recipe) -> PackedPolicy:
     """Base model plus a fresh adapter, as :func:`sharevl_lite.policy.hf.load_policy` makes them.
 
-    Returns a PackedPolicy. Raises PolicyError where Unsloth does not start or the model does not load.
+    Raises PolicyError where Unsloth does not start or the model does not load.
     """
     unsloth = import_unsloth()
     from sharevl_lite.policy.hf import finish_policy, text_layers

@@ -29,8 +29,8 @@ class RewardFunctionError(UserError):
     """A user's reward function cannot be loaded, or returned something that is not a list of rewards."""
 
 
-def load_reward_function(spec: str, base: Path) -> RewardFunction:
-    """Load `file.py:function`; a relative file is looked up in `base`, the recipe's folder.
+def load_reward_function(spec: str) -> RewardFunction:
+    """Load `file.py:function`; a relative file is looked up in the current folder (a loaded recipe has none).
 
     Raises:
         RewardFunctionError: the spec, the file, its import, the function or its signature is not as it should be.
@@ -38,7 +38,7 @@ def load_reward_function(spec: str, base: Path) -> RewardFunction:
     file, colon, name = spec.rpartition(":")
     if not colon or not file or not name.isidentifier():
         raise RewardFunctionError(f"reward function {spec!r}: write it as `file.py:function`")
-    path = (base / file).resolve()
+    path = Path(file).resolve()
     if not path.is_file():
         raise RewardFunctionError(
             f"reward function {spec!r}: there is no file {path}; paths start at the recipe's folder"

@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -69,13 +68,12 @@ class RewardScorer:
 
     Args:
         section: the recipe's `reward`.
-        base: the recipe's folder, where relative paths of functions start.
 
     Raises:
         RewardFunctionError: a function cannot be loaded, or two have the same name.
     """
 
-    def __init__(self, section: RewardSection, base: Path) -> None:
+    def __init__(self, section: RewardSection) -> None:
         self._section = section
         self._functions: dict[str, tuple[float, RewardFunction]] = {}
         for entry in section.functions:
@@ -84,7 +82,7 @@ class RewardScorer:
                 raise RewardFunctionError(
                     f"two reward functions are called {name!r}; rename one, metrics go by this name"
                 )
-            self._functions[name] = (entry.weight, load_reward_function(entry.path, base))
+            self._functions[name] = (entry.weight, load_reward_function(entry.path))
         self._pool = VerifierPool(section.workers, section.timeout_seconds)
 
     def __enter__(self) -> Self:

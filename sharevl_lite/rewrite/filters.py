@@ -106,20 +106,16 @@ def length(pair: Candidate) -> bool:
 def answer_hidden(pair: Candidate) -> bool:
     """The gold answer is not said where the original does not say it."""
     lettered = LETTERED.fullmatch(pair.answer.strip())
-    answers = [pair.answer] if lettered is None else [lettered[2] or ""]
     if lettered is not None:
         told = re.compile(rf"\b(?:answer|option|choice)\s*(?:is|:)?\s*\(?{lettered[1]}\b", re.IGNORECASE)
         if told.search(pair.after.bare) and not told.search(pair.before.bare):
             return False
-    for answer in answers:
-        gold = facts(answer)
-        values = gold.numbers
-        if values and all(pair.after.numbers[value] > pair.before.numbers[value] for value in values):
-            return False
-        words = answer.strip().casefold()
-        if words and not values and _says(pair.after.bare, words) and not _says(pair.before.bare, words):
-            return False
-    return True
+    answer = pair.answer if lettered is None else lettered[2] or ""
+    values = facts(answer).numbers
+    if values:
+        return any(pair.after.numbers[value] <= pair.before.numbers[value] for value in values)
+    words = answer.strip().casefold()
+    return not words or not _says(pair.after.bare, words) or _says(pair.before.bare, words)
 
 
 def numbers(pair: Candidate) -> bool:

@@ -81,7 +81,7 @@ def test_parquet_of_more_rows_than_one_batch_keeps_order_and_numbers(tmp_path):
     path = write_parquet(tmp_path / "p.parquet", rows)
     loaded = load(path, SKIP)
     assert [problem.answer for problem in loaded.problems] == [str(n) for n in range(150) if n != 130]
-    assert [bad.row for bad in loaded.skipped] == [130]
+    assert [bad.place.row for bad in loaded.skipped] == [130]
     with pytest.raises(BadRowError, match=r"row 130 \(counted from 0; p.parquet row 130\)"):
         load(path)
 
@@ -92,8 +92,6 @@ def test_jsonl_paths_start_from_the_folder_of_the_file(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "set/p.jsonl", [row(images=["images/a.png"])])
     monkeypatch.chdir(tmp_path)
     assert only("set/p.jsonl").images[0].getpixel((0, 0)) == (0, 0, 255)
-    monkeypatch.chdir("/")
-    assert len(load("set/p.jsonl", base=tmp_path).problems) == 1
 
 
 def test_jsonl_ignores_blank_lines_and_a_byte_order_mark(tmp_path):
@@ -143,7 +141,7 @@ def test_limit_reads_no_further_than_it_must(tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl", [row(), row(answer=""), row(answer="4"), "not json"])
     loaded = load(path, SKIP, limit=2)
     assert [problem.answer for problem in loaded.problems] == ["3", "4"]
-    assert [bad.row for bad in loaded.skipped] == [1]
+    assert [bad.place.row for bad in loaded.skipped] == [1]
 
 
 def test_missing_file_names_the_nearest_one(tmp_path):
@@ -424,14 +422,14 @@ def test_bad_row_stops_or_is_skipped(tmp_path, caplog, kind):
     path = write_jsonl(tmp_path / "p.jsonl", [row(), bad, row()])
     with pytest.raises(BadRowError, match=reason) as error:
         load(path, STOP)
-    assert error.value.bad.row == 1
+    assert error.value.bad.place.row == 1
     assert f"{path}: row 1 (counted from 0; p.jsonl line 2): " in str(error.value)
     assert "on_bad_row: skip" in str(error.value)
 
     with caplog.at_level(logging.WARNING):
         loaded = load(path, SKIP)
     assert [problem.id for problem in loaded.problems] == ["0", "2"]
-    assert [skipped.row for skipped in loaded.skipped] == [1]
+    assert [skipped.place.row for skipped in loaded.skipped] == [1]
     assert str(loaded.skipped[0]) in caplog.text
 
 
@@ -448,7 +446,7 @@ def test_broken_image_bytes_in_parquet(tmp_path, data):
     path = write_parquet(tmp_path / "p.parquet", [good, row(images=[{"bytes": data, "path": None}])])
     with pytest.raises(BadRowError, match=r"row 1 \(counted from 0; p.parquet row 1\): image 0 .* does not decode"):
         load(path)
-    assert [bad.row for bad in load(path, SKIP).skipped] == [1]
+    assert [bad.place.row for bad in load(path, SKIP).skipped] == [1]
 
 
 def test_id_of_a_bad_row_is_not_taken(tmp_path):
@@ -472,7 +470,7 @@ def test_a_later_check_names_the_same_rows(tmp_path):
 
     again = loaded.recheck(short, "skip")
     assert [problem.id for problem in again.problems] == ["1", "3"]
-    assert [(bad.row, bad.reason) for bad in again.skipped][1:] == [(2, "the prompt has 45 tokens")]
+    assert [(bad.place.row, bad.reason) for bad in again.skipped][1:] == [(2, "the prompt has 45 tokens")]
     assert len(loaded.skipped) == 1
     with pytest.raises(BadRowError, match=r"row 2 \(counted from 0; p.jsonl line 3\): the prompt has 45 tokens"):
         loaded.recheck(short, "stop")

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -109,7 +108,7 @@ def test_drawn_variants_give_the_accuracy_that_training_logs(recipe_file):
     policy = load_policy(recipe.model, seed=recipe.seed)
     encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template)
     problems = load_problems("builtin:digits", recipe.data, split="test", limit=6).problems
-    with RewardScorer(recipe.reward, Path()) as scorer:
+    with RewardScorer(recipe.reward) as scorer:
         collector = Collector(recipe, encoder, HFRolloutEngine(policy, recipe.rollout.batch_size), scorer)
         record = Evaluator(recipe, collector, problems).evaluate(0).record
     drawn = [way.known for outcome in found.problems for way in outcome.asked[1:]]

@@ -109,7 +109,7 @@ def test_sources_are_apart():
 
 
 def test_answers_that_the_verifier_holds_for_equal_are_one_class():
-    with RewardScorer(RewardSection(workers=1), base=None) as scorer:
+    with RewardScorer(RewardSection(workers=1)) as scorer:
         groups, failed = group_wrong_answers(
             [["0.5", r"\frac{1}{2}", "x+1", "7", "1+x", "7"], [], ["B", "(B)", "C"]], scorer.same_answers
         )

@@ -18,6 +18,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from sharevl_lite.cli import main
+from sharevl_lite.evaluation.document import Evaluation
+from sharevl_lite.evaluation.statistics import Figure
 from sharevl_lite.export import publish
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.policy.hf import resolve_model_path
@@ -84,12 +86,9 @@ def test_an_adapter(run, export, tmp_path, monkeypatch, capsys):
 
 def test_the_card(run, export, tmp_path):
     (run / "eval").mkdir()
-    report = {
-        "schema_version": 1,
-        "protocol": {"data": "builtin:digits", "samples": 8, "seed": 5, "rows": "/home/me/rows.parquet"},
-        "metrics": {"mean@8": {"value": 0.625, "low": 0.5, "high": 0.75}, "pass@8": {"value": 0.9}},
-    }
-    (run / "eval" / "digits.json").write_text(json.dumps(report))
+    protocol = {"data": "builtin:digits", "samples": 8, "seed": 5, "rows": "/home/me/rows.parquet"}
+    metrics = {"mean@8": Figure(0.625, 0.5, 0.75, 24), "pass@8": Figure(0.9, None, None, 24)}
+    Evaluation(protocol, metrics, {}, {}, {}, {}, ()).write(run / "eval" / "digits.json")
     export(run, tmp_path / "out", "--format", "lora")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     front = card.data.to_dict()
@@ -164,10 +163,10 @@ def test_the_licence_is_the_base_models(run, export, tmp_path, files, front, sen
 
 def test_an_evaluation_that_cannot_be_read_stops_the_export(run, export, tmp_path):
     (run / "eval").mkdir()
-    (run / "eval" / "odd.json").write_text('{"schema_version": 9}')
-    assert "odd.json: schema_version 9" in export(run, tmp_path / "out", "--format", "lora", code=2)
-    (run / "eval" / "odd.json").write_text('{"schema_version": 1}')
-    assert "odd.json: not an evaluation (KeyError('protocol'))" in export(
+    (run / "eval" / "odd.json").write_text('{"schema_version": 9, "problems": []}')
+    assert "odd.json: schema version 9" in export(run, tmp_path / "out", "--format", "lora", code=2)
+    (run / "eval" / "odd.json").write_text('{"schema_version": 1, "problems": []}')
+    assert "odd.json: a damaged evaluation (KeyError('protocol'))" in export(
         run, tmp_path / "out", "--format", "lora", code=2
     )
 

@@ -70,7 +70,8 @@ constant = 3
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "rewards.py").write_text(FUNCTIONS)
     return tmp_path
 
@@ -88,7 +89,7 @@ def use(name: str, weight: float = 1.0) -> RewardFunctionSection:
 
 
 def test_weighted_sum_of_accuracy_and_form(tmp_path):
-    with RewardScorer(section(), tmp_path) as scorer:
+    with RewardScorer(section()) as scorer:
         scores = scorer.score([sample(GOOD), sample(r"\boxed{5}"), sample(GOOD, "6"), sample("five")])
     assert [score.total for score in scores] == pytest.approx([1.0, 0.9, 0.1, 0.0])
     assert [score.accuracy for score in scores] == [1, 1, 0, 0]
@@ -99,12 +100,12 @@ def test_weighted_sum_of_accuracy_and_form(tmp_path):
 
 
 def test_no_samples_no_scores(tmp_path):
-    with RewardScorer(section(), tmp_path) as scorer:
+    with RewardScorer(section()) as scorer:
         assert scorer.score([]) == []
 
 
 def test_a_failed_verification_is_nan_logged_and_visible(tmp_path, caplog):
-    with RewardScorer(section(timeout_seconds=1.5), tmp_path) as scorer, caplog.at_level(logging.WARNING):
+    with RewardScorer(section(timeout_seconds=1.5)) as scorer, caplog.at_level(logging.WARNING):
         failed, fine = scorer.score([sample(HANGS), sample(GOOD)])
     assert math.isnan(failed.total)
     assert math.isnan(failed.accuracy)
@@ -118,7 +119,7 @@ def test_a_failed_verification_is_nan_logged_and_visible(tmp_path, caplog):
 
 
 def test_without_accuracy_weight_a_failure_does_not_spoil_the_total(tmp_path):
-    with RewardScorer(section(timeout_seconds=1.5, accuracy_weight=0.0, format_weight=0.5), tmp_path) as scorer:
+    with RewardScorer(section(timeout_seconds=1.5, accuracy_weight=0.0, format_weight=0.5)) as scorer:
         (score,) = scorer.score([sample(HANGS)])
     assert math.isnan(score.accuracy)
     assert score.total == 0.5
@@ -127,7 +128,7 @@ def test_without_accuracy_weight_a_failure_does_not_spoil_the_total(tmp_path):
 
 def test_functions_get_columns_as_trl_passes_them_and_none_adds_nothing(folder):
     state = SimpleNamespace(global_step=7)
-    with RewardScorer(section(use("short", 0.5), use("only_geometry", -2.0)), folder) as scorer:
+    with RewardScorer(section(use("short", 0.5), use("only_geometry", -2.0))) as scorer:
         geometry, algebra, bare = scorer.score(
             [
                 sample(GOOD, subject="geometry", answer_type="int"),
@@ -144,7 +145,7 @@ def test_functions_get_columns_as_trl_passes_them_and_none_adds_nothing(folder):
 
 
 def test_an_array_is_a_list_of_rewards(folder):
-    with RewardScorer(section(use("array")), folder) as scorer:
+    with RewardScorer(section(use("array"))) as scorer:
         assert [score.functions["array"] for score in scorer.score([sample(GOOD), sample("x")])] == [1.0, 1.0]
 
 
@@ -160,7 +161,7 @@ def test_an_array_is_a_list_of_rewards(folder):
 )
 def test_a_function_that_misbehaves_is_named(folder, name, message):
     with (
-        RewardScorer(section(use(name)), folder) as scorer,
+        RewardScorer(section(use(name))) as scorer,
         pytest.raises(RewardFunctionError, match=message) as caught,
     ):
         scorer.score([sample(GOOD), sample(GOOD)])
@@ -169,7 +170,7 @@ def test_a_function_that_misbehaves_is_named(folder, name, message):
 
 def test_a_column_that_is_also_an_argument_is_refused(folder):
     with (
-        RewardScorer(section(use("short")), folder) as scorer,
+        RewardScorer(section(use("short"))) as scorer,
         pytest.raises(RewardFunctionError, match=r"\['prompts'\].*rename"),
     ):
         scorer.score([sample(GOOD, prompts="p")])
@@ -196,18 +197,18 @@ def test_a_function_that_cannot_be_loaded_says_why(folder, spec, message):
     (folder / "syntax.py").write_text("def short(:")
     (folder / "rewards.txt").write_text(FUNCTIONS)
     with pytest.raises(RewardFunctionError, match=message):
-        load_reward_function(spec, folder)
+        load_reward_function(spec)
 
 
 def test_absolute_paths_and_equal_file_names(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("other") / "rewards.py"
     other.write_text("def short(completions, **kwargs):\n    return [2.0] * len(completions)\n")
-    mine, theirs = load_reward_function("rewards.py:short", folder), load_reward_function(f"{other}:short", folder)
+    mine, theirs = load_reward_function("rewards.py:short"), load_reward_function(f"{other}:short")
     assert theirs(completions=["a"]) == [2.0]
     assert mine(prompts=["q"], completions=["a"], completion_ids=[[1]]) == [1.0]
     duplicate = RewardFunctionSection(path=f"{other}:short")
     with pytest.raises(RewardFunctionError, match="two reward functions are called 'short'"):
-        RewardScorer(section(use("short"), duplicate), folder)
+        RewardScorer(section(use("short"), duplicate))
 
 
 def test_a_prompt_that_opens_the_thinking_is_continued():

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from sharevl_lite import metrics_log, store, train
 from sharevl_lite.checkpoints import list_checkpoints
+from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.run import RunError
 
 LOGGED = {
@@ -174,7 +175,7 @@ def test_resume_with_other_settings(small_recipe, quiet):
 def test_one_process_drives_one_device(small_recipe, quiet, monkeypatch):
     """A machine with several GPUs must not make the Trainer wrap the policy in DataParallel."""
     from sharevl_lite import trainer as trainer_module
-    from sharevl_lite.run import _assemble, _scorer
+    from sharevl_lite.run import _assemble
 
     def with_two_gpus(recipe, make=trainer_module.training_arguments):
         arguments = make(recipe)
@@ -183,6 +184,6 @@ def test_one_process_drives_one_device(small_recipe, quiet, monkeypatch):
 
     monkeypatch.setattr(trainer_module, "training_arguments", with_two_gpus)
     recipe = small_recipe()
-    with _scorer(recipe) as scorer:
+    with RewardScorer(recipe.reward) as scorer:
         trainer, _ = _assemble(recipe, scorer, quiet, resuming=False, fresh=True)
     assert trainer.args.n_gpu == 1
