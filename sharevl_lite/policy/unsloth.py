@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sharevl_lite.config import ModelSection, Recipe
-from sharevl_lite.vllm_start import room_to_start
+from sharevl_lite.vllm_start import starting_vllm
 
 SETTINGS = {
     "UNSLOTH_AUTO_INSTALL": "0",  # it would install packages while it saves
@@ -105,7 +105,7 @@ def _load_base(loader: Any, recipe: Recipe) -> tuple[Any, Any]:
             "enforce_eager": recipe.rollout.vllm_enforce_eager,
         }
     try:
-        with room_to_start() if shared else nullcontext():
+        with starting_vllm() if shared else nullcontext():
             if shared:
                 _know_vision_tower()
             model, processor = loader.from_pretrained(
