@@ -26,6 +26,7 @@ from sharevl_lite.atomic import TEMPORARY, remove_stale_temporaries, sync_direct
 from sharevl_lite.store_schema import (
     SCHEMA,
     SCHEMA_VERSION,
+    STEP_FILE,
     Rewards,
     RolloutRow,
     Scorer,
@@ -37,7 +38,6 @@ from sharevl_lite.store_schema import (
 
 __all__ = ["Rewards", "RolloutRow", "RolloutStore", "Scorer", "StoreError", "Verification", "read", "scan"]
 
-_STEP_FILE = re.compile(r"step_(\d{6,})\.parquet")
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA = re.compile(r"[0-9a-f]{64}")
 # Log-probs of tokens hardly repeat, which makes a dictionary larger than they are; byte by byte they compress well.
@@ -211,7 +211,7 @@ def _split_dir(run: Path, split: str) -> Path:
 
 def _step_files(folder: Path) -> list[tuple[int, Path]]:
     """Whole step files by step; temporaries do not match the pattern."""
-    matches = ((_STEP_FILE.fullmatch(path.name), path) for path in folder.glob("step_*.parquet"))
+    matches = ((STEP_FILE.fullmatch(path.name), path) for path in folder.glob("step_*.parquet"))
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
