@@ -322,9 +322,7 @@ def _view(options: argparse.Namespace, overrides: list[str]) -> int:
         return EXIT_USAGE
     from sharevl_explorer.command import run
 
-    if options.model is None:
-        return run(options)
-    if options.export:
+    if options.model is not None and options.export:
         print(
             "sharevl-lite: view --export writes a file; --model needs a server. Leave one of them out.", file=sys.stderr
         )
@@ -335,4 +333,5 @@ def _view(options: argparse.Namespace, overrides: list[str]) -> int:
 
         return open_tryout(options.run_dir, options.model)
 
-    return run(options, open_model)
+    run(options, None if options.model is None else open_model)
+    return 0

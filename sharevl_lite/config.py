@@ -149,7 +149,7 @@ class TransformSection(Section):
     nothing in the last, evenly or with the steepest part in the middle."""
 
     @model_validator(mode="after")
-    def _kinds_exist(self) -> TransformSection:
+    def _kinds_to_draw(self) -> TransformSection:
         if self.probability > 0 and not self.kinds:
             raise ValueError("kinds is empty while probability is above 0; list transforms or set probability: 0")
         return self

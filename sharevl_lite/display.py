@@ -63,10 +63,10 @@ class StepDisplay(TrainerCallback):
             if self.live is not None:
                 self.live.update(self._table())
             else:
-                cells = "  ".join(f"{title} {_cell(logs, key, form)}" for title, key, form in COLUMNS)
+                cells = "  ".join(f"{title} {_cell(logs.get(key), form)}" for title, key, form in COLUMNS)
                 self.console.print(f"step {self.done}/{self.rollouts}  {cells}", highlight=False, soft_wrap=True)
         elif "eval_accuracy" in logs:
-            told = ", ".join(f"{title} {_cell(logs, key, '{:.1%}')}" for title, key in HELD_OUT)
+            told = ", ".join(f"{title} {_share(logs.get(key))}" for title, key in HELD_OUT)
             self.console.print(f"held-out after step {self.done}: {told}", highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:
@@ -75,7 +75,7 @@ class StepDisplay(TrainerCallback):
         for title, _, _ in COLUMNS:
             table.add_column(title, justify="right")
         for step, logs in self.recent:
-            table.add_row(str(step), *(_cell(logs, key, form) for _, key, form in COLUMNS))
+            table.add_row(str(step), *(_cell(logs.get(key), form) for _, key, form in COLUMNS))
         return table
 
 
@@ -98,11 +98,10 @@ def before_after_table(before: Mapping[str, float | None], after: Mapping[str, f
 
 
 def _share(value: float | None) -> str:
-    return _cell({"share": value}, "share", "{:.1%}")
+    return _cell(value, "{:.1%}")
 
 
-def _cell(logs: Mapping[str, Any], key: str, form: str) -> str:
-    value = logs.get(key)
+def _cell(value: Any, form: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return form.format(value)

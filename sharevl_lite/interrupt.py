@@ -9,19 +9,20 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sharevl_lite.schedule import Schedule
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class InterruptCallback(TrainerCallback):
     """Ends training at the next rollout boundary after a signal to any of the processes.
 
-    `gather` gives a value of every process, so that all stop together. Use as a context around training.
+    A rollout has `updates_per_rollout` steps. `gather` gives a value of every process, so that all stop together. Use
+    as a context around training.
     """
 
-    def __init__(self, schedule: Schedule, gather: Callable[[bool], list[bool]], say: Callable[[str], None]) -> None:
-        self.schedule = schedule
+    def __init__(
+        self, updates_per_rollout: int, gather: Callable[[bool], list[bool]], say: Callable[[str], None]
+    ) -> None:
+        self.updates_per_rollout = updates_per_rollout
         self.gather = gather
         self.say = say
         self.asked = False
@@ -47,7 +48,7 @@ class InterruptCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """At a rollout's last update, all processes agree whether to stop."""
-        if state.global_step % self.schedule.recipe.train.updates_per_rollout:
+        if state.global_step % self.updates_per_rollout:
             return control
         if any(self.gather(self.asked)):
             self.interrupted = True

@@ -90,9 +90,7 @@ class Learner:
         self.rollout = rollout
         self.scores = PairScores()
         self.images = rollout.images
-        share = recipe.share
-        self.pairs_PKMN = rollout.advantages.as_pairs(share.levels)
-        self.shape = (share.num_variants, share.num_variants, share.num_responses)
+        self.pairs_PKMN = rollout.advantages.as_pairs(recipe.share.levels)
         objective = recipe.objective
         self.clipping = Clipping(objective.epsilon, objective.epsilon_high, objective.delta)
 
@@ -180,15 +178,16 @@ class Learner:
         """log π_old of the pair's tokens under the variant they were sampled from."""
         return self.scores.old[pair._replace(k=pair.j)]
 
-    def _valid_pairs(self, p: int) -> Iterator[Pair]:
-        scorers, sources, responses = self.shape
-        own = self.recipe.share.trajectories == "own"
-        for k in range(scorers):
-            for j in range(sources):
-                if own and k != j:
-                    continue
-                pairs = (Pair(p, k, j, i) for i in range(responses))
-                yield from (pair for pair in pairs if self._may_train(pair))
+    def _valid_pairs(self, p: int) -> list[Pair]:
+        share = self.recipe.share
+        variants = range(share.num_variants)
+        pairs = (
+            Pair(p, k, j, i)
+            for k in variants
+            for j in ([k] if share.trajectories == "own" else variants)
+            for i in range(share.num_responses)
+        )
+        return [pair for pair in pairs if self._may_train(pair)]
 
     def _may_train(self, pair: Pair) -> bool:
         known = bool(self.rollout.mask_PMN[pair.p, pair.j, pair.i])

@@ -32,11 +32,11 @@ class MetricsLog:
         """Write one record and wait until it is on the disk.
 
         Args:
-            record: JSON types, numpy and torch scalars; NaN and infinities are written as null. `step` (int) is
-                required: a resumed run cuts the log by it.
+            record: Numbers, text, None, numpy and torch scalars; NaN and infinities are written as null. `step` (int)
+                is required: a resumed run cuts the log by it.
 
         Raises:
-            MetricsError: `step` is missing or a value is no JSON type.
+            MetricsError: `step` is missing or a value is something else.
         """
         _step_of(record, "record")
         line = json.dumps({str(key): _plain(value, str(key)) for key, value in record.items()}, allow_nan=False)
@@ -112,18 +112,14 @@ def _step_of(record: Mapping[str, Any], where: str) -> int:
 
 
 def _plain(value: Any, key: str) -> Any:
-    """`value` in JSON types, non-finite numbers as None."""
+    """`value` as JSON has it, non-finite numbers as None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
         return value
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner, f"{key}.{name}") for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner, f"{key}[{index}]") for index, inner in enumerate(value)]
     if hasattr(value, "item"):
         try:
             return _plain(value.item(), key)
         except (RuntimeError, ValueError) as error:
             raise MetricsError(f"record[{key}]: {error}; log a number, not an array") from error
-    raise MetricsError(f"record[{key}]: {type(value).__name__} is no JSON type; log a number, text, list or mapping")
+    raise MetricsError(f"record[{key}]: {type(value).__name__} cannot be logged; log a number or text")

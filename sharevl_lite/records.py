@@ -96,7 +96,7 @@ def _verification(score: Score) -> Verification:
 
 def _scorers(learner: Learner, p: int, j: int, i: int, clip_fractions: Mapping[Pair, float]) -> list[Scorer]:
     scorers = []
-    for k in range(learner.shape[0]):
+    for k in range(learner.recipe.share.num_variants):
         pair = Pair(p, k, j, i)
         old_R = learner.scores.old.get(pair)
         scorers.append(
@@ -113,5 +113,5 @@ def _scorers(learner: Learner, p: int, j: int, i: int, clip_fractions: Mapping[P
 
 def _scorer_logprobs(learner: Learner, p: int, j: int, i: int) -> list[Sequence[float] | None]:
     """Per scoring variant, the log-probs behind `mean_logprob` and `gap`; None where the pair was not forwarded."""
-    old = (learner.scores.old.get(Pair(p, k, j, i)) for k in range(learner.shape[0]))
+    old = (learner.scores.old.get(Pair(p, k, j, i)) for k in range(learner.recipe.share.num_variants))
     return [None if old_R is None else old_R.tolist() for old_R in old]

@@ -165,7 +165,9 @@ def _train(
     if main:
         console.print(_greeting(recipe, trainer, done), highlight=False, soft_wrap=True)
     display.start(done)
-    interrupt = InterruptCallback(trainer.schedule, trainer.gather, lambda text: console.print(text, style="bold"))
+    interrupt = InterruptCallback(
+        recipe.train.updates_per_rollout, trainer.gather, lambda text: console.print(text, style="bold")
+    )
     trainer.add_callback(interrupt)
     try:
         with interrupt:

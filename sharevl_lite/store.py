@@ -26,6 +26,7 @@ from sharevl_lite.atomic import TEMPORARY, remove_stale_temporaries, sync_direct
 from sharevl_lite.store_schema import (
     SCHEMA,
     SCHEMA_VERSION,
+    STEP_FILE,
     Rewards,
     RolloutRow,
     Scorer,
@@ -37,11 +38,10 @@ from sharevl_lite.store_schema import (
 
 __all__ = ["Rewards", "RolloutRow", "RolloutStore", "Scorer", "StoreError", "Verification", "read", "scan"]
 
-_STEP_FILE = re.compile(r"step_(\d{6,})\.parquet")
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA = re.compile(r"[0-9a-f]{64}")
 # Log-probs of tokens hardly repeat, which makes a dictionary larger than they are; byte by byte they compress well.
-_SPLIT_BYTES = ["sampling_logprobs.list.element", "scorer_logprobs.list.element.list.element"]
+_BYTE_STREAM_SPLIT = ["sampling_logprobs.list.element", "scorer_logprobs.list.element.list.element"]
 _REPEATING = [
     *("run_id", "problem_id", "variant_text", "transform", "image_sha.list.element", "answer", "text"),
     *("token_ids.list.element", "verification.extracted", "verification.rule", "verification.failure"),
@@ -75,7 +75,7 @@ class RolloutStore:
         except StoreError as error:
             raise StoreError(f"{path}: {error}") from error
         self._make_ready(path.parent)
-        layout = {"compression": "zstd", "use_dictionary": _REPEATING, "use_byte_stream_split": _SPLIT_BYTES}
+        layout = {"compression": "zstd", "use_dictionary": _REPEATING, "use_byte_stream_split": _BYTE_STREAM_SPLIT}
         return write_atomically(path, lambda file: pq.write_table(table, file, **layout))
 
     def put_image(self, image: Image.Image) -> str:
@@ -211,7 +211,7 @@ def _split_dir(run: Path, split: str) -> Path:
 
 def _step_files(folder: Path) -> list[tuple[int, Path]]:
     """Whole step files by step; temporaries do not match the pattern."""
-    matches = ((_STEP_FILE.fullmatch(path.name), path) for path in folder.glob("step_*.parquet"))
+    matches = ((STEP_FILE.fullmatch(path.name), path) for path in folder.glob("step_*.parquet"))
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 

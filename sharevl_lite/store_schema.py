@@ -10,6 +10,7 @@ In the split `train` a row without an advantage took no part in an update: its r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 VERSION_KEY = b"sharevl_lite.schema_version"
 """Key of the version in the metadata of a file's schema."""
+STEP_FILE = re.compile(r"step_(\d{6,})\.parquet")
+"""Names of the files of a split, one a step; temporaries do not match."""
 
 
 class StoreError(UserError):

@@ -23,7 +23,7 @@ def set_environment() -> None:
 
 
 @contextlib.contextmanager
-def room_to_start() -> Iterator[None]:
+def starting_vllm() -> Iterator[None]:
     """Around the making of a `vllm.LLM`.
 
     - Unsloth switches the compiler's runtime asserts off for the whole process. Graphs then keep sizes as nodes, which

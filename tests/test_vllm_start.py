@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from sharevl_lite.vllm_start import room_to_start
+from sharevl_lite.vllm_start import starting_vllm
 
 
 def sizes_in_a_graph():
@@ -32,18 +32,18 @@ def test_a_graph_beside_unsloth_keeps_no_sizes():
     """Seen on an H100: with Unsloth's setting vLLM 0.25 failed to split a graph and did not start."""
     with torch._dynamo.config.patch(do_not_emit_runtime_asserts=True):  # as Unsloth sets it
         assert sizes_in_a_graph()
-        with room_to_start():
+        with starting_vllm():
             assert not sizes_in_a_graph()
 
 
 def test_standard_output_has_a_file_there():
     """A notebook's, or a caller's that keeps what is printed, may have none."""
     with contextlib.redirect_stdout(io.StringIO()) as kept:
-        with room_to_start():
+        with starting_vllm():
             assert sys.stdout.fileno() >= 0
         assert sys.stdout is kept
 
 
 def test_standard_output_that_is_a_file_stays(tmp_path):
-    with open(tmp_path / "out", "w") as file, contextlib.redirect_stdout(file), room_to_start():
+    with open(tmp_path / "out", "w") as file, contextlib.redirect_stdout(file), starting_vllm():
         assert sys.stdout is file

@@ -67,9 +67,9 @@ def load_base(section: ModelSection, device: torch.device) -> tuple[Any, Any]:
     dtype = dtype_of(section, device)
     if section.load_in_4bit and device.type == "cpu":
         raise PolicyError("model.load_in_4bit needs a GPU (bitsandbytes cannot train on a CPU); leave it out here")
-    packing = {"quantization_config": four_bits(dtype), "device_map": {"": device}} if section.load_in_4bit else {}
+    quantised = {"quantization_config": four_bits(dtype), "device_map": {"": device}} if section.load_in_4bit else {}
     with _said_as_policy_error(section.path):
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **packing)
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **quantised)
         processor = AutoProcessor.from_pretrained(path)
     _bound_pixels(processor, section)
     if not section.load_in_4bit:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sharevl_lite.config import ModelSection, Recipe
 from sharevl_lite.errors import first_line
-from sharevl_lite.vllm_start import room_to_start
+from sharevl_lite.vllm_start import starting_vllm
 
 if TYPE_CHECKING:
     from sharevl_lite.policy.packed import PackedPolicy
@@ -109,7 +109,7 @@ def _load_base(loader: Any, recipe: Recipe) -> tuple[Any, Any]:
             "enforce_eager": recipe.rollout.vllm_enforce_eager,
         }
     try:
-        with room_to_start() if shared else nullcontext():
+        with starting_vllm() if shared else nullcontext():
             if shared:
                 _know_vision_tower()
             model, processor = loader.from_pretrained(

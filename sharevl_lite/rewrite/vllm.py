@@ -17,7 +17,7 @@ from sharevl_lite.rewrite.cache import Reply
 from sharevl_lite.rewrite.chat import ChatRequest, NoReplyError, openai_message
 from sharevl_lite.rewrite.errors import VariantsError
 from sharevl_lite.rewrite.fingerprint import model_identity
-from sharevl_lite.vllm_start import room_to_start, set_environment
+from sharevl_lite.vllm_start import set_environment, starting_vllm
 
 LONGEST_PROMPT = 16384
 """Tokens of a question with its images; a longer context of the model would only cost memory."""
@@ -52,7 +52,7 @@ class VLLMModel(BatchedModel):
         try:
             limit = AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings
             longest = min(limit, LONGEST_PROMPT + self.max_tokens)
-            with room_to_start():
+            with starting_vllm():
                 return LLM(
                     model=folder,
                     max_model_len=longest,

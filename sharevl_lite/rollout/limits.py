@@ -26,7 +26,7 @@ def check_recipe(recipe: Recipe) -> None:
             f"rollout.temperature, eval.temperature: vLLM samples at up to {MOST_TEMPERATURE}; lower it, or choose "
             "rollout.engine: hf"
         )
-    room_for(recipe.model.lora.rank)
+    vllm_rank(recipe.model.lora.rank)
 
 
 def check_frozen_vision(policy: PackedPolicy) -> None:
@@ -35,7 +35,7 @@ def check_frozen_vision(policy: PackedPolicy) -> None:
         raise RolloutError("model.lora.target_modules adapts the vision tower, which vLLM ignores; leave it out")
 
 
-def room_for(rank: int) -> int:
+def vllm_rank(rank: int) -> int:
     """The smallest rank vLLM makes room for that holds `rank`."""
     room = next((size for size in LORA_RANKS if size >= rank), None)
     if room is None:
@@ -43,7 +43,7 @@ def room_for(rank: int) -> int:
     return room
 
 
-def is_packed(policy: PackedPolicy) -> bool:
+def is_quantised(policy: PackedPolicy) -> bool:
     """Whether weights of the base are quantised, at loading or as stored."""
     return getattr(policy.config, "quantization_config", None) is not None
 
@@ -54,7 +54,7 @@ def engine_dtype(policy: PackedPolicy) -> str:
     Its widest is float32. Beside weights in 4 bits it takes 16 bits only: it sizes them by the precision of the rest.
     """
     dtype = policy.base_dtype
-    if is_packed(policy) and dtype in (torch.float32, torch.float64):
+    if is_quantised(policy) and dtype in (torch.float32, torch.float64):
         narrow = policy.device.type == "cuda" and not torch.cuda.is_bf16_supported()
         dtype = torch.float16 if narrow else torch.bfloat16
     return str(torch.float32 if dtype == torch.float64 else dtype).removeprefix("torch.")

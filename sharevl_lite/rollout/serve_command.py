@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sharevl_lite.policy.hf import resolve_model_path
-from sharevl_lite.rollout.limits import room_for
+from sharevl_lite.rollout.limits import vllm_rank
 
 if TYPE_CHECKING:
     from sharevl_lite.config import Recipe
@@ -35,7 +35,7 @@ def serve_command(
     if recipe.model.load_in_4bit:
         words += ["--quantization", "bitsandbytes"]
     words += ["--max-model-len", str(recipe.max_sequence_length)]
-    words += ["--enable-lora", "--max-lora-rank", str(room_for(recipe.model.lora.rank)), "--max-loras", "1"]
+    words += ["--enable-lora", "--max-lora-rank", str(vllm_rank(recipe.model.lora.rank)), "--max-loras", "1"]
     words += ["--logprobs-mode", "processed_logprobs", "--enable-scale-out"]
     images = {} if max_images is None else {"image": max_images}
     words += ["--limit-mm-per-prompt", json.dumps({**images, "video": 0})]

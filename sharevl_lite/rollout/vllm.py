@@ -27,8 +27,8 @@ from sharevl_lite.policy.hf import resolve_model_path, save_adapter
 from sharevl_lite.policy.prompts import pixel_settings
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 from sharevl_lite.rollout.errors import RolloutError
-from sharevl_lite.rollout.limits import BAN, check_frozen_vision, check_recipe, engine_dtype, is_packed, room_for
-from sharevl_lite.vllm_start import room_to_start, set_environment
+from sharevl_lite.rollout.limits import BAN, check_frozen_vision, check_recipe, engine_dtype, is_quantised, vllm_rank
+from sharevl_lite.vllm_start import set_environment, starting_vllm
 
 if TYPE_CHECKING:
     from sharevl_lite.config import Recipe
@@ -60,14 +60,14 @@ class VLLMRolloutEngine:
 
         section = recipe.rollout
         try:
-            with room_to_start():
+            with starting_vllm():
                 return LLM(
                     model=resolve_model_path(recipe.model.path),
                     dtype=engine_dtype(self.policy),
                     max_model_len=recipe.max_sequence_length,
                     max_num_seqs=section.batch_size,
                     enable_lora=True,
-                    max_lora_rank=room_for(recipe.model.lora.rank),
+                    max_lora_rank=vllm_rank(recipe.model.lora.rank),
                     max_loras=1,
                     logprobs_mode="processed_logprobs",
                     limit_mm_per_prompt={"image": max_images, "video": 0},
@@ -218,7 +218,7 @@ def _check(policy: PackedPolicy, recipe: Recipe) -> None:
         ) from error
     check_frozen_vision(policy)
     check_recipe(recipe)
-    if is_packed(policy):
+    if is_quantised(policy):
         check_four_bits()
 
 

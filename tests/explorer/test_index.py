@@ -149,5 +149,4 @@ def test_formulas_become_mathml_and_prices_do_not():
 def test_a_link_holds_the_whole_state_and_a_broken_one_opens():
     state = State(view="step", step=3, q="a&b=<c>", low=0.5, down=1)
     assert parse(state.to()) == state
-    assert parse("?view=step&outcome=rescued") == State(view="step", signal="rescued")
     assert parse("?view=nowhere&step=x&page=-4&low=nan&sort=%00") == State(sort="\0")

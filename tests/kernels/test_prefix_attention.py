@@ -1,4 +1,4 @@
-"""Packed attention from its definition, in float64, for both backends; the layout; gradients of shared keys."""
+"""Packed attention from its definition, in float64, gathered and masked; the layout; gradients of shared keys."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from devices import GPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sharevl_kernels.prefix_attention import PrefixLayout, choose_backend, prefix_attention
-from sharevl_kernels.prefix_attention.reference import reference_attention
+from sharevl_kernels.prefix_attention.reference import masked_attention, reference_attention
 
 CPU = torch.device("cpu")
 
@@ -33,23 +33,21 @@ rows = st.lists(st.tuples(st.integers(1, 5), st.lists(st.integers(0, 4), max_siz
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows, st.sampled_from([1, 2, 4]), st.sampled_from(["sequences", "mask"]))
-def test_every_token_attends_to_what_it_may_see(groups, shared, backend):
+@given(rows, st.sampled_from([1, 2, 4]), st.sampled_from([prefix_attention, masked_attention]))
+def test_every_token_attends_to_what_it_may_see(groups, shared, attention):
     group_T, segment_T = tokens(groups)
     query, key, value = inputs(group_T.numel(), shared=shared)
     layout = PrefixLayout(group_T, segment_T, CPU)
-    found = prefix_attention(query, key, value, layout, scale=0.4, backend=backend)
+    found = attention(query, key, value, layout, scale=0.4)
     expected = reference_attention(*(x.detach().transpose(0, 1) for x in (query, key, value)), group_T, segment_T, 0.4)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)  # float64, sums of at most 9 terms
 
 
-@pytest.mark.parametrize("backend", ["sequences", "mask"])
-def test_gradients_of_prefix_keys_are_sums_over_the_responses(backend):
+@pytest.mark.parametrize("attention", [prefix_attention, masked_attention])
+def test_gradients_of_prefix_keys_are_sums_over_the_responses(attention):
     group_T, segment_T = tokens([(4, [2, 3, 1]), (3, [2])])
     layout = PrefixLayout(group_T, segment_T, CPU)
-    torch.autograd.gradcheck(
-        lambda *qkv: prefix_attention(*qkv, layout, backend=backend), inputs(group_T.numel(), head_dim=3)
-    )
+    torch.autograd.gradcheck(lambda *qkv: attention(*qkv, layout), inputs(group_T.numel(), head_dim=3))
 
 
 def test_the_sequences_are_the_prefixes_and_the_responses_that_have_inputs():
@@ -101,7 +99,7 @@ def test_flash_attention_sees_what_the_mask_shows(device, shared, dtype):
     exact = [x.detach().double().requires_grad_(True) for x in case]
     weights = torch.randn(group_T.numel(), 16, 128, device=device)
     found = prefix_attention(*case, layout)
-    expected = prefix_attention(*exact, layout, backend="mask")
+    expected = masked_attention(*exact, layout)
     gradients = torch.autograd.grad((found.float() * weights).sum(), case)
     expected_gradients = torch.autograd.grad((expected * weights.double()).sum(), exact)
     # Half precision throughout: a few roundings of the largest value.

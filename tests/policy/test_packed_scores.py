@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from sharevl_kernels.prefix_attention import prefix_attention
+from sharevl_kernels.prefix_attention.reference import masked_attention
 from tiny_models import FAMILIES, encoder, picture, tiny_model, tiny_policy
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
@@ -166,11 +166,11 @@ def test_a_dense_mask_scores_and_learns_like_separate_rows(family, checkpointing
     """The oracle of attention on gathered keys, which all other tests here run."""
     calls = []
 
-    def gathered(*args, **kwargs):
+    def masked(*args, **kwargs):
         calls.append(args[3])
-        return prefix_attention(*args, backend="mask", **kwargs)
+        return masked_attention(*args, **kwargs)
 
-    monkeypatch.setattr("sharevl_lite.policy.attention.prefix_attention", gathered)
+    monkeypatch.setattr("sharevl_lite.policy.attention.prefix_attention", masked)
     policy = tiny_policy(family, dtype=torch.float64, temperature=TEMPERATURE, checkpointing=checkpointing).train()
     assert_equal_to_separate_rows(policy, make_case(policy), budget=SPLITTING)
     layouts = {id(layout) for layout in calls}

@@ -36,8 +36,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="with --export: of which split (default: %(default)s)")
 
 
-def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = None) -> int:
-    """Serve or export; returns the exit code. `open_tryout` loads the model of the Try it view, once the run is read.
+def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = None) -> None:
+    """Serve or export. `open_tryout` loads the model of the Try it view, once the run is read.
 
     Raises:
         StoreError: the run, the login, the address or what is to be exported is not as it must be.
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
     runs = [options.run_dir, *([options.against] if options.against else [])]
     if options.export:
         _export(Index(runs), options)
-        return 0
+        return
     if options.problem or options.step is not None or options.split != "train":
         raise StoreError(
             "--problem, --split and --step choose what --export OUT.html writes; a served page has them all"
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
         index = _awaited(runs) if options.follow else Index(runs)
     except KeyboardInterrupt:
         print()
-        return 0
+        return
     if not index.splits() and not options.follow:
         reasons = "; ".join(f"{path}: {why}" for path, why in index.unreadable.items())
         raise StoreError(f"{options.run_dir}: no readable rollouts{': ' + reasons if reasons else ''} (--follow waits)")
@@ -71,7 +71,6 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
     finally:
         if tryout is not None:
             tryout.close()
-    return 0
 
 
 def _export(index: Index, options: argparse.Namespace) -> None:
@@ -134,12 +133,11 @@ def _login(written: str | None) -> tuple[str, str] | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of `python -m sharevl_explorer`; exit code 2 for a user's mistake."""
-    import sys
-
     parser = argparse.ArgumentParser(prog="sharevl_explorer", description="Opens the trajectory explorer.")
     add_options(parser)
     try:
-        return run(parser.parse_args(arguments))
+        run(parser.parse_args(arguments))
     except StoreError as error:
         print(f"sharevl_explorer: {error}", file=sys.stderr)
         return 2
+    return 0

@@ -19,7 +19,6 @@ group that is rescued or has none is silent (`vanished_local`). Apart from that,
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,9 +30,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sharevl_lite.store_schema import StoreError, version_fault
-
-_STEP_FILE = re.compile(r"step_(\d{6,})\.parquet")
+from sharevl_lite.store_schema import STEP_FILE, StoreError, version_fault
 
 _TABLES = """
 CREATE TABLE responses (
@@ -201,13 +198,13 @@ class Index:
     def damaged(self, run: int, split: str) -> list[int]:
         """Steps whose files cannot be read."""
         folder = self.runs[run] / "rollouts" / split
-        names = [_STEP_FILE.fullmatch(path.name) for path in self.unreadable if path.parent == folder]
+        names = [STEP_FILE.fullmatch(path.name) for path in self.unreadable if path.parent == folder]
         return [int(name[1]) for name in names if name]
 
     def _listed(self) -> Iterator[Shard]:
         for number, run in enumerate(self.runs):
             for path in sorted((run / "rollouts").glob("*/step_*.parquet")):
-                match = _STEP_FILE.fullmatch(path.name)
+                match = STEP_FILE.fullmatch(path.name)
                 try:
                     stat = path.stat()
                 except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from statistics import pstdev
 from typing import Any
 
 from sharevl_explorer.charts import number, percent
@@ -11,14 +12,7 @@ from sharevl_explorer.parts import Context, key, picture, tabs, untrained
 from sharevl_explorer.places import not_here, other_steps, place, same_problem, step_keys
 from sharevl_explorer.prose import question, shortened, word_diff
 from sharevl_explorer.queries import neighbours, responses
-
-_CELLS = {
-    "gap": ("log-prob gap", "nats per token, under the column's variant minus under the source"),
-    "advantage": ("advantage", "global, plus local in the source's column"),
-    "clip": ("clip fraction", "share of the tokens whose ratio was clipped in the update"),
-}
-
-_FLOOR = {"gap": 0.05, "advantage": 0.5, "clip": 0.05}
+from sharevl_explorer.state import CELLS
 
 
 def problem_view(context: Context) -> Html:
@@ -69,7 +63,7 @@ def _card(context: Context, j: int, group: list[dict[str, Any]], original: dict[
     known = [row["accuracy"] for row in group if row["accuracy"] is not None]
     rewards = [row["total"] for row in group if row["total"] is not None]
     success = percent(sum(known) / len(known)) if known else "–"
-    spread = number(_deviation(rewards)) if rewards else "–"
+    spread = number(pstdev(rewards)) if rewards else "–"
     same = first["variant_text"] == original["variant_text"]
     changed = (
         question(first["variant_text"])
@@ -92,22 +86,16 @@ def _card(context: Context, j: int, group: list[dict[str, Any]], original: dict[
     )
 
 
-def _deviation(values: list[float]) -> float:
-    mean = sum(values) / len(values)
-    return (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
-
-
 def _matrix(context: Context, rows: list[dict[str, Any]], variants: list[int]) -> Html:
     state = context.state
+    shown = CELLS[state.cell]
     values = {
-        (row["variant_index"], row["response_index"], scorer["variant_index"]): scorer[_field(state.cell)]
+        (row["variant_index"], row["response_index"], scorer["variant_index"]): scorer[shown.field]
         for row in rows
         for scorer in row["scorers"]
     }
-    # A floor: differences that mean nothing are not painted in full colour.
-    scale = max(_FLOOR[state.cell], *(abs(value) for value in values.values() if value is not None), 0.0)
-    label, meaning = _CELLS[state.cell]
-    switch = [(name, context.link(cell=cell), cell == state.cell) for cell, (name, _) in _CELLS.items()]
+    scale = max(shown.floor, *(abs(value) for value in values.values() if value is not None), 0.0)
+    switch = [(cell.name, context.link(cell=name), name == state.cell) for name, cell in CELLS.items()]
     head = el(
         "tr",
         el("th", "response", scope="col"),
@@ -127,16 +115,12 @@ def _matrix(context: Context, rows: list[dict[str, Any]], variants: list[int]) -
         el(
             "p.quiet",
             "Rows are responses, columns the variants they were scored under; the source is outlined. "
-            f"Cells: {label}, {meaning}.",
+            f"Cells: {shown.name}, {shown.meaning}.",
         ),
         el("div.scroll", el("table.matrix", el("thead", head), el("tbody", body))),
         _legend(scale, state.cell),
         None if values else el("p.note", f"No response was scored under variants: {untrained(state.split, rows)}."),
     )
-
-
-def _field(cell: str) -> str:
-    return {"gap": "gap", "advantage": "advantage", "clip": "clip_fraction"}[cell]
 
 
 def _line(context: Context, row: dict[str, Any], variants: list[int], values: dict[Any, Any], scale: float) -> Html:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlencode
 
 VIEWS = ("run", "step", "problem", "response", "compare", "try")
-CELLS = ("gap", "advantage", "clip")
 OUTCOMES = ("", "wrong", "right", "mixed", "unknown")
 SIGNALS = ("", "own", "rescued", "none", "silent")
 PAGE_ROWS = 25
+
+
+class Cell(NamedTuple):
+    """What a cell of the cross-scoring matrix can show."""
+
+    name: str
+    meaning: str
+    field: str
+    """Of the store's scorers."""
+    floor: float
+    """The least value in full colour: differences that mean nothing are not painted so."""
+
+
+CELLS = {
+    "gap": Cell("log-prob gap", "nats per token, under the column's variant minus under the source", "gap", 0.05),
+    "advantage": Cell("advantage", "global, plus local in the source's column", "advantage", 0.5),
+    "clip": Cell("clip fraction", "share of the tokens whose ratio was clipped in the update", "clip_fraction", 0.05),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +72,7 @@ class State:
         """The link to this state with changes."""
         if view is not None:
             changes["view"] = view
-        return (
-            "?" + urlencode(_written(replace(self, **changes))) if _written(replace(self, **changes)) else "?view=run"
-        )
+        return "?" + urlencode(_written(replace(self, **changes)) or {"view": "run"})
 
 
 def _written(state: State) -> dict[str, Any]:
@@ -75,8 +90,6 @@ def parse(query: str) -> State:
             if value is not None:
                 read[field.name] = value
     state = State(**read)
-    if state.outcome == "rescued":  # in links from when a signal was an outcome
-        state = replace(state, outcome="", signal="rescued")
     return replace(
         state,
         view=state.view if state.view in VIEWS else "run",

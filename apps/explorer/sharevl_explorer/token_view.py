@@ -12,6 +12,7 @@ from sharevl_explorer.charts import number
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import Context, tabs
 from sharevl_explorer.queries import token_logprobs
+from sharevl_explorer.state import State
 from sharevl_explorer.tokenizer import tokenizer_of
 
 _TOKENS = 2000
@@ -85,7 +86,7 @@ def _sampled(row: Mapping[str, Any], pieces: Sequence[str]) -> list[Html]:
     ]
 
 
-def _gaps(row: Mapping[str, Any], pieces: Sequence[str], source: Values, other: Values, state: Any) -> list[Html]:
+def _gaps(row: Mapping[str, Any], pieces: Sequence[str], source: Values, other: Values, state: State) -> list[Html]:
     j, k = state.variant, state.under
     gaps = [None if a is None or b is None else b - a for a, b in zip(source, other, strict=True)]
     spans = [

@@ -1,12 +1,10 @@
-"""Attention of a packed row, over [prefix | own] keys gathered per response, or by a dense mask.
+"""Attention of a packed row, over [prefix | own] keys gathered per response.
 
 `varlen` is one call of `torch.nn.attention.varlen.varlen_attn` (FlashAttention) for all sequences of the row.
 `sequences` is one scaled-dot-product attention after another, for CPUs and for cards and dtypes that FlashAttention
 does not serve. For both, work falls from T² to what is seen and no T × T mask exists. The gradient of a prefix key is
 a sum over all responses behind it; `gather_rows` adds it up in float32 (an `index_add_` in bfloat16 would round it m·n
 times).
-
-`mask` is scaled-dot-product attention under the layout's T × T mask, the oracle of the tests.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from sharevl_kernels.index_sum import gather_rows
 from sharevl_kernels.prefix_attention.layout import PrefixLayout, Sequences
 
-Backend = Literal["varlen", "sequences", "mask"]
+Backend = Literal["varlen", "sequences"]
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> Backend:
@@ -40,12 +38,10 @@ def prefix_attention(
     layout: PrefixLayout,
     *,
     scale: float | None = None,
-    backend: Backend | None = None,
 ) -> Float[Tensor, "T Q D"]:
     """Attention of the row's T tokens; Q query heads share K key heads (K divides Q). `scale`: None is 1/√D.
 
-    `backend`: None chooses by device, dtype and head size. Raises ValueError for shapes that do not fit the layout or
-    each other.
+    Raises ValueError for shapes that do not fit the layout or each other.
     """
     heads, tokens, head_dim = query_QTD.shape
     if tokens != layout.group_T.numel() or key_KTD.shape[1] != tokens or value_KTD.shape[1] != tokens:
@@ -53,13 +49,9 @@ def prefix_attention(
     if heads % key_KTD.shape[0]:
         raise ValueError(f"{heads} query heads cannot share {key_KTD.shape[0]} key heads")
     scale = head_dim**-0.5 if scale is None else scale
-    backend = backend or choose_backend(query_QTD.device, query_QTD.dtype, head_dim)
-    if backend == "mask":
-        key_QTD, value_QTD = (x.repeat_interleave(heads // x.shape[0], 0) for x in (key_KTD, value_KTD))
-        return _attend(query_QTD, key_QTD, value_QTD, scale, layout.mask[0]).transpose(0, 1)
     sequences = layout.sequences
     key_GKD, value_GKD = (gather_rows(x.transpose(0, 1), sequences.gathered) for x in (key_KTD, value_KTD))
-    if backend == "sequences":
+    if choose_backend(query_QTD.device, query_QTD.dtype, head_dim) == "sequences":
         return _sequence_attention(query_QTD, key_GKD, value_GKD, sequences, scale)
     return _varlen_attention(query_QTD.transpose(0, 1).contiguous(), key_GKD, value_GKD, sequences, scale)
 
