@@ -21,9 +21,9 @@ from sharevl_lite.recipes import load_recipe
 
 RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
 DATA_FILE, TOKENIZER_FILE = "data.json", "tokenizer.json"
-# What a resumed run may change: nothing that decides what is asked, rewarded or optimised, but for the learning rate: who
-# sees a run diverge goes back to a checkpoint and on at a lower one. ROUNDING is only about how sums are grouped: the run
-# goes on as it would have, but not bit for bit.
+# What a resumed run may change: nothing that decides what is asked, rewarded or optimised, but for the learning rate:
+# who sees a run diverge goes back to a checkpoint and on at a lower one. ROUNDING is only about how sums are grouped:
+# the run goes on as it would have, but not bit for bit.
 REPORTING = frozenset({"train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub"})
 ROUNDING = frozenset({"train.token_budget", "rollout.batch_size", "model.gradient_checkpointing"})
 SERVERS = frozenset(f"rollout.server_{knob}" for knob in ("urls", "model", "adapter_dir", "timeout_seconds", "retries"))
