@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from transformers import TrainerState
 
-from sharevl_lite.config import Recipe, ShareSection
+from sharevl_lite.config import ColumnNames, Recipe, ShareSection
 from sharevl_lite.data.problem import Problem, Variant
 from sharevl_lite.policy.prompts import EncodedPrompt, ImagePixels, PromptEncoder
 from sharevl_lite.rewards import RewardScorer, Sample, Score
@@ -113,6 +114,19 @@ def split_rollout(rollout: Rollout) -> list[Rollout]:
     ]
 
 
+def columns_of(problem: Problem, names: ColumnNames) -> dict[str, Any]:
+    """What a row has for a user's reward function: each column by its name in the data, and under the names that
+    problems have here. An image is decoded when it is taken from `images`."""
+    named = {names.problem: problem.text, names.answer: problem.answer, names.id: problem.id}
+    known = {"problem": problem.text, "images": problem.images, "answer": problem.answer, "id": problem.id}
+    return {**named, **problem.metadata, **known}
+
+
+def check_rewards(scorer: RewardScorer, recipe: Recipe, problems: Iterable[Problem]) -> None:
+    """Raises RewardFunctionError where a reward function needs what these problems do not have."""
+    scorer.check_columns({name for problem in problems for name in columns_of(problem, recipe.data.columns)})
+
+
 class Collector:
     """Runs the first half of a Share-GRPO step, and the same for evaluation."""
 
@@ -121,7 +135,7 @@ class Collector:
         self.encoder = encoder
         self.engine = engine
         self.scorer = scorer
-        self.trainer_state: Any = None
+        self.trainer_state = TrainerState()
         """Handed to the user's reward functions, as TRL does; the trainer sets it."""
 
     def collect(
@@ -234,9 +248,10 @@ class Collector:
                 completion=response.text,
                 completion_ids=response.token_ids,
                 answer=problem.answer,
-                columns=problem.metadata,
+                columns=columns,
             )
             for problem, row, block in zip(problems, prompts, responses, strict=True)
+            for columns in (columns_of(problem, self.recipe.data.columns),)
             for prompt, group in zip(row, block, strict=True)
             for response in group
         ]

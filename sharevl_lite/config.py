@@ -221,6 +221,11 @@ class RewardSection(Section):
     workers: Count = 2
     """Verifier processes."""
 
+    @property
+    def names(self) -> list[str]:
+        """What the functions are called in metrics."""
+        return [function.path.rpartition(":")[2] for function in self.functions]
+
 
 class ObjectiveSection(Section):
     """The clipped policy objective."""
@@ -288,7 +293,8 @@ class TrainSection(Section):
     save_total_limit: Count | None = 3
     """Keep the newest so many checkpoints (and the best)."""
     load_best_model_at_end: bool = False
-    """Finish with the checkpoint of the best held-out accuracy; needs evaluation at every save."""
+    """Finish with the checkpoint of the best held-out accuracy (the best reward where `reward.accuracy_weight` is 0);
+    needs evaluation at every save."""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Trackers, besides metrics.jsonl, which is always written."""
     push_to_hub: bool = False
@@ -369,6 +375,11 @@ class Recipe(Section):
         if self.train.push_to_hub and not self.train.hub_model_id:
             raise ValueError("train.push_to_hub needs train.hub_model_id (owner/name)")
         return self
+
+    @property
+    def best_metric(self) -> str:
+        """What the best checkpoint is best in: held-out accuracy, or the reward where accuracy has no weight in it."""
+        return "eval_accuracy" if self.reward.accuracy_weight > 0.0 else "eval_reward"
 
     @property
     def run_dir(self) -> Path:

@@ -24,6 +24,8 @@ COLUMNS = (
     ("gap", "gap_mean", "{:+.3f}"),
     ("seconds", "seconds/step", "{:.1f}"),
 )
+OF_UPDATE = "eval_of_update"
+"""Key of an evaluation of the best checkpoint, put back at the end of a run."""
 HELD_OUT = (("accuracy", "eval_accuracy"), ("plain", "eval_accuracy_plain"), ("variants", "eval_accuracy_variants"))
 LIVE_ROWS = 12
 LIVE_WIDTH = 110
@@ -67,7 +69,9 @@ class StepDisplay(TrainerCallback):
                 self.console.print(f"step {self.done}/{self.rollouts}  {cells}", highlight=False, soft_wrap=True)
         elif "eval_accuracy" in logs:
             told = ", ".join(f"{title} {_share(logs.get(key))}" for title, key in HELD_OUT)
-            self.console.print(f"held-out after step {self.done}: {told}", highlight=False, soft_wrap=True)
+            told += f", reward {_cell(logs.get('eval_reward'), '{:.3f}')}"
+            when = f"with the best checkpoint, of update {logs[OF_UPDATE]:.0f}" if OF_UPDATE in logs else None
+            self.console.print(f"held-out {when or f'after step {self.done}'}: {told}", highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(title=f"step {self.done} of {self.rollouts}")
@@ -80,8 +84,11 @@ class StepDisplay(TrainerCallback):
 
 
 def before_after_table(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> Table:
-    """Held-out figures before and after training (shares; None: not known), with the change in points."""
-    table = Table(title="held-out accuracy")
+    """Held-out figures before and after training (None: not known), with the change, of shares in points.
+
+    Besides the shares of every run both may hold rewards, by names that begin with `reward`.
+    """
+    table = Table(title="held-out problems")
     for title in ("", "before", "after", "change"):
         table.add_column(title, justify="left" if not title else "right")
     rows = (
@@ -94,6 +101,10 @@ def before_after_table(before: Mapping[str, float | None], after: Mapping[str, f
         old, new = before[name], after[name]
         change = None if old is None or new is None else 100 * (new - old)
         table.add_row(title, _share(old), _share(new), "-" if change is None else f"{change:+.1f} points")
+    for name in (name for name in after if name.startswith("reward")):
+        old, new = before.get(name), after[name]
+        change = None if old is None or new is None else new - old
+        table.add_row(name, _cell(old, "{:.3f}"), _cell(new, "{:.3f}"), _cell(change, "{:+.3f}"))
     return table
 
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sharevl_lite.atomic import TEMPORARY
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, list_checkpoints
-from sharevl_lite.collect import Collector
+from sharevl_lite.collect import Collector, check_rewards
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import LoadedProblems, Problem, load_problems
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
@@ -112,14 +112,16 @@ def evaluate_target(target: str, settings: Settings | None = None) -> Evaluated:
     column = find_source(loaded.problems, settings.source_column)
     check_servers(recipe)
     place = _place(subject, settings)
-    tell_wait(Console(stderr=True), recipe, "model")
-    policy = load_policy_of(recipe)
-    if subject.adapter is not None:
-        load_adapter(policy, subject.adapter)
-    encoder = PromptEncoder.of(policy, recipe.data)
-    kinds = {"each": recipe.share.transforms.kinds, "drawn": None, "none": []}[settings.variants]
-    problems = fit_prompts(recipe, loaded, encoder, Console(stderr=True), kinds=kinds)
-    evaluation = _ask(subject, settings, policy, encoder, problems, column, place)
+    with RewardScorer(recipe.reward) as scorer:
+        check_rewards(scorer, recipe, loaded.problems)
+        tell_wait(Console(stderr=True), recipe, "model")
+        policy = load_policy_of(recipe)
+        if subject.adapter is not None:
+            load_adapter(policy, subject.adapter)
+        encoder = PromptEncoder.of(policy, recipe.data)
+        kinds = {"each": recipe.share.transforms.kinds, "drawn": None, "none": []}[settings.variants]
+        problems = fit_prompts(recipe, loaded, encoder, Console(stderr=True), kinds=kinds)
+        evaluation = _ask(subject, settings, policy, encoder, scorer, problems, column, place)
     if place is not None:
         place.save(evaluation)
     return Evaluated(evaluation, place)
@@ -170,6 +172,7 @@ def _ask(
     settings: Settings,
     policy: PackedPolicy,
     encoder: PromptEncoder,
+    scorer: RewardScorer,
     problems: Sequence[Problem],
     column: str | None,
     place: Place | None,
@@ -186,7 +189,7 @@ def _ask(
         resamples=settings.resamples,
     )
     with (
-        _collector(recipe, policy, encoder, problems, place) as collector,
+        _collector(recipe, policy, encoder, scorer, problems, place) as collector,
         _progress(len(problems)) as progress,
     ):
         outcomes, failed = ask_all(
@@ -202,10 +205,15 @@ def _ask(
 
 @contextmanager
 def _collector(
-    recipe: Recipe, policy: PackedPolicy, encoder: PromptEncoder, problems: Sequence[Problem], place: Place | None
+    recipe: Recipe,
+    policy: PackedPolicy,
+    encoder: PromptEncoder,
+    scorer: RewardScorer,
+    problems: Sequence[Problem],
+    place: Place | None,
 ) -> Iterator[Collector]:
     """Asks with the recipe's engine, which is closed at the end."""
-    with _own_adapter_folder(recipe, place) as own, RewardScorer(recipe.reward) as scorer:
+    with _own_adapter_folder(recipe, place) as own:
         tell_wait(Console(stderr=True), own, "sampler")
         engine = make_engine(own, policy, max_images=most_images(problems))
         try:

@@ -10,12 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from sharevl_lite.collect import Collector, Rollout, join_rollouts
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem
-from sharevl_lite.metrics import Tally
+from sharevl_lite.metrics import Tally, tally_responses
 from sharevl_lite.rollout.engine import Sampling
 
 EVAL_VISIT = 2**31
@@ -33,7 +31,7 @@ def eval_sampling(recipe: Recipe) -> Sampling:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Figures of one evaluation (shares of 0..1, NaN where no verification succeeded) and this process's responses."""
+    """Figures of one evaluation (NaN where no verification succeeded) and this process's responses."""
 
     record: dict[str, float]
     rollout: Rollout
@@ -65,7 +63,8 @@ class Evaluator:
         )
 
     def evaluate(self, step: int) -> HeldOut:
-        """Accuracy over all (`accuracy`), of plain questions and of variants, at rollout `step`."""
+        """Accuracy over all (`accuracy`), of plain questions and of variants, at rollout `step`; `reward` in all and by
+        each of the user's functions, format and lengths over all."""
         blocks = []
         for start in range(0, max(1, len(self.problems)), BLOCK):
             asked = self.problems[start : start + BLOCK]
@@ -74,16 +73,9 @@ class Evaluator:
             blocks.append(part)
         rollout = join_rollouts(blocks)
         tally = Tally()
+        tally_responses(tally, rollout)
         for name, variant in (("accuracy_plain", 0), ("accuracy_variants", 1)):
-            known = [s.accuracy for block in rollout.scores for s in block[variant] if s.failure is None]
-            tally.mean(name, known)
-            tally.mean("accuracy", known)
-        for block in rollout.scores:
-            tally.mean("format", [score.format for row in block for score in row])
-            tally.total("verifier_failures", sum(score.failure is not None for row in block for score in row))
-        responses = [response for block in rollout.responses for row in block for response in row]
-        tally.mean("response_length", torch.tensor([float(len(r.token_ids)) for r in responses]))
-        tally.mean("truncated", torch.tensor([float(r.truncated) for r in responses]))
-        tally.total("responses", len(responses))
+            tally.mean(name, [s.accuracy for block in rollout.scores for s in block[variant] if s.failure is None])
+        tally.total("responses", rollout.rewards_PMN.numel())
         record = Tally.merged(self.gather(tally)).as_record()
-        return HeldOut({**dict.fromkeys(SHARES, math.nan), **record}, rollout)
+        return HeldOut({**dict.fromkeys((*SHARES, "reward"), math.nan), **record}, rollout)

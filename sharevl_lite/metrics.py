@@ -91,10 +91,25 @@ class Attempt:
 def tally_rollout(tally: Tally, rollout: Rollout) -> None:
     """Rewards, responses and vanished groups of one process's rollout, what was replaced in it included."""
     asked = everything_asked(rollout)
-    scores = [score for block in asked.scores for row in block for score in row]
-    responses = [response for block in asked.responses for row in block for response in row]
+    tally_responses(tally, asked)
+    silent_PM, silent_P = asked.advantages.silent_PM, asked.advantages.silent_P
+    tally.mean("vanished_local", silent_PM)
+    tally.mean("vanished_global", silent_P)
+    tally.mean("rescued", silent_PM.any(1) & ~silent_P)
+    for row in rollout.prompts:
+        seen = [(prompt.text, prompt.prefix.image_keys) for prompt in row]
+        tally.mean("repeated_variants", [float(prompt in seen[:k]) for k, prompt in enumerate(seen) if k > 0])
+    tally.total("sampled_tokens", sum(len(r.token_ids) for block in asked.responses for row in block for r in row))
+    for name, seconds in rollout.stopwatch.seconds.items():
+        tally.peak(f"seconds/{name}", seconds)
+
+
+def tally_responses(tally: Tally, rollout: Rollout) -> None:
+    """What responses are worth, in all and by each of the user's functions, and how they look."""
+    scores = [score for block in rollout.scores for row in block for score in row]
+    responses = [response for block in rollout.responses for row in block for response in row]
     known = [score for score in scores if score.failure is None]
-    tally.mean("reward", asked.rewards_PMN[asked.mask_PMN])
+    tally.mean("reward", rollout.rewards_PMN[rollout.mask_PMN])
     tally.mean("accuracy", [score.accuracy for score in known])
     tally.mean("format", [score.format for score in scores])
     for name in scores[0].functions if scores else ():
@@ -103,13 +118,6 @@ def tally_rollout(tally: Tally, rollout: Rollout) -> None:
     tally.mean("response_length", [float(len(response.token_ids)) for response in responses])
     tally.mean("truncated", [float(response.truncated) for response in responses])
     tally.total("verifier_failures", len(scores) - len(known))
-    silent_PM, silent_P = asked.advantages.silent_PM, asked.advantages.silent_P
-    tally.mean("vanished_local", silent_PM)
-    tally.mean("vanished_global", silent_P)
-    tally.mean("rescued", silent_PM.any(1) & ~silent_P)
-    tally.total("sampled_tokens", sum(len(response.token_ids) for response in responses))
-    for name, seconds in rollout.stopwatch.seconds.items():
-        tally.peak(f"seconds/{name}", seconds)
 
 
 def tally_replaced(tally: Tally, rollout: Rollout, levels: Levels) -> None:

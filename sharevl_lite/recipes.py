@@ -77,6 +77,19 @@ def load_recipe(
     return recipe
 
 
+def with_local_paths(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths to what of its data and model is on this machine, so that it can be used from any
+    folder."""
+
+    def found(path: str | None) -> str | None:
+        return path if path is None or not Path(path).exists() else str(Path(path).absolute())
+
+    data = recipe.data.model_copy(update={"train": found(recipe.data.train), "eval": found(recipe.data.eval)})
+    lora = recipe.model.lora.model_copy(update={"start_from": found(recipe.model.lora.start_from)})
+    model = recipe.model.model_copy(update={"path": found(recipe.model.path), "lora": lora})
+    return recipe.model_copy(update={"data": data, "model": model})
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe with every default written out, as YAML that loads to an equal recipe from any folder."""
     return dump_yaml(recipe.model_dump(mode="json"))

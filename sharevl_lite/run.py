@@ -28,17 +28,19 @@ from transformers import TrainerCallback
 from sharevl_lite import metrics_log
 from sharevl_lite.atomic import publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, discard_later_checkpoints, reading
-from sharevl_lite.collect import Collector
+from sharevl_lite.collect import Collector, check_rewards
 from sharevl_lite.config import Recipe
-from sharevl_lite.display import StepDisplay, before_after_table
+from sharevl_lite.display import OF_UPDATE, StepDisplay, before_after_table
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.heldout import SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.policy.hf import load_adapter, save_adapter, start_from
 from sharevl_lite.policy.prompts import PromptEncoder
-from sharevl_lite.recipes import dump_recipe
+from sharevl_lite.recipes import dump_recipe, with_local_paths
 from sharevl_lite.rewards import RewardScorer
+from sharevl_lite.rewards.functions import RewardFunctionError
+from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.run_folder import (
     ADAPTER_DIR,
     DATA_FILE,
@@ -54,7 +56,8 @@ from sharevl_lite.run_folder import (
     prepare,
 )
 from sharevl_lite.store import RolloutStore
-from sharevl_lite.trainer import ShareGRPOTrainer
+from sharevl_lite.trainer import BEST_SPLIT, ShareGRPOTrainer
+from sharevl_lite.variants.expand import words_on_repeats
 
 AVERAGED = ("vanished_local", "vanished_global", "rescued")
 
@@ -83,6 +86,7 @@ def train(
     """
     # Notebooks set FORCE_COLOR for what they start, and rich takes their pipes for a terminal that moves its cursor.
     on_screen = None if sys.stdout.isatty() else False
+    recipe = with_local_paths(recipe)
     console = console or Console(quiet=os.environ.get("RANK", "0") != "0", force_terminal=on_screen)
     run_dir = recipe.run_dir
     _check_services(recipe)
@@ -117,6 +121,8 @@ def _assemble(
     recipe: Recipe, scorer: RewardScorer, console: Console, *, resuming: bool, fresh: bool
 ) -> tuple[ShareGRPOTrainer, StepDisplay]:
     intake = read_sources(recipe)
+    for source in (intake.train, *([] if intake.held_out is None else [intake.held_out])):
+        check_rewards(scorer, recipe, source.problems)
     tell_wait(console, recipe, "model")
     policy = load_policy_of(recipe)
     if recipe.model.lora.start_from is not None and fresh:
@@ -174,6 +180,10 @@ def _train(
             if done == 0 and trainer.evaluator is not None:
                 trainer.evaluate()
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except (RewardFunctionError, RolloutError):
+        if trainer.save_before_failure():
+            console.print(f"Saved after step {trainer.rollouts_done}. Continue with --resume auto.", soft_wrap=True)
+        raise
     finally:
         display.stop()
     if interrupt.interrupted and trainer.rollouts_done < recipe.train.rollouts:
@@ -199,7 +209,7 @@ def _settle(recipe: Recipe, trainer: ShareGRPOTrainer) -> None:
     best = state.best_model_checkpoint if recipe.train.load_best_model_at_end else None
     if best is not None and state.best_global_step != state.global_step:
         load_adapter(trainer.policy, Path(best))
-        trainer.eval_split = "best"  # beside the last step's evaluation, not instead of it
+        trainer.eval_split = BEST_SPLIT  # beside the last step's evaluation, not instead of it
     elif trainer.evaluator is None or trainer.from_main(lambda: _is_evaluated(trainer)):
         return
     trainer.evaluate()
@@ -229,7 +239,7 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
         discard_later_checkpoints(run_dir / CHECKPOINTS_DIR, state["global_step"])
     keep = done if checkpoint is not None else -1
     trainer.metrics_log.truncate_after(keep)
-    for split in ("train", "eval", "best"):
+    for split in ("train", "eval", BEST_SPLIT):
         trainer.store.discard_after(split, keep)
     return done
 
@@ -259,8 +269,11 @@ def _summarise(recipe: Recipe, records: list[dict[str, Any]]) -> dict[str, Any]:
     }
     for name in AVERAGED:
         summary[name] = sum(record[name] for record in steps) / len(steps)
+    updates = steps[-1]["update"]
+    summary["adapter_update"] = evaluations[-1].get(OF_UPDATE, updates) if evaluations else updates
     for when, record in (("before", evaluations[0]), ("after", evaluations[-1])) if evaluations else ():
-        for name in SHARES:
+        rewards = [name.removeprefix("eval_") for name in record if name.startswith("eval_reward")]
+        for name in (*SHARES, *rewards):
             summary[f"{name}_{when}"] = record[f"eval_{name}"]
     return summary
 
@@ -269,18 +282,23 @@ def _greeting(recipe: Recipe, trainer: ShareGRPOTrainer, done: int) -> str:
     share, train_ = recipe.share, recipe.train
     trained = sum(p.numel() for p in trainer.policy.parameters() if p.requires_grad)
     start = f"resuming after step {done}" if done else "starting"
-    return (
+    told = (
         f"{recipe.name}: {start}; {train_.rollouts} steps of {train_.problems_per_rollout} problems x "
         f"{share.num_variants} variants x {share.num_responses} responses, {train_.updates_per_rollout} updates each; "
         f"{len(trainer.problems)} problems, {trained:,} trained parameters"
     )
+    repeated = words_on_repeats(trainer.problems, share)
+    return told if repeated is None else f"{told}\nvariants  {repeated}"
 
 
 def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> None:
     run_dir = recipe.run_dir
     if "accuracy_before" in summary:
-        before, after = ({n: summary[f"{n}_{when}"] for n in SHARES} for when in ("before", "after"))
+        rewards = [f"reward/{function}" for function in recipe.reward.names]
+        names = [*SHARES, *(["reward", *rewards] if rewards else [])]
+        before, after = ({n: summary.get(f"{n}_{when}") for n in names} for when in ("before", "after"))
         console.print(before_after_table(before, after))
+        _tell_best(console, recipe, summary)
     shares = {name: f"{summary[name]:.0%}" for name in AVERAGED}
     sharing = (
         "would be rescued by the global level" if recipe.share.levels == "local" else "were rescued by another variant"
@@ -304,6 +322,17 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _tell_best(console: Console, recipe: Recipe, summary: dict[str, Any]) -> None:
+    if not recipe.train.load_best_model_at_end:
+        return
+    name = recipe.best_metric.removeprefix("eval_")
+    told = f"best      the adapter is that of update {summary['adapter_update']:.0f}, the best in held-out {name}"
+    before, after = summary[f"{name}_before"], summary[f"{name}_after"]
+    if before is not None and after is not None and before >= after:
+        told += "; the model before training was no worse"
+    console.print(told, highlight=False, soft_wrap=True)
 
 
 def _command() -> str:

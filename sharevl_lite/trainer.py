@@ -53,6 +53,9 @@ from sharevl_lite.schedule import Schedule, UpdateStep
 from sharevl_lite.store import RolloutStore
 from sharevl_lite.training_arguments import training_arguments
 
+BEST_SPLIT = "best"
+"""Split of the store for the evaluation of the best checkpoint, put back at the end of a run."""
+
 
 class ShareGRPOTrainer(Trainer):
     """Trains a :class:`PackedPolicy` with Share-GRPO.
@@ -264,6 +267,8 @@ class ShareGRPOTrainer(Trainer):
         self.collector.trainer_state = self.state
         evaluation = self.evaluator.evaluate(step)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.record.items()}
+        if self.eval_split == BEST_SPLIT:
+            metrics[f"{metric_key_prefix}_of_update"] = float(self.state.best_global_step or 0)
         self._store_rows(self.eval_split, evaluation.rollout)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -300,6 +305,19 @@ class ShareGRPOTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.uploads is not None:
             self.uploads.start(final, f"step {self.rollouts_done}")
+
+    def save_before_failure(self) -> bool:
+        """Saves a checkpoint of the finished steps where the next one failed before its first update; whether it did.
+
+        Only of one process: others may not know of the failure.
+        """
+        done = int(self.state.global_step)
+        newest = [checkpoint.name for checkpoint in list_checkpoints(Path(self.args.output_dir))][-1:]
+        fresh = done > 0 and newest != [f"{CHECKPOINT_PREFIX}{done}"]
+        if not fresh or done % self.recipe.train.updates_per_rollout or self.accelerator.num_processes > 1:
+            return False
+        self._save_checkpoint(self.model, None)
+        return True
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Restores the adapter, strictly, the loss scale and the success rates."""

@@ -38,7 +38,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         # Not save_total_limit: the Trainer would drop the newest checkpoint for the best one, and with it the resume.
         eval_strategy="steps" if every else "no",
         eval_steps=(every or 1) * updates,
-        metric_for_best_model="eval_accuracy" if every else None,
+        metric_for_best_model=recipe.best_metric if every else None,
         greater_is_better=True if every else None,
         report_to=list(train.report_to) or "none",
         push_to_hub=train.push_to_hub,

@@ -81,20 +81,26 @@ def _best(run: Path, recipe: Recipe, checkpoints: Mapping[int, Path], evaluation
             f"eval.every_rollouts to train.save_rollouts next time, and name one now; {_held(run, checkpoints)}"
         )
 
-    def accuracy(update: int) -> float:
-        return float(evaluations[update]["eval_accuracy"])
+    figure = recipe.best_metric
 
-    chosen = max(known, key=accuracy)
-    notes = [f"best held-out accuracy among the checkpoints: {accuracy(chosen):.1%}, after update {chosen}"]
-    better = [update for update in evaluations if update and accuracy(update) > accuracy(chosen)]
+    def value(update: int) -> float:
+        return float(evaluations[update][figure])
+
+    def told(update: int) -> str:
+        return f"{value(update):.1%}" if figure == "eval_accuracy" else f"{value(update):.3f}"
+
+    chosen = max(known, key=value)
+    name = figure.removeprefix("eval_")
+    notes = [f"best held-out {name} among the checkpoints: {told(chosen)}, after update {chosen}"]
+    better = [update for update in evaluations if update and value(update) > value(chosen)]
     if better:
-        top = max(better, key=accuracy)
+        top = max(better, key=value)
         notes.append(
-            f"update {top} did better ({accuracy(top):.1%}), but its checkpoint is gone (train.save_total_limit: "
+            f"update {top} did better ({told(top)}), but its checkpoint is gone (train.save_total_limit: "
             f"{recipe.train.save_total_limit}); train.load_best_model_at_end keeps the best one"
         )
-    if 0 in evaluations and accuracy(0) >= accuracy(chosen):
-        notes.append(f"the base model did no worse before training: {accuracy(0):.1%}")
+    if 0 in evaluations and value(0) >= value(chosen):
+        notes.append(f"the base model did no worse before training: {told(0)}")
     return Source(run, recipe, checkpoints[chosen], chosen, evaluations[chosen], tuple(notes))
 
 

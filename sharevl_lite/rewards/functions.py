@@ -3,8 +3,8 @@
     def short(prompts, completions, completion_ids, answer, **kwargs) -> list[float | None]: ...
 
 Called as TRL 1.15 does: by keyword, once per batch, with `prompts` and `completions` (text), `completion_ids`, one list
-per column of the data, and `trainer_state`. None for a sample means "does not apply". TRL's `log_extra` and
-`log_metric` are not passed: give them a default if the function has them. Async functions are not supported.
+per column of the data, and `trainer_state`. None for a sample means "does not apply". Async functions are awaited.
+TRL's `log_extra` and `log_metric` are not passed: give them a default if the function has them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sharevl_lite.errors import UserError
+from sharevl_lite.event_loop import run
 
 RewardFunction = Callable[..., Any]
 
@@ -58,9 +59,13 @@ def call_reward_function(function: RewardFunction, name: str, arguments: dict[st
     """
     try:
         output = function(**arguments)
+        if inspect.iscoroutine(output):
+            output = run(output)
     except (Exception, SystemExit) as error:
+        hint = "; completions are text, not chat messages" if "string indices" in str(error) else ""
         raise RewardFunctionError(
-            f"reward function {name!r} raised {type(error).__name__}: {error} (called with {', '.join(arguments)})"
+            f"reward function {name!r} raised {type(error).__name__}: {error} "
+            f"(called with {', '.join(arguments)}{hint})"
         ) from error
     rewards = output.tolist() if hasattr(output, "tolist") else output
     expected = len(arguments["completions"])
@@ -104,11 +109,29 @@ def _import_file(path: Path, spec: str) -> ModuleType:
     return module
 
 
+def check_arguments(function: RewardFunction, name: str, given: Collection[str]) -> None:
+    """Raises RewardFunctionError where the function needs an argument that is not among those `given`."""
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind not in (_ANY_NAMED, _ANY_PLACED)
+    ]
+    missing = [argument for argument in needed if argument not in given]
+    if missing:
+        raise RewardFunctionError(
+            f"reward function {name!r} needs {', '.join(missing)}, which the data does not have; there are "
+            f"{', '.join(sorted(given))}"
+        )
+
+
+_ANY_NAMED, _ANY_PLACED = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
+
+
 def _check_signature(function: RewardFunction, spec: str) -> None:
-    if inspect.iscoroutinefunction(function):
-        raise RewardFunctionError(f"reward function {spec!r} is async; define it with a plain `def`")
+    if inspect.isclass(function):
+        raise RewardFunctionError(f"reward function {spec!r} is a class; name a function, or an instance of it")
     parameters = inspect.signature(function).parameters.values()
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    if not any(parameter.kind is _ANY_NAMED for parameter in parameters):
         raise RewardFunctionError(
             f"reward function {spec!r} must take **kwargs: it is called with every column of the data, as in TRL"
         )

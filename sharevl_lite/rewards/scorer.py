@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +19,7 @@ from sharevl_lite.rewards.functions import (
     RewardFunction,
     RewardFunctionError,
     call_reward_function,
+    check_arguments,
     load_reward_function,
 )
 from sharevl_lite.rewards.pool import VerifierPool
@@ -32,11 +33,12 @@ logger = logging.getLogger(__name__)
 _LOGGED_CHARACTERS = 200
 _PASSED_ANYWAY = frozenset({"prompt", "completion", "completion_ids", "answer"})  # TRL leaves the first three out, too
 _RESERVED = frozenset({"prompts", "completions", "trainer_state"})
+_ALWAYS = _RESERVED | {"completion_ids", "answer"}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A response to be scored. `columns` are the other columns of its problem's row, for the user's functions."""
+    """A response to be scored. `columns` are what its problem's row has besides, for the user's functions."""
 
     prompt: str
     completion: str
@@ -96,6 +98,23 @@ class RewardScorer:
     def close(self) -> None:
         """End the verifier processes."""
         self._pool.close()
+
+    def check_columns(self, names: Collection[str]) -> None:
+        """Looks before anything is sampled whether the user's functions can be called for data with these columns.
+
+        Raises:
+            RewardFunctionError: a function needs another argument, or a column has the name of an argument.
+        """
+        if not self._functions:
+            return
+        columns = set(names) - _PASSED_ANYWAY
+        clashes = _RESERVED & columns
+        if clashes:
+            raise RewardFunctionError(
+                f"the data has columns {sorted(clashes)}, which are arguments of every reward function; rename them"
+            )
+        for name, (_, function) in self._functions.items():
+            check_arguments(function, name, columns | _ALWAYS)
 
     def score(self, samples: Sequence[Sample], trainer_state: Any = None) -> list[Score]:
         """Score each sample, in order; `trainer_state` is handed to the user's functions as TRL does.
@@ -157,9 +176,4 @@ class RewardScorer:
 def _columns(samples: Sequence[Sample]) -> dict[str, list[Any]]:
     """The columns as lists over samples. A row that lacks a column has None there, as in a table."""
     names = {name: None for sample in samples for name in sample.columns if name not in _PASSED_ANYWAY}
-    clashes = _RESERVED & names.keys()
-    if clashes:
-        raise RewardFunctionError(
-            f"the data has columns {sorted(clashes)}, which are arguments of every reward function; rename them"
-        )
     return {name: [sample.columns.get(name) for sample in samples] for name in names}

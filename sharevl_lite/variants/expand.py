@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ from sharevl_lite.variants.guard import allowed_kinds
 from sharevl_lite.variants.transforms import TRANSFORMS, GaussianNoise, Transform
 
 STEEPNESS = 10.0
+MANY_REPEATS = 0.25
+"""From this share of repeated variants on it is said."""
 
 Difficulty = Literal["plainer", "usual", "harder"]
 """How a problem is asked, by how often it was solved (`share.difficulty`)."""
@@ -77,6 +80,24 @@ def expand_problem(
         as_asked(index, text, problem, transform, rng)
         for index, (text, transform) in enumerate(zip(texts, transforms, strict=True))
     ]
+
+
+def words_on_repeats(problems: Sequence[Problem], share: ShareSection) -> str | None:
+    """What to know of data whose variants will often repeat the question as it is; None where they seldom do.
+
+    Without rewrites a variant differs only where a transform is drawn: the same prompt is asked and scored m times.
+    """
+    bare = [problem for problem in problems if not any(text != problem.text for text in problem.variants)]
+    if share.num_variants == 1 or not bare:
+        return None
+    chance = [1.0 if not p.images or not share.transforms.kinds else 1.0 - share.transforms.probability for p in bare]
+    repeats = sum(chance) / len(problems)
+    if repeats < MANY_REPEATS:
+        return None
+    return (
+        f"{len(bare):,} of {len(problems):,} problems have no rewrites: about {repeats:.0%} of all variants beyond the "
+        "first will repeat the question as it is; sharevl-lite variants makes rewrites"
+    )
 
 
 def _harder(problem: Problem, share: ShareSection) -> TransformSection:

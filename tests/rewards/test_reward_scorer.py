@@ -62,7 +62,26 @@ def no_kwargs(completions):
 
 
 async def later(completions, **kwargs):
+    import asyncio
+
+    await asyncio.sleep(0.01)
+    return [0.25] * len(completions)
+
+
+class Counter:
+    def __call__(self, completions, **kwargs):
+        return [0.5] * len(completions)
+
+
+counter = Counter()
+
+
+def graded(completions, level, solution, hint="", **kwargs):
     return [0.0] * len(completions)
+
+
+def chat(completions, **kwargs):
+    return [len(completion[0]["content"]) for completion in completions]
 
 
 constant = 3
@@ -168,12 +187,29 @@ def test_a_function_that_misbehaves_is_named(folder, name, message):
     assert repr(name) in str(caught.value)
 
 
-def test_a_column_that_is_also_an_argument_is_refused(folder):
+def test_what_functions_need_is_looked_for_before_anything_is_sampled(folder):
+    with RewardScorer(section(use("short"), use("graded"))) as scorer:
+        scorer.check_columns({"level", "solution", "answer"})
+        with pytest.raises(RewardFunctionError, match=r"'graded' needs level, solution, which the data does not have"):
+            scorer.check_columns({"answer"})
+        with pytest.raises(RewardFunctionError, match=r"\['prompts'\].*rename"):
+            scorer.check_columns({"level", "solution", "prompts"})
+    with RewardScorer(section()) as scorer:
+        scorer.check_columns({"prompts"})  # nobody is called
+
+
+def test_async_functions_and_instances_are_called(folder):
+    with RewardScorer(section(use("later"), use("counter"))) as scorer:
+        (score,) = scorer.score([sample(GOOD)])
+    assert score.functions == {"later": 0.25, "counter": 0.5}
+
+
+def test_a_function_for_chat_messages_is_told_that_completions_are_text(folder):
     with (
-        RewardScorer(section(use("short"))) as scorer,
-        pytest.raises(RewardFunctionError, match=r"\['prompts'\].*rename"),
+        RewardScorer(section(use("chat"))) as scorer,
+        pytest.raises(RewardFunctionError, match="are text, not chat messages"),
     ):
-        scorer.score([sample(GOOD, prompts="p")])
+        scorer.score([sample(GOOD)])
 
 
 @pytest.mark.parametrize(
@@ -186,7 +222,7 @@ def test_a_column_that_is_also_an_argument_is_refused(folder):
         ("rewards.py:longer", "defines no function 'longer'"),
         ("rewards.py:constant", "defines no function 'constant'"),
         ("rewards.py:no_kwargs", r"must take \*\*kwargs"),
-        ("rewards.py:later", "is async"),
+        ("rewards.py:Counter", "is a class; name a function, or an instance of it"),
         ("broken.py:short", "raised ModuleNotFoundError: No module named 'nowhere'"),
         ("syntax.py:short", "raised SyntaxError"),
         ("rewards.txt:short", "must end in .py"),
