@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 TEMPORARY = ".tmp-"
 STALE_SECONDS = 3600.0
@@ -71,6 +72,11 @@ def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], obj
         raise
     sync_directory(path.parent)
     return path
+
+
+def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> Path:
+    """Write a value as JSON and a line's end, as :func:`write_atomically` does."""
+    return write_atomically(path, (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode())
 
 
 def publish_directory(temporary: str | Path, final: str | Path, *, replace: bool = False) -> Path:

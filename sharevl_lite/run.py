@@ -26,7 +26,13 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from sharevl_lite import metrics_log
-from sharevl_lite.atomic import publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
+from sharevl_lite.atomic import (
+    publish_directory,
+    remove_stale_temporaries,
+    temporary_beside,
+    write_atomically,
+    write_json,
+)
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, discard_later_checkpoints, reading
 from sharevl_lite.collect import Collector, check_rewards
 from sharevl_lite.config import Recipe
@@ -195,7 +201,7 @@ def _train(
     if main:
         _publish_adapter(trainer, run_dir)
         summary = _summarise(recipe, metrics_log.read(run_dir / METRICS_FILE))
-        write_atomically(run_dir / SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+        write_json(run_dir / SUMMARY_FILE, summary, indent=2)
         _last_words(console, recipe, summary)
     summary = trainer.from_main(lambda: summary)
     if trainer.uploads is not None:
@@ -228,7 +234,7 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
     for folder in (run_dir, run_dir / CHECKPOINTS_DIR):
         remove_stale_temporaries(folder, older_than_seconds=0)
     write_atomically(run_dir / RECIPE_FILE, dump_recipe(recipe).encode())
-    write_atomically(run_dir / DATA_FILE, (json.dumps(data_record(list(trainer.problems))) + "\n").encode())
+    write_json(run_dir / DATA_FILE, data_record(list(trainer.problems)))
     if checkpoint is None or not (run_dir / TOKENIZER_FILE).is_file():
         _keep_tokenizer(trainer, run_dir / TOKENIZER_FILE)
     done = 0

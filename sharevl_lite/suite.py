@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sharevl_lite.atomic import write_atomically
+from sharevl_lite.atomic import write_atomically, write_json
 from sharevl_lite.config import Recipe
 from sharevl_lite.evaluate import Settings, Subject, find_subject
 from sharevl_lite.evaluation.document import Evaluation, Scalar
@@ -112,8 +112,7 @@ def run_suite(
     }
     evaluation = _evaluation(subject, settings, benchmarks, found.outcomes, told)
     write_atomically(place.markdown, as_markdown(evaluation, benchmarks).encode())
-    document = {**evaluation.as_json(), "published": _published(benchmarks)}
-    write_atomically(place.json, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(place.json, {**evaluation.as_json(), "published": _published(benchmarks)}, indent=1)
     return SuiteEvaluation(evaluation, tuple(benchmarks), place)
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sharevl_lite.atomic import write_atomically
+from sharevl_lite.atomic import write_json
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.figures import Bootstrap, by_kind, by_source, by_transform, counts, headline
 from sharevl_lite.evaluation.outcomes import Outcome
@@ -78,7 +78,7 @@ class Evaluation:
 
     def write(self, path: Path) -> None:
         """Writes the document; `path` holds all of it or what it held before."""
-        write_atomically(path, (json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(path, self.as_json(), indent=1)
 
 
 def _draws(protocol: Mapping[str, Scalar]) -> Bootstrap:

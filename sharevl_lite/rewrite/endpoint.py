@@ -8,12 +8,12 @@ import os
 import random
 import time
 from collections import Counter
-from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 from sharevl_lite.rewrite.cache import Reply
 from sharevl_lite.rewrite.chat import ChatRequest, NoReplyError, openai_message
 from sharevl_lite.rewrite.errors import VariantsError
+from sharevl_lite.rollout.server_client import retry_after
 
 TRIES = 6
 LONGEST_WAIT = 120.0
@@ -80,20 +80,6 @@ class EndpointModel:
     async def close(self) -> None:
         """Ends the connections."""
         await self._client.close()
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds to wait by a Retry-After header, which holds seconds or a date."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def without_credentials(url: str) -> str:

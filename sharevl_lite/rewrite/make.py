@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from sharevl_lite import event_loop
-from sharevl_lite.atomic import publish_directory, remove_stale_temporaries, temporary_beside, write_atomically
+from sharevl_lite.atomic import (
+    publish_directory,
+    remove_stale_temporaries,
+    temporary_beside,
+    write_atomically,
+    write_json,
+)
 from sharevl_lite.config import ColumnNames, DataSection
 from sharevl_lite.data.errors import BadRow, require_some
 from sharevl_lite.data.images import ImageReader
@@ -162,7 +168,7 @@ async def _run(
         "cost": {**cost, "wall_seconds": round(time.monotonic() - started, 2)},
     }
     write_atomically(folder / REPORT, report.text(manifest).encode())
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+    write_json(folder / MANIFEST, manifest, indent=2)
     return manifest
 
 

@@ -90,7 +90,7 @@ class ServerClient:
             raise Unavailable(f"{self.url} cannot be reached ({str(error) or type(error).__name__})") from error
         if answer.status_code == 429 or answer.status_code >= 500:
             words = f"{self.url} answered {answer.status_code}: {_words(answer)}"
-            raise Unavailable(words, answer.status_code, _retry_after(answer.headers.get("Retry-After")))
+            raise Unavailable(words, answer.status_code, retry_after(answer.headers.get("Retry-After")))
         if answer.status_code in (401, 403):
             raise RolloutError(
                 f"rollout.server_urls: {self.url} wants another key ({answer.status_code}); set the environment "
@@ -156,7 +156,7 @@ def _words(answer: httpx.Response) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + " …"
 
 
-def _retry_after(value: str | None) -> float | None:
+def retry_after(value: str | None) -> float | None:
     """Seconds of a Retry-After header, which gives seconds or a date."""
     if value is None:
         return None

@@ -12,7 +12,7 @@ from sharevl_lite.rollout import server_client
 from sharevl_lite.rollout.engine import Sampling
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.server import check_servers
-from sharevl_lite.rollout.server_client import _retry_after, pause
+from sharevl_lite.rollout.server_client import pause, retry_after
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_completion_length=32, seed=3)
 
@@ -94,10 +94,10 @@ def test_pauses_grow_to_20_seconds_and_differ(monkeypatch):
 
 @pytest.mark.parametrize(("header", "seconds"), [(None, None), ("3", 3.0), ("-3", 0.0), ("soon", None), ("", None)])
 def test_retry_after_in_seconds(header, seconds):
-    assert _retry_after(header) == seconds
+    assert retry_after(header) == seconds
 
 
 def test_retry_after_as_a_date():
     later = datetime.now(UTC) + timedelta(seconds=30)
-    assert _retry_after(format_datetime(later, usegmt=True)) == pytest.approx(30, abs=2)
-    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert retry_after(format_datetime(later, usegmt=True)) == pytest.approx(30, abs=2)
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
