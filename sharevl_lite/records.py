@@ -35,12 +35,13 @@ def rollout_rows(
             for i, (response, score) in enumerate(zip(rollout.responses[p][j], rollout.scores[p][j], strict=True)):
                 row = response_row(run_id, rollout.number, problem, variant, shas, (j, i), response, score)
                 if learner is not None and rollout.mask_PMN[p, j, i]:
+                    pairs = [Pair(p, k, j, i) for k in range(learner.recipe.share.num_variants)]
                     row = replace(
                         row,
                         adv_global=float(rollout.advantages.global_PMN[p, j, i]),
                         adv_local=float(rollout.advantages.local_PMN[p, j, i]),
-                        scorers=_scorers(learner, p, j, i, clip_fractions or {}),
-                        scorer_logprobs=_scorer_logprobs(learner, p, j, i),
+                        scorers=[_scorer(learner, pair, (clip_fractions or {}).get(pair)) for pair in pairs],
+                        scorer_logprobs=[_logprobs(learner, pair) for pair in pairs],
                     )
                 rows.append(row)
     for gone in rollout.replaced or ():
@@ -94,24 +95,20 @@ def _verification(score: Score) -> Verification:
     return Verification(score.verdict.extracted, score.verdict.rule, score.failure)
 
 
-def _scorers(learner: Learner, p: int, j: int, i: int, clip_fractions: Mapping[Pair, float]) -> list[Scorer]:
-    scorers = []
-    for k in range(learner.recipe.share.num_variants):
-        pair = Pair(p, k, j, i)
-        old_R = learner.scores.old.get(pair)
-        scorers.append(
-            Scorer(
-                variant_index=k,
-                advantage=None if old_R is None else float(learner.pairs_PKMN[pair]),
-                mean_logprob=None if old_R is None else float(old_R.mean()),
-                gap=None if old_R is None else float(learner.gap(pair).mean()),
-                clip_fraction=clip_fractions.get(pair),
-            )
-        )
-    return scorers
+def _scorer(learner: Learner, pair: Pair, clip_fraction: float | None) -> Scorer:
+    old_R = learner.scores.old.get(pair)
+    if old_R is None:
+        return Scorer(pair.k, advantage=None, mean_logprob=None, gap=None)
+    return Scorer(
+        pair.k,
+        advantage=float(learner.pairs_PKMN[pair]),
+        mean_logprob=float(old_R.mean()),
+        gap=float(learner.gap(pair).mean()),
+        clip_fraction=clip_fraction,
+    )
 
 
-def _scorer_logprobs(learner: Learner, p: int, j: int, i: int) -> list[Sequence[float] | None]:
-    """Per scoring variant, the log-probs behind `mean_logprob` and `gap`; None where the pair was not forwarded."""
-    old = (learner.scores.old.get(Pair(p, k, j, i)) for k in range(learner.recipe.share.num_variants))
-    return [None if old_R is None else old_R.tolist() for old_R in old]
+def _logprobs(learner: Learner, pair: Pair) -> list[float] | None:
+    """The log-probs behind `mean_logprob` and `gap`; None where the pair was not forwarded."""
+    old_R = learner.scores.old.get(pair)
+    return None if old_R is None else old_R.tolist()

@@ -163,7 +163,7 @@ def check_vision_tower(model: Any) -> None:
 
     for number, block in enumerate(model.model.visual.blocks):
         projection = block.attn.qkv
-        if hasattr(projection.weight, "quant_state"):  # packed: its rows are not the layer's
+        if hasattr(projection.weight, "quant_state"):  # in 4 bits: its rows are not the layer's
             continue
         rows, width = projection.weight.shape
         if rows != 3 * width:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed
 
-from sharevl_lite.event_loop import LoopThread
+from sharevl_lite import event_loop
 from sharevl_lite.policy.hf import save_adapter
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 from sharevl_lite.rollout.errors import RolloutError
@@ -55,11 +55,7 @@ def check_servers(recipe: Recipe) -> None:
     Raises RolloutError where one cannot be reached, runs another model or lacks what training needs.
     """
     check_recipe(recipe)
-    loop = LoopThread("rollout-server")
-    try:
-        loop.run(look_at_servers(recipe))
-    finally:
-        loop.close()
+    event_loop.run(look_at_servers(recipe))
 
 
 class ServerRolloutEngine:
@@ -81,7 +77,7 @@ class ServerRolloutEngine:
         self._pool = ServerPool(
             recipe, self._http, retries=self._retries, dtype=engine_dtype(policy), max_images=max_images
         )
-        self._loop = LoopThread("rollout-server")
+        self._loop = event_loop.LoopThread("rollout-server")
         self._base = (section.server_adapter_dir or recipe.run_dir / SERVED_DIR).absolute()
         if section.server_adapter_dir is None and _is_main():
             shutil.rmtree(self._base, ignore_errors=True)  # what a killed run left there
