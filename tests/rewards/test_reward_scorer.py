@@ -205,10 +205,8 @@ def test_async_functions_and_instances_are_called(folder):
 
 
 def test_a_function_for_chat_messages_is_told_that_completions_are_text(folder):
-    with (
-        RewardScorer(section(use("chat"))) as scorer,
-        pytest.raises(RewardFunctionError, match="are text, not chat messages"),
-    ):
+    told = "are text, not chat messages"
+    with RewardScorer(section(use("chat"))) as scorer, pytest.raises(RewardFunctionError, match=told):
         scorer.score([sample(GOOD)])
 
 
