@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -117,7 +118,13 @@ def _answer(response: Response, score: Score) -> Answer:
         well_formed=bool(score.format),
         truncated=response.truncated,
         tokens=len(response.token_ids),
+        rewards=_rewards(score) if score.functions else {},
     )
+
+
+def _rewards(score: Score) -> dict[str, float | None]:
+    values = {"reward": score.total, **{f"reward/{name}": value for name, value in score.functions.items()}}
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _grouped(outcome: Outcome, groups: Mapping[str, int]) -> Outcome:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
-from sharevl_lite.evaluation.figures import COUNTED, agreements, mean_right, measures
+from sharevl_lite.evaluation.figures import REWARD, agreements, is_share, mean_right, measures, rewards_of
 from sharevl_lite.evaluation.outcomes import Asked, Outcome
 from sharevl_lite.evaluation.statistics import LEVEL, RESAMPLES, PairedTest, paired_test
 from sharevl_lite.evaluation.tables import Table, between, chance, number, points
@@ -83,7 +83,7 @@ def compare(first: Evaluation, second: Evaluation, *, force: bool = False, resam
         if values:
             tests[name] = paired_test(
                 values,  # type: ignore[arg-type]
-                share=name not in COUNTED,
+                share=is_share(name),
                 seed=int(first.protocol["seed"] or 0),
                 resamples=resamples,
             )
@@ -103,7 +103,8 @@ def _known(one: float | None, other: float | None) -> bool:
 def _measures(first: Evaluation, second: Evaluation) -> dict[str, Measure]:
     """The figures that both have: of the plain questions, mean@n of every other kind, and agreement."""
     samples = sorted({first.samples, second.samples})
-    plain = measures(samples[0])
+    of_both = [rewards_of(outcome.asked[0] for outcome in evaluation.problems) for evaluation in (first, second)]
+    plain = measures(samples[0], [name for name in of_both[0] if name in of_both[1]])
     if len(samples) > 1:  # with --force: what does not depend on the number of responses
         plain = {"mean": mean_right, **{name: each for name, each in plain.items() if "@" not in name}}
     found: dict[str, Measure] = {name: _of_plain(measure) for name, measure in plain.items()}
@@ -165,8 +166,8 @@ def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
             name,
             number(test.first, name),
             number(test.second, name),
-            f"{test.difference:+.1f}" if name in COUNTED else points(test.difference),
-            between(test.low, test.high, signed=True) if name not in COUNTED else between(test.low, test.high, name),
+            _change(test.difference, name),
+            between(test.low, test.high, signed=True) if is_share(name) else between(test.low, test.high, name),
             chance(test.p_value) + (" M" if test.test == "McNemar" else ""),
             str(test.problems),
         )
@@ -189,6 +190,12 @@ def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
             lines = [(m.id, number(m.first), number(m.second), m.gold, _short(m.question)) for m in movers]
             parts.append(Table(title, ("problem", "A", "B", "answer", "question"), lines, words=("answer", "question")))
     return parts
+
+
+def _change(difference: float, name: str) -> str:
+    if is_share(name):
+        return points(difference)
+    return f"{difference:+.3f}" if name.startswith(REWARD) else f"{difference:+.1f}"
 
 
 def _short(text: str, longest: int = 60) -> str:

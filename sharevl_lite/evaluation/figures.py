@@ -9,6 +9,8 @@ Headline figures are of the plain questions. n is the number of responses to eac
     format           share of well-formed responses
     truncated        share of responses cut at the longest length
     response_length  mean tokens of a response
+    reward, reward/NAME
+                     with rewards of the user's own: the whole reward, and each function's, where they are known
 
 Over all ways in which a problem was asked, for problems asked in at least two:
 
@@ -23,7 +25,7 @@ enough verified responses is left out of a figure, and counted with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,8 +33,12 @@ from sharevl_lite.evaluation.outcomes import RIGHT, Asked, Outcome
 from sharevl_lite.evaluation.statistics import RESAMPLES, Figure, figure, leading, majority, pass_at_k
 
 PerWay = Callable[[Asked], float | None]
-COUNTED = ("response_length",)
-"""Figures that are no shares of 0..1."""
+REWARD = "reward"
+
+
+def is_share(name: str) -> bool:
+    """Whether a figure is a share of 0..1: neither a length nor a reward."""
+    return name != "response_length" and not name.startswith(REWARD)
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,11 @@ class Bootstrap:
     resamples: int = RESAMPLES
 
 
-def measures(samples: int) -> dict[str, PerWay]:
-    """Name to the number that one way of asking a problem contributes (None: it is left out), for so many responses."""
+def measures(samples: int, rewards: Iterable[str] = ()) -> dict[str, PerWay]:
+    """Name to the number that one way of asking a problem contributes (None: it is left out), for so many responses.
+
+    `rewards` are names of :attr:`Answer.rewards`.
+    """
     powers = [k for k in (2**power for power in range(1, 32)) if k < samples]
     ks = [*powers, samples] if samples > 1 else []
     return {
@@ -54,7 +63,17 @@ def measures(samples: int) -> dict[str, PerWay]:
         "format": lambda way: _mean([answer.well_formed for answer in way.answers]),
         "truncated": lambda way: _mean([answer.truncated for answer in way.answers]),
         "response_length": lambda way: _mean([answer.tokens for answer in way.answers]),
+        **{name: partial(_mean_reward, name=name) for name in rewards},
     }
+
+
+def rewards_of(ways: Iterable[Asked]) -> list[str]:
+    """Names of the rewards that answers have, in order."""
+    return list(dict.fromkeys(name for way in ways for answer in way.answers for name in answer.rewards))
+
+
+def _mean_reward(way: Asked, *, name: str) -> float | None:
+    return _mean([value for answer in way.answers if (value := answer.rewards.get(name)) is not None])
 
 
 def mean_right(way: Asked) -> float | None:
@@ -109,10 +128,8 @@ def _figures(
     ways: Sequence[Asked], samples: int, draws: Bootstrap, names: Sequence[str] | None = None
 ) -> dict[str, Figure]:
     return {
-        name: figure(
-            [measure(way) for way in ways], share=name not in COUNTED, seed=draws.seed, resamples=draws.resamples
-        )
-        for name, measure in measures(samples).items()
+        name: figure([measure(way) for way in ways], share=is_share(name), seed=draws.seed, resamples=draws.resamples)
+        for name, measure in measures(samples, rewards_of(ways)).items()
         if names is None or name in names
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 RIGHT = 0
@@ -25,6 +25,8 @@ class Answer:
     truncated: bool
     tokens: int
     """Length of the response."""
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+    """`reward`, and `reward/NAME` for each of the user's functions; None: not known. Empty without functions."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Outcome:
                     "kind": way.kind,
                     "transform": way.transform,
                     **{name: [getattr(answer, name) for answer in way.answers] for name in _PROPERTIES},
+                    **({"rewards": [answer.rewards for answer in way.answers]} if way.answers[0].rewards else {}),
                 }
                 for way in self.asked
             ],
@@ -76,7 +79,7 @@ class Outcome:
             Asked(
                 way["kind"],
                 way["transform"],
-                tuple(Answer(*values) for values in zip(*(way[name] for name in _PROPERTIES), strict=True)),
+                tuple(map(Answer, *(way[name] for name in _PROPERTIES), way.get("rewards", [{}] * len(way["tokens"])))),
             )
             for way in record["asked"]
         )
@@ -85,4 +88,4 @@ class Outcome:
         return cls(record["id"], record["source"], record["question"], record["gold"], asked)
 
 
-_PROPERTIES = tuple(Answer.__dataclass_fields__)
+_PROPERTIES = tuple(name for name in Answer.__dataclass_fields__ if name != "rewards")

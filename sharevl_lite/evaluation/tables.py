@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sharevl_lite.evaluation.figures import COUNTED
+from sharevl_lite.evaluation.figures import REWARD, is_share
 from sharevl_lite.evaluation.statistics import Figure
 
 if TYPE_CHECKING:
@@ -67,10 +67,12 @@ def show(console: Console, tables: Sequence[Table]) -> None:
 
 
 def number(value: float | None, name: str = "") -> str:
-    """A figure's value: percent of a share, a plain number of what is counted."""
+    """A figure's value: percent of a share, a plain number of a length or a reward."""
     if value is None:
         return NOTHING
-    return f"{value:.1f}" if name in COUNTED else f"{100 * value:.1f}%"
+    if is_share(name):
+        return f"{100 * value:.1f}%"
+    return f"{value:.3f}" if name.startswith(REWARD) else f"{value:.1f}"
 
 
 def between(low: float | None, high: float | None, name: str = "", *, signed: bool = False) -> str:
