@@ -140,7 +140,7 @@ def _there(match: re.Match[str]) -> list[str]:
     if not counted(things) or SECOND_QUESTION.search(place) or re.match(r" (?:and|or|but|as)\b", place):
         return []
     determine = f"Determine how many {things} there are{place}."
-    if is_measure(things) or MORE.search(things) or re.match(r" (?:if|when|after|once)\b", place):
+    if is_measure(things) or MORE.search(things) or re.match(r" (?:if|when|after|once|on average)\b", place):
         return [determine]
     return [
         f"Count the {things}{place}.",

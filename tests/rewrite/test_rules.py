@@ -128,6 +128,7 @@ def test_where_the_grammar_is_unclear_there_is_no_rewrite(question):
         ("What is the number of the bus?", "Calculate"),
         ("What is the mode of transport in the picture?", "Calculate"),
         ("How many kg are there in total?", "Count the kg"),
+        ("How many people are there on average?", "Count the people"),
     ],
 )
 def test_forms_that_a_question_does_not_take(question, never):
