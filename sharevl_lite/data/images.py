@@ -8,7 +8,10 @@ clip them to white.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +28,9 @@ EIGHT_BIT_MODES = frozenset(
 )
 _PATHS = reprlib.Repr()
 _PATHS.maxstring = 300  # a path is told in full; a file's content that stands where a path belongs is not
+DATA_ADDRESS = re.compile(r"data:(?P<type>[^,;]*)(?P<options>(?:;[^,;]*)*),", re.IGNORECASE)
+BASE64_IMAGE = re.compile(r"\s*(?:iVBORw0KGgo|/9j/|R0lGOD[dl]h|UklGR)[A-Za-z0-9+/\s]{50,}={0,2}\s*")
+"""A PNG, JPEG, GIF or WebP file as text. A path has a dot before its suffix; this has none."""
 ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
@@ -86,7 +92,8 @@ class ImageReader:
         """All images of a row.
 
         Args:
-            cell: None, one image or a list of images; each a PIL image, a path, bytes, or a struct of `bytes`, `path`.
+            cell: None, one image or a list of images; each a PIL image, a path, bytes, a struct of `bytes`, `path`, or
+                base64 text, bare or as `data:image/png;base64,…`.
             folder: What relative paths start from; None where the source has no folder.
 
         Raises:
@@ -129,9 +136,26 @@ def _encoded(entry: Any, folder: Path | None, label: str) -> bytes:
         return _encoded(entry["path"], folder, label) if isinstance(entry.get("path"), str) else _refuse(entry, label)
     if isinstance(entry, bytes | bytearray | memoryview):
         return bytes(entry)
-    if isinstance(entry, str) and entry.strip():
-        return _read_file(entry, folder, label)
-    return _refuse(entry, label)
+    if not isinstance(entry, str) or not entry.strip():
+        return _refuse(entry, label)
+    if entry.lstrip()[:5].lower() == "data:":
+        return _data_address(entry.strip(), label)
+    return _base64(entry, label) if BASE64_IMAGE.fullmatch(entry) else _read_file(entry, folder, label)
+
+
+def _data_address(text: str, label: str) -> bytes:
+    """The file inside `data:image/png;base64,…`."""
+    head = DATA_ADDRESS.match(text)
+    if head is None or head["type"][:6].lower() != "image/" or not head["options"].lower().endswith(";base64"):
+        raise RowFault(f"{label} is {reprlib.repr(text)}; of data: addresses, data:image/…;base64,… is understood")
+    return _base64(text[head.end() :], label)
+
+
+def _base64(text: str, label: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:  # ValueError: characters beyond ASCII
+        raise RowFault(f"{label} is base64 text that does not decode ({error}); encode the file again") from error
 
 
 def _refuse(entry: Any, label: str) -> bytes:
@@ -143,7 +167,7 @@ def _refuse(entry: Any, label: str) -> bytes:
 
 def _read_file(name: str, folder: Path | None, label: str) -> bytes:
     shown = reprlib.repr(name)
-    if "://" in name or name.startswith("data:"):
+    if "://" in name:
         raise RowFault(f"{label} is the address {shown}; download it and give the file's path")
     path = Path(name).expanduser()
     if not path.is_absolute():

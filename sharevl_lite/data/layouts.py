@@ -15,7 +15,9 @@ Sources, each a published dataset's own list of columns:
 
 from __future__ import annotations
 
+import ast
 import difflib
+import json
 import logging
 import re
 import reprlib
@@ -62,7 +64,16 @@ class Layout:
         return wanted
 
     def question(self, text: Any, cells: Mapping[str, Any]) -> Any:
-        """The problem's text with its options below it; the text itself where the row has none."""
+        """The problem's text with its options below it; the text itself where the row has none.
+
+        Raises RowFault for a chat: its JSON would pass as the question.
+        """
+        if _is_chat(text):
+            raise RowFault(
+                f"the problem (column {self.columns.problem!r}) is {reprlib.repr(text)}, not text but the messages of "
+                "a chat; write the user's question alone into a column and name it in data.columns.problem (--columns "
+                "problem=… of `sharevl-lite variants`)"
+            )
         options = self._options(cells)
         if not options or not isinstance(text, str):
             return text
@@ -98,6 +109,23 @@ class Layout:
         if len(value) > len(LETTERS):
             raise RowFault(f"column {self.choices!r} has {len(value)} options; {len(LETTERS)} is the most")
         return [(letter, str(option).strip()) for letter, option in zip(LETTERS, value, strict=False)]
+
+
+def _is_chat(value: Any) -> bool:
+    """Whether a cell holds messages with `role` (or ShareGPT's `from`), as a list or written as JSON or in Python."""
+    if isinstance(value, str):
+        if not re.match(r"\s*\[\s*\{", value):
+            return False
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                return _is_chat(list(parse(value.strip())))
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that either one raises
+                continue
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(message, Mapping) and not {"role", "from"}.isdisjoint(message) for message in value)
+    )
 
 
 def _layout(name: str, tells: str, choices: str | None = None, tagged: bool = False, **columns: str) -> Layout:

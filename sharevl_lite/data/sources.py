@@ -83,7 +83,7 @@ def _files_of(folder: Path, split: str) -> list[Path]:
     if not files:
         deeper = sorted({str(file.parent) for file in folder.rglob("*") if file.suffix in SUFFIXES})[:5]
         hint = f"; there are some in {', '.join(deeper)}: name that folder" if deeper else ""
-        raise DataError(f"{folder}: the folder holds no .parquet or .jsonl file{hint}")
+        raise DataError(f"{folder}: the folder holds no .parquet or .jsonl file{hint}{_saved_to_disk(folder, split)}")
     chosen = [file for file in files if file.name.startswith(split)]
     if chosen:
         return chosen
@@ -95,6 +95,18 @@ def _files_of(folder: Path, split: str) -> list[Path]:
             "data.train_split or data.eval_split to the split that you mean, or name one file"
         )
     return files
+
+
+def _saved_to_disk(folder: Path, split: str) -> str:
+    """How to convert what `save_to_disk` of the `datasets` package wrote; empty where the folder is something else."""
+    many = (folder / "dataset_dict.json").is_file()
+    if not many and not ((folder / "dataset_info.json").is_file() and any(folder.glob("*.arrow"))):
+        return ""
+    part = f"[{split!r}]" if many else ""
+    return (
+        "; save_to_disk of the datasets package wrote it. Convert it once with "
+        f"datasets.load_from_disk({str(folder)!r}){part}.to_parquet({f'{split}.parquet'!r}) and name that file"
+    )
 
 
 def _reader(file: Path) -> Callable[[Path, ColumnCheck], FileRows]:

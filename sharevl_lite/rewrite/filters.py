@@ -36,7 +36,7 @@ ASIDE = re.compile(
 COUNTED = re.compile(
     r"\b(?:how many|(?:number|count) of|count)\s+(?:the |all |of the )*((?:[a-z-]+ )*?[a-z-]+)"
     r"(?=\s+(?:are|is|were|was|do|does|did|have|has|had|can|will|there|exist|remain|left|that|which|with|in|on|of|at|to"
-    r"|than|behind|under|above|below|inside|outside|between|from|for)\b|\s*[.?!,;:]|\s*$)",
+    r"|than|behind|under|above|below|inside|outside|between|from|for|the|this|these|each)\b|\s*[.?!,;:]|\s*$)",
     re.IGNORECASE,
 )
 THAN = re.compile(r"\bthan\s+(?:(?:the|a|an|of|number|that|those|value|are)\s+)*([a-z-]+)", re.IGNORECASE)
@@ -47,6 +47,8 @@ RATIO = re.compile(r"\bratio\s+(?:of|between)\s+.*?\s(?:to|and)\s+(?:(?:the|that
 VERBS = frozenset("are is were was do does did have has had can will exist remain there".split())
 ANY_OBJECT = frozenset({"object", "thing", "item", "element", "shape"})
 LETTERED = re.compile(r"([A-H])(?:\.\s*(.*))?", re.DOTALL)
+BROKEN_END = re.compile(r"(?:(?<!\.)\.\s*\.|(?<!\.[A-Za-z])\.\s*\?|,\s*[.?])\s*$")
+"""Two marks where one belongs; not the three of an ellipsis, nor "in the U.S.?"."""
 TOKEN = re.compile(r"\w+|[^\w\s]")
 STOP_WORDS = {
     "en": "the of is and what in to find how are that which many with on for".split(),
@@ -139,8 +141,9 @@ def labels(pair: Candidate) -> bool:
 
 
 def wording(pair: Candidate) -> bool:
-    """The same words of negation, quantity, comparison, direction, shape and kind."""
-    return pair.before.concepts == pair.after.concepts
+    """The same words of negation, quantity, comparison, direction, shape and kind; one mark at the end."""
+    broken = BROKEN_END.search(pair.after.bare) and not BROKEN_END.search(pair.before.bare)
+    return not broken and pair.before.concepts == pair.after.concepts
 
 
 def relations(pair: Candidate) -> bool:

@@ -1,5 +1,6 @@
 """Problems are read from real files, and every kind of bad row is named or skipped."""
 
+import base64
 import io
 import json
 import logging
@@ -125,6 +126,34 @@ def test_folder_without_files_names_the_folder_below_that_has_some(tmp_path):
     write_jsonl(tmp_path / "data/train.jsonl", [row()])
     with pytest.raises(DataError, match=rf"holds no .parquet or .jsonl file; there are some in {tmp_path}/data"):
         load(tmp_path)
+
+
+def test_folder_of_save_to_disk_says_how_to_convert_it(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list([{"problem": "How many?", "images": [], "answer": "3"}])
+    rows.save_to_disk(tmp_path / "one")
+    DatasetDict({"train": rows}).save_to_disk(tmp_path / "two")
+    for name, part in (("one", ""), ("two", r"\['train'\]")):
+        call = rf"datasets.load_from_disk\('{tmp_path / name}'\){part}.to_parquet\('train.parquet'\)"
+        with pytest.raises(DataError, match=rf"holds no .parquet or .jsonl file; save_to_disk .* with {call}"):
+            load(tmp_path / name)
+
+
+def test_an_image_folder_with_its_metadata_file(tmp_path):
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats/1.png").write_bytes(encoded("blue"))
+    write_jsonl(
+        tmp_path / "metadata.jsonl", [{"file_name": "cats/1.png", "problem": "Which colour?", "answer": "blue"}]
+    )
+    problem = only(tmp_path, DataSection(columns=ColumnNames(images="file_name")))
+    assert problem.text == "<image>Which colour?"
+    assert problem.images[0].getpixel((0, 0)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("question", ["[{x}] is what?", '[{"x": 1}] has how many keys?', '[{"x": 1}]', "[{'a': 1}, 2]"])
+def test_brackets_in_a_question_are_no_chat(tmp_path, question):
+    assert only(write_jsonl(tmp_path / "p.jsonl", [row(problem=question)])).text == "<image>" + question
 
 
 def test_builtin_digits():
@@ -306,6 +335,9 @@ def test_images_come_as_path_bytes_struct_or_pil_one_or_many(tmp_path):
         {"bytes": encoded(), "path": "gone.png"},
         {"bytes": None, "path": "a.png"},
         {"path": "a.png"},
+        base64.b64encode(encoded()).decode(),
+        "data:image/png;base64," + base64.b64encode(encoded()).decode(),
+        {"path": "DATA:image/x-anything;name=a;base64,\n" + base64.encodebytes(encoded()).decode()},
         Image.new("RGB", (6, 4), "red"),
     ]
     reader = ImageReader()
@@ -374,6 +406,11 @@ JSONL_FAULTS = {
     "problem missing": ({"images": [], "answer": "1"}, r"the problem \(column 'problem'\) is empty"),
     "problem empty": (row(problem=" \n"), r"the problem \(column 'problem'\) is empty"),
     "problem not text": (row(problem=[{"role": "user"}]), r"the problem .* is \[\{'role': 'user'\}\], not text"),
+    "problem a chat in JSON": (
+        row(problem='[{"role": "user", "content": "How many?"}]'),
+        r"column 'problem'\) is .*not text but the messages of a chat; write .* data.columns.problem",
+    ),
+    "problem a chat in Python": (row(problem="[{'from': 'human', 'value': 'How many?'}]"), "the messages of a chat"),
     "problem not unicode": (row(problem="<image>\ud83d?"), "has half of a UTF-16 character pair at character 7"),
     "answer not unicode": (row(answer="\ud83d"), "the answer .* has half of a UTF-16"),
     "id not unicode": (row(id="\ud83d"), "the id .* has half of a UTF-16"),
@@ -401,6 +438,14 @@ JSONL_FAULTS = {
     "image cut": (row(images=["cut.jpg"]), r"image 0 \(from 0\) does not decode \(\d+ bytes; OSError: .*truncated"),
     "image not one": (row(images="p.jsonl"), "the image does not decode .*UnidentifiedImageError"),
     "image url": (row(images=["https://x.org/a.png"]), "is the address 'https://x.org/a.png'; download it"),
+    "image data address of text": (row(images=["data:text/plain;base64,AAAA"]), "data:image/…;base64,… is understood"),
+    "image data address as plain": (row(images=["data:image/svg+xml,<svg/>"]), "data:image/…;base64,… is understood"),
+    "image data address cut": (
+        row(images=["data:image/png;base64,iVBORw0KG"]),
+        r"image 0 \(from 0\) is base64 text that does not decode \(.*; encode the file again",
+    ),
+    "image base64 of no image": (row(images=["data:image/png;base64,AAAA"]), "does not decode .3 bytes; Unidentified"),
+    "image base64 cut": (row(images=["iVBORw0KGgo" + "A" * 50]), "is base64 text that does not decode"),
     "image null": (row(images=[None]), r"image 0 \(from 0\) is None; it must be a path"),
     "image struct empty": (row(images=[{"bytes": None, "path": None}]), "it must be a path, the bytes"),
     "image 16 bit": (row(images=["deep.png"]), r"more than 8 bits per channel \(mode I;16\)"),
