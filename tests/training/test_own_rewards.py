@@ -1,0 +1,134 @@
+"""Rewards of a user's own outside of the update: held-out figures, the best checkpoint, failures, their arguments."""
+
+import json
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+
+from sharevl_lite import metrics_log, store, train
+from sharevl_lite.cli import main
+from sharevl_lite.rewards.functions import RewardFunctionError
+
+pytestmark = pytest.mark.slow
+
+REWARDS = '''
+from pathlib import Path
+
+def long(completion_ids, trainer_state, **kwargs):
+    return [len(ids) / 10 for ids in completion_ids]
+
+def fragile(completions, trainer_state, **kwargs):
+    """Its judge is away in the third step, until somebody mends it."""
+    if trainer_state.global_step == 4 and not Path(__file__).with_name("mended").exists():
+        raise ConnectionError("no judge")
+    return [float(len(text) % 3) for text in completions]
+
+def named(completions, problem, images, answer, id, kind, solution, **kwargs):
+    assert all("digit" in text for text in problem) and list(answer) == list(solution)
+    assert all(pictures[0].mode == "RGB" for pictures in images) and len(set(id)) > 1
+    return [0.0 for _ in completions]
+
+def wants(completions, hardness, **kwargs):
+    return [0.0 for _ in completions]
+'''
+
+
+@pytest.fixture
+def using(small_recipe, tmp_path):
+    """`using(function, name, **changes)`: a small recipe with this function of `rewards.py`."""
+    file = tmp_path / "rewards.py"
+    file.write_text(REWARDS)
+
+    def make(function, name="run", /, **changes):
+        return small_recipe(name, **changes, **{"reward.functions": [{"path": f"{file}:{function}", "weight": 0.5}]})
+
+    return make
+
+
+def quietly(recipe, **kwargs):
+    return train(recipe, console=Console(quiet=True), **kwargs)
+
+
+def evaluations_of(run):
+    return [record for record in metrics_log.read(run / "metrics.jsonl") if "eval_accuracy" in record]
+
+
+def test_held_out_problems_are_rewarded_too_and_the_best_is_the_most_rewarded(using, capsys):
+    """Accuracy has no weight: no answer box decides, and a reward for length falls as the demo's answers get right."""
+    knobs = {"reward.accuracy_weight": 0.0, "reward.format_weight": 0.0, "eval.every_rollouts": 1}
+    recipe = using("long", **knobs, **{"train.load_best_model_at_end": True, "train.learning_rate": 0.03})
+    result = train(recipe, console=Console(width=140))
+    evaluations = evaluations_of(result.run_dir)
+    for record in evaluations:
+        split = "best" if "eval_of_update" in record else "eval"
+        rows = store.read(result.run_dir, split, steps=[record["step"]]).to_pylist()
+        lengths = [len(row["token_ids"]) / 10 for row in rows]
+        assert record["eval_reward/long"] == pytest.approx(sum(lengths) / len(lengths))
+        assert record["eval_reward"] == pytest.approx(0.5 * record["eval_reward/long"])
+    during = [record for record in evaluations[1:] if "eval_of_update" not in record]
+    best = max(during, key=lambda record: record["eval_reward"])
+    assert result.summary["adapter_update"] == best["update"]
+    assert result.summary["reward_after"] == best["eval_reward"] == evaluations[-1]["eval_reward"]
+    kept = result.run_dir / "checkpoints" / f"checkpoint-{best['update']}" / "adapter_model.safetensors"
+    ended = load_file(str(result.run_dir / "adapter" / "adapter_model.safetensors"))
+    assert all((tensor == ended[name]).all() for name, tensor in load_file(str(kept)).items())
+    told = capsys.readouterr().out
+    assert f"best      the adapter is that of update {best['update']}, the best in held-out reward" in told
+    assert "reward/long" in told
+    if best["update"] != during[-1]["update"]:
+        assert f"held-out with the best checkpoint, of update {best['update']}:" in told
+
+
+def test_a_failing_function_costs_one_step_and_the_run_goes_on_as_if_it_had_not(using, tmp_path, capsys):
+    brief = {"data.eval": None, "train.save_rollouts": None}
+    recipe = using("fragile", **brief)
+    with pytest.raises(RewardFunctionError, match="no judge"):
+        train(recipe, console=Console(width=140))
+    assert "Saved after step 2. Continue with --resume auto." in capsys.readouterr().out
+    assert [path.name for path in (recipe.run_dir / "checkpoints").iterdir()] == ["checkpoint-4"]
+    (tmp_path / "mended").touch()
+    went_on = quietly(recipe, resume="auto").run_dir
+    undisturbed = quietly(using("fragile", "other", **brief)).run_dir
+    one, other = (load_file(str(run / "adapter" / "adapter_model.safetensors")) for run in (went_on, undisturbed))
+    assert all((tensor == other[name]).all() for name, tensor in one.items())
+    assert store.read(went_on).drop_columns(["run_id"]).equals(store.read(undisturbed).drop_columns(["run_id"]))
+
+
+def test_functions_get_the_columns_by_the_names_of_the_data_and_of_problems(using, tmp_path, capsys):
+    """A file whose answer column is `solution`; what a function lacks is said before the model is read."""
+    from sharevl_lite.data.digits import digits_problems
+
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for number, problem in enumerate(digits_problems("train")[:8]):
+            problem.images[0].save(tmp_path / f"{number}.png")
+            row = {"problem": problem.text, "images": [f"{number}.png"], "solution": problem.answer}
+            file.write(json.dumps(row | problem.metadata) + "\n")
+    brief = {
+        "data.eval": None,
+        "train.rollouts": 1,
+        "train.save_rollouts": None,
+        "data.columns": {"answer": "solution"},
+    }
+    data = {**brief, "data.train": str(tmp_path / "rows.jsonl")}
+    quietly(using("named", **data))
+    with pytest.raises(RewardFunctionError, match="'wants' needs hardness, which the data does not have; there are"):
+        quietly(using("wants", "other", **data, **{"model.path": "no/such"}))
+
+
+def test_an_evaluation_reports_them(using, tmp_path, capsys):
+    recipe = using("long", **{"data.eval": None, "train.rollouts": 1, "train.save_rollouts": None})
+    run = quietly(recipe).run_dir
+    words = ["--data", "builtin:digits", "--eval.problems", "4", "--samples", "2", "--resamples", "200"]
+    assert main(["eval", str(run), *words, "--name", "one"]) == 0
+    told = capsys.readouterr().out
+    assert "reward/long" in told
+    figures = json.loads((run / "eval" / "one.json").read_text())
+    rows = store.read(run / "eval" / "one", "eval").to_pylist()
+    lengths = [len(row["token_ids"]) / 10 for row in rows if row["variant_index"] == 0]
+    assert figures["metrics"]["reward/long"]["value"] == pytest.approx(sum(lengths) / len(lengths))
+    assert main(["eval", str(run), *words, "--name", "two"]) == 0
+    capsys.readouterr()
+    assert main(["eval", "--compare", str(run / "eval" / "one.json"), str(run / "eval" / "two.json")]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "reward/long" in line]
+    assert "+0.000" in line
