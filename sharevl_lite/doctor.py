@@ -31,6 +31,7 @@ from sharevl_lite.memory_plan import (
     plan_memory,
     reliefs,
 )
+from sharevl_lite.policy.hf import has_bfloat16
 
 Status = Literal["ok", "warning", "failure", "skipped"]
 MARKS: dict[Status, str] = {"ok": "ok", "warning": "warn", "failure": "FAIL", "skipped": "skip"}
@@ -128,7 +129,7 @@ def _gpus(recipe: Recipe | None, memory_gib: float | None) -> Iterator[Check]:
         device = torch.cuda.get_device_properties(number)
         free, total = torch.cuda.mem_get_info(number)
         capability = f"{device.major}.{device.minor}"
-        half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16 only (no bfloat16)"
+        half = "bfloat16" if has_bfloat16(number) else "float16 only (no bfloat16)"
         facts = {"name": device.name, "capability": capability, "free": free, "total": total}
         finding = f"{device.name}, sm {capability}, {half}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
         if free < 0.8 * total:
@@ -277,7 +278,8 @@ def _memory(recipe: Recipe, memory_gib: float | None) -> Iterator[Check]:
         total: int | None = int(memory_gib * GIB)
     else:
         total = torch.cuda.get_device_properties(0).total_memory if gpu else None
-    half = memory_gib is not None or (gpu and torch.cuda.is_bf16_supported())
+    # Another card that a recipe in float16 is planned for is one without bfloat16.
+    half = recipe.model.dtype != "float16" if memory_gib is not None else gpu and has_bfloat16()
     plan = plan_memory(recipe, shape, total=total, half=half)
     yield _plan_check("memory, training", plan.training, plan, total, found[1])
     yield _plan_check("memory, sampling", plan.sampling, plan, total, found[1])

@@ -1,5 +1,7 @@
 """What the loaders refuse, and how they say it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model
@@ -103,7 +105,9 @@ def test_a_vision_tower_that_was_cut_is_noticed(family):
     ],
 )
 def test_the_precision_that_a_device_gets(monkeypatch, section, device, bf16, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    card = SimpleNamespace(major=8 if bf16 else 7, minor=0 if bf16 else 5)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # a T4 emulates it
     assert dtype_of(ModelSection(**section), torch.device(device)) == expected
 
 
