@@ -50,6 +50,26 @@ def test_a_recipe_for_a_gpu_fails_and_says_what_to_do():
         assert "FAIL unsloth: not installed, and the recipe needs it" in done.stdout
 
 
+@WITHOUT_GPU
+def test_a_gpu_that_torch_cannot_use_is_not_none(tmp_path, monkeypatch):
+    """A driver older than torch's CUDA; and an nvidia-smi that finds no GPU."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 535.104.05\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (check,) = doctor._gpus(None, None)
+    assert check.status == "warning"
+    told = f"none that torch can use (driver 535.104.05; torch {torch.__version__} is built "
+    assert check.finding.startswith(told)
+    assert check.advice.startswith("update the driver, or install a torch built for an older CUDA")
+    (check,) = doctor._gpus(load_recipe(CONFIGS / "geometry3k_qwen2_5_vl_3b_t4.yaml"), None)
+    assert check.status == "failure"
+    assert "and the recipe needs one (model.loader: unsloth" in check.finding
+    tool.write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n")
+    (check,) = doctor._gpus(None, None)
+    assert check.finding == "none: training runs on the CPU"
+
+
 def test_a_t4_is_told_and_planned_without_bfloat16(monkeypatch):
     """torch says that it supports bfloat16, which it emulates."""
     card = SimpleNamespace(name="Tesla T4", major=7, minor=5, total_memory=15 * 2**30)
