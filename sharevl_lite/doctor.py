@@ -21,6 +21,7 @@ from packaging.version import InvalidVersion, Version
 from rich.console import Console
 
 from sharevl_lite.config import Recipe
+from sharevl_lite.errors import INSTALL_GPU
 from sharevl_lite.memory_plan import (
     GIB,
     MemoryPlan,
@@ -182,7 +183,7 @@ def _packages(recipe: Recipe | None) -> Iterator[Check]:
         if version is None:
             if package in needed and package in OPTIONAL:
                 finding = "not installed, and the recipe needs it"
-                yield Check(package, "failure", finding, f"pip install {package} (the extra [gpu] names versions)")
+                yield Check(package, "failure", finding, INSTALL_GPU)
             elif package in needed:
                 yield Check(package, "failure", "not installed", f"pip install {package}")
             else:

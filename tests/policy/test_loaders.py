@@ -8,6 +8,7 @@ from tiny_models import FAMILIES, tiny_model
 
 from sharevl_lite.cli import main
 from sharevl_lite.config import ModelSection
+from sharevl_lite.errors import INSTALL_GPU
 from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.policy.fused import stock_layers
 from sharevl_lite.policy.hf import dtype_of, load_policy
@@ -48,7 +49,7 @@ def test_unsloth_that_is_missing_is_named_before_anything_is_loaded(recipe, tmp_
     monkeypatch.setattr("sharevl_lite.policy.unsloth.find_spec", lambda name: None)
     file = recipe("model: {path: nowhere/at-all, loader: unsloth}\n")
     assert main(["train", file, "--output-dir", str(tmp_path)]) == 2
-    assert "model.loader: Unsloth is not installed; pip install unsloth, or choose model.loader: hf" in message(capsys)
+    assert f"model.loader: Unsloth is not installed; {INSTALL_GPU}, or choose model.loader: hf" in message(capsys)
 
 
 def test_unsloth_that_does_not_start_says_why(recipe, tmp_path, capsys, monkeypatch):
