@@ -38,7 +38,7 @@ def preview(recipe: Recipe) -> str:
         dump_recipe(recipe).rstrip(),
         "",
         f"# one step: {train.problems_per_rollout} problems x {share.num_variants} variants x {share.num_responses} "
-        f"responses, {size.updates} updates of {train.problems_per_update} problems",
+        f"responses, {size.updates} update{'' if size.updates == 1 else 's'} of {train.problems_per_update} problems",
         f"prompt            {prompt_length:,} tokens ({measured})",
         f"response          at most {response:,} tokens (rollout.max_completion_length)",
         f"responses         {size.responses:,}{_extra_rounds(recipe, size)}",

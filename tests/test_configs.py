@@ -22,6 +22,8 @@ def test_loads_and_dry_runs(path, tmp_path, monkeypatch):
     scorers = share.num_variants if share.trajectories == "shared" else 1
     pairs = train.problems_per_rollout * share.num_variants * share.num_responses * scorers
     assert f"pairs             {pairs:,} (" in text
+    updates = train.updates_per_rollout
+    assert f"responses, {updates} update{'' if updates == 1 else 's'} of {train.problems_per_update} problems" in text
     assert "packed" in text
     assert "memory" in text
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"
