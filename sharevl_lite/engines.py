@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from sharevl_lite.errors import INSTALL_GPU
 from sharevl_lite.policy.unsloth import import_unsloth
 from sharevl_lite.rollout.errors import RolloutError
 
@@ -26,7 +27,7 @@ def check_engine(recipe: Recipe) -> None:
     Raises RolloutError where vLLM is not installed, PolicyError where Unsloth is not.
     """
     if recipe.rollout.engine in ("vllm", "unsloth") and importlib.util.find_spec("vllm") is None:
-        raise RolloutError("rollout.engine: vLLM is not installed; pip install vllm, or choose rollout.engine: hf")
+        raise RolloutError(f"rollout.engine: vLLM is not installed; {INSTALL_GPU}, or choose rollout.engine: hf")
     if recipe.model.loader == "unsloth":
         import_unsloth()
 

@@ -1,5 +1,8 @@
 """What tells a user's mistake from a fault of ours: its class. And what others' errors say, for such a message."""
 
+INSTALL_GPU = "pip install 'sharevl-lite[gpu]' (in a checkout '.[gpu]')"
+"""Takes versions of vLLM and Unsloth that go together with the rest."""
+
 
 class UserError(ValueError):
     """What was asked for cannot be done. The message says what, where and what to do.

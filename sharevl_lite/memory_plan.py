@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from sharevl_lite.config import Recipe
+from sharevl_lite.config import ModelSection, Recipe
 from sharevl_lite.policy.hf import has_ending, linear_layers_of_text, resolve_model_path
 from sharevl_lite.policy.packed import FEATURE_CACHE_BYTES
 
@@ -216,17 +216,17 @@ def plan_memory(recipe: Recipe, shape: ModelShape, *, total: int | None, half: b
         recipe: What is to run.
         shape: Of its model.
         total: Bytes of the GPU, of which vLLM takes its share; None on a CPU.
-        half: Whether `model.dtype: auto` is half precision there.
+        half: Whether the device has bfloat16: then `model.dtype: auto` is that, and a GPU has the head's kernel.
     """
     gpu = total is not None
-    width = _bytes_each(recipe.model.dtype, half=half)
+    width = _bytes_each(recipe.model, half=half)
     standing = {
         "weights": _weight_bytes(recipe, shape, width),
         "adapter, gradients, Adam": 16 * adapter_parameters(recipe, shape),
     }
     if gpu:
         standing["CUDA and slack"] = CUDA_BYTES
-    training = standing | _training_parts(recipe, shape, width, gpu=gpu)
+    training = standing | _training_parts(recipe, shape, width, gpu=gpu, half=half)
     sampling = standing | _sampling_parts(recipe, shape, width, total)
     if recipe.rollout.engine in ("vllm", "unsloth") and total is not None:
         asleep = ASLEEP_BYTES if recipe.rollout.engine == "vllm" else sampling["vLLM"]
@@ -234,7 +234,7 @@ def plan_memory(recipe: Recipe, shape: ModelShape, *, total: int | None, half: b
     return MemoryPlan(training, sampling)
 
 
-def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool) -> dict[str, int]:
+def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool, half: bool) -> dict[str, int]:
     tokens, model = recipe.train.token_budget, recipe.model
     layer = tokens * (width * (8 * shape.hidden + 2 * shape.kv_width + 4 * shape.intermediate) + 8 * shape.hidden)
     if not model.gradient_checkpointing:
@@ -243,8 +243,7 @@ def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool)
         activations = layer
     else:
         activations = layer + shape.layers * tokens * shape.hidden * width
-    # Float16 is for GPUs older than Ampere, which compute the head with torch ops as a CPU does.
-    kernel = gpu and model.dtype != "float16"
+    kernel = gpu and half and model.dtype != "float64"  # sharevl_kernels.devices.runs_triton
     pictures = recipe.train.problems_per_rollout * recipe.share.num_variants
     features = pictures * recipe.data.max_prompt_length * shape.hidden * shape.vision_levels * width
     logits = 4 * 4 * min(tokens, LOGIT_ROWS) * shape.vocabulary
@@ -290,7 +289,7 @@ def reliefs(recipe: Recipe, shape: ModelShape, *, total: int, half: bool) -> lis
 
 def engine_needs(recipe: Recipe, shape: ModelShape, *, half: bool) -> int:
     """Bytes that a vLLM engine cannot do without: weights, keys and values of one sequence, and 1 GiB to work in."""
-    width = _bytes_each(recipe.model.dtype, half=half)
+    width = _bytes_each(recipe.model, half=half)
     return _weight_bytes(recipe, shape, width) + recipe.max_sequence_length * shape.kv_numbers * width + GIB
 
 
@@ -326,5 +325,6 @@ def _weight_bytes(recipe: Recipe, shape: ModelShape, width: int) -> int:
     return shape.others * width + int(shape.text_linear * (FOUR_BITS if recipe.model.load_in_4bit else width))
 
 
-def _bytes_each(dtype: str, *, half: bool) -> int:
-    return {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "auto": 2 if half else 4}[dtype]
+def _bytes_each(model: ModelSection, *, half: bool) -> int:
+    auto = 2 if half or model.load_in_4bit else 4  # as policy.hf.dtype_of chooses
+    return {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "auto": auto}[model.dtype]

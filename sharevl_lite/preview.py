@@ -38,7 +38,7 @@ def preview(recipe: Recipe) -> str:
         dump_recipe(recipe).rstrip(),
         "",
         f"# one step: {train.problems_per_rollout} problems x {share.num_variants} variants x {share.num_responses} "
-        f"responses, {size.updates} updates of {train.problems_per_update} problems",
+        f"responses, {size.updates} update{'' if size.updates == 1 else 's'} of {train.problems_per_update} problems",
         f"prompt            {prompt_length:,} tokens ({measured})",
         f"response          at most {response:,} tokens (rollout.max_completion_length)",
         f"responses         {size.responses:,}{_extra_rounds(recipe, size)}",
@@ -140,6 +140,7 @@ def _memory_lines(recipe: Recipe) -> list[str]:
     import torch
 
     from sharevl_lite.memory_plan import find_config, measure_shape, plan_memory
+    from sharevl_lite.policy.hf import has_bfloat16
 
     found = find_config(recipe.model.path)
     if found is None:
@@ -149,7 +150,7 @@ def _memory_lines(recipe: Recipe) -> list[str]:
         recipe,
         measure_shape(found[0]),
         total=torch.cuda.get_device_properties(0).total_memory if gpu else None,
-        half=gpu and torch.cuda.is_bf16_supported(),
+        half=gpu and has_bfloat16(),
     )
     return [
         f"memory (estimate) {sum(parts.values()) / MIB:,.0f} MiB to {what}: "

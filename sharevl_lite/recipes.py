@@ -171,7 +171,7 @@ def _missing(file: Path) -> str:
         names = sorted(str(found) for pattern in ("*.yaml", "*.yml") for found in folder.glob(pattern))
         if names:
             return f"{problem}. Recipes near it: {', '.join(names)}"
-    return f"{problem}, and no *.yaml in {file.parent} or configs"
+    return f"{problem}, and no *.yaml near it. Recipes to start from are in configs/ of the repository (git clone)"
 
 
 def _apply_overrides(draft: _Draft, overrides: Sequence[str] | Mapping[str, Any]) -> None:

@@ -22,6 +22,8 @@ def test_loads_and_dry_runs(path, tmp_path, monkeypatch):
     scorers = share.num_variants if share.trajectories == "shared" else 1
     pairs = train.problems_per_rollout * share.num_variants * share.num_responses * scorers
     assert f"pairs             {pairs:,} (" in text
+    updates = train.updates_per_rollout
+    assert f"responses, {updates} update{'' if updates == 1 else 's'} of {train.problems_per_update} problems" in text
     assert "packed" in text
     assert "memory" in text
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"
@@ -42,9 +44,10 @@ def test_recipes_say_which_memory_they_were_planned_for_and_fit_it(path):
     total = int(planned[1]) * GIB * 15 // 16  # a card of 16 GB shows about 15 GiB, one of 24 GB 22.5
     recipe = load_recipe(path)
     shape = measure_shape(find_config(recipe.model.path)[0])
-    assert plan_memory(recipe, shape, total=total, half=True).fits(total)
+    half = recipe.model.dtype != "float16"
+    assert plan_memory(recipe, shape, total=total, half=half).fits(total)
     if recipe.rollout.engine == "vllm":
-        assert recipe.rollout.vllm_gpu_memory_utilization * total >= engine_needs(recipe, shape, half=True)
+        assert recipe.rollout.vllm_gpu_memory_utilization * total >= engine_needs(recipe, shape, half=half)
 
 
 def test_the_geometry_baseline_differs_in_sharing_alone():

@@ -1,6 +1,7 @@
 """The documentation cannot fall behind the code: pages made from it are whole, and quoted messages exist."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -71,6 +72,37 @@ def test_messages_under_troubleshooting_are_messages_of_the_code():
     quoted = re.findall(r"^### `(.+)`$", (DOCS / "troubleshooting.md").read_text(), re.M)
     assert len(quoted) > 15
     assert [message for message in quoted if not any(message in piece for piece in pieces)] == []
+
+
+def test_every_logged_metric_is_explained():
+    logged = {"loss", "grad_norm", "learning_rate", "reward/NAME", "seconds/...", "eval_..."}
+    for name in ("metrics.py", "trainer.py"):
+        source = (ROOT / "sharevl_lite" / name).read_text()
+        logged |= set(re.findall(r'(?:\.(?:mean|total|peak)\(|record\[)"([\w/]+)"', source))
+    logged = {name for name in logged if not name.startswith("seconds/")} | {"seconds/..."}
+    assert len(logged) > 30
+    page = (DOCS / "algorithm.md").read_text().partition("## Reading the metrics")[2]
+    assert logged - set(re.findall(r"`([^`]+)`", page)) == set()
+
+
+def test_the_search_finds_a_field_by_its_name_alone(site):
+    """lunr splits titles where this says so: `train.learning_rate` into two words."""
+    index = json.loads((site / "search" / "search_index.json").read_text())
+    titles = {entry["title"] for entry in index["docs"]}
+    (title,) = (title for title in titles if "train.learning_rate" in title)
+    assert "learning_rate" in re.split(index["config"]["separator"], re.sub("<[^>]+>", "", title))
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "quickstart.md"], ids=lambda page: page.name)
+def test_the_recipe_to_start_from_fits_24_gb(page, tmp_path):
+    from sharevl_lite.memory_plan import GIB, find_config, measure_shape, plan_memory
+    from sharevl_lite.recipes import load_recipe
+
+    (block,) = (text for text in re.findall(r"```yaml\n(.+?)```", page.read_text(), re.S) if "name: my-run" in text)
+    (tmp_path / "recipe.yaml").write_text(block)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    shape = measure_shape(find_config(recipe.model.path)[0])
+    assert plan_memory(recipe, shape, total=24 * GIB, half=True).fits(24 * GIB)
 
 
 def test_every_command_has_a_page_that_names_it():

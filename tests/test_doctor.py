@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from sharevl_lite import doctor
 from sharevl_lite.doctor import TESTED, examine
 from sharevl_lite.recipes import load_recipe
+from sharevl_lite.rollout.serve_command import serve_command
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -46,6 +48,44 @@ def test_a_recipe_for_a_gpu_fails_and_says_what_to_do():
     assert "-> run it on a machine with a CUDA GPU, or set model.loader: hf" in done.stdout
     if doctor._version("unsloth") is None:
         assert "FAIL unsloth: not installed, and the recipe needs it" in done.stdout
+
+
+@WITHOUT_GPU
+def test_a_gpu_that_torch_cannot_use_is_not_none(tmp_path, monkeypatch):
+    """A driver older than torch's CUDA; and an nvidia-smi that finds no GPU."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 535.104.05\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (check,) = doctor._gpus(None, None)
+    assert check.status == "warning"
+    told = f"none that torch can use (driver 535.104.05; torch {torch.__version__} is built "
+    assert check.finding.startswith(told)
+    assert check.advice.startswith("update the driver, or install a torch built for an older CUDA")
+    (check,) = doctor._gpus(load_recipe(CONFIGS / "geometry3k_qwen2_5_vl_3b_t4.yaml"), None)
+    assert check.status == "failure"
+    assert "and the recipe needs one (model.loader: unsloth" in check.finding
+    tool.write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n")
+    (check,) = doctor._gpus(None, None)
+    assert check.finding == "none: training runs on the CPU"
+
+
+def test_a_t4_is_told_and_planned_without_bfloat16(monkeypatch):
+    """torch says that it supports bfloat16, which it emulates."""
+    card = SimpleNamespace(name="Tesla T4", major=7, minor=5, total_memory=15 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: card)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (14 * 2**30, 15 * 2**30))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    small = {"model.path": "Qwen/Qwen2.5-VL-3B-Instruct", "model.dtype": "auto"}
+    checks = found(examine(load_recipe(CONFIGS / "digits_cpu.yaml", small)))
+    assert checks["gpu 0"].finding.startswith("Tesla T4, sm 7.5, float16 only (no bfloat16)")
+    parts = checks["memory, training"].facts["parts"]
+    assert parts["weights"] == 4 * 3_754_622_976
+    assert parts["head"] > 2**30
+    server = load_recipe(CONFIGS / "digits_cpu.yaml", {"model.dtype": "auto"})
+    assert "--dtype float32 " in serve_command(server)
 
 
 def test_json_is_one_object_with_everything():

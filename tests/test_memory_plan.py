@@ -55,19 +55,23 @@ def test_published_sizes_count_to_the_published_parameters(path, published):
     assert shape_of(path).parameters == published
 
 
-def test_the_head_of_a_gpu_without_bfloat16_is_planned_for_its_logits(recipe):
-    """The kernels with their bounded workspace start with Ampere; float16 is for GPUs before it."""
-    heads = {
-        dtype: plan_memory(
-            recipe(**{**BIG, "model.dtype": dtype, "train.token_budget": 4096, "data.max_prompt_length": 512}),
-            shape_of(BIG["model.path"]),
-            total=16 * GIB,
-            half=True,
-        ).training["head"]
-        for dtype in ("bfloat16", "float16")
-    }
-    assert heads["bfloat16"] < 0.6 * GIB
-    assert heads["float16"] > 4 * GIB
+@pytest.mark.parametrize("dtype", ["auto", "float16"])
+def test_the_head_of_a_gpu_without_bfloat16_is_planned_for_its_logits(recipe, dtype):
+    """The kernels with their bounded workspace start with Ampere."""
+    chosen = recipe(**{**BIG, "model.dtype": dtype, "train.token_budget": 4096, "data.max_prompt_length": 512})
+    shape = shape_of(BIG["model.path"])
+    assert plan_memory(chosen, shape, total=16 * GIB, half=True).training["head"] < 0.6 * GIB
+    assert plan_memory(chosen, shape, total=16 * GIB, half=False).training["head"] > 4 * GIB
+
+
+def test_a_base_is_planned_in_the_precision_that_it_gets_without_bfloat16(recipe):
+    """Float32, or float16 beside weights in 4 bits (policy.hf.dtype_of)."""
+    shape, changes = shape_of(BIG["model.path"]), {**BIG, "model.dtype": "auto"}
+    weights = plan_memory(recipe(**changes), shape, total=80 * GIB, half=False).training["weights"]
+    assert weights == 4 * shape.parameters
+    packed = {**changes, "model.load_in_4bit": True}
+    weights = plan_memory(recipe(**packed), shape, total=80 * GIB, half=False).training["weights"]
+    assert weights == pytest.approx(2 * shape.others + FOUR_BITS * shape.text_linear, abs=1)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
@@ -170,8 +174,7 @@ def test_the_plan_is_what_an_h100_was_seen_to_take():
         return sum(size for part, size in parts.items() if part not in unseen and "vLLM" not in part) / GIB
 
     assert planned("r1_sharevl_qwen2_5_vl_7b", "training") == pytest.approx(21.65, rel=0.05)
-    t4 = {"model.dtype": "bfloat16"}  # on an H100 the head has its kernel, which float16 is planned without
-    assert planned("geometry3k_qwen2_5_vl_3b_t4", "training", **t4) == pytest.approx(4.39, rel=0.05)
+    assert planned("geometry3k_qwen2_5_vl_3b_t4", "training") == pytest.approx(4.39, rel=0.05)
     longest = {"data.max_prompt_length": 1520, "rollout.max_completion_length": 16}
     adam = 8 * adapter_parameters(load_recipe(T4), shape_of("Qwen/Qwen2.5-VL-3B-Instruct")) / GIB  # was not held then
-    assert planned("geometry3k_qwen2_5_vl_3b_t4", "sampling", **t4, **longest) == pytest.approx(6.04 + adam, rel=0.05)
+    assert planned("geometry3k_qwen2_5_vl_3b_t4", "sampling", **longest) == pytest.approx(6.04 + adam, rel=0.05)

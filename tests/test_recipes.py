@@ -287,7 +287,8 @@ def test_a_missing_file_lists_the_recipes_near_it(write, tmp_path, monkeypatch):
     assert "is a folder" in problems_of(tmp_path)[0]
     monkeypatch.chdir(tmp_path)
     assert problems_of(tmp_path / "no" / "r.yaml") == [
-        f"r.yaml: no such file, and no *.yaml in {tmp_path}/no or configs"
+        "r.yaml: no such file, and no *.yaml near it. "
+        "Recipes to start from are in configs/ of the repository (git clone)"
     ]
 
 

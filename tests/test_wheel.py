@@ -1,10 +1,11 @@
-"""The wheel holds what a run needs and nothing else."""
+"""The wheel holds what a run needs and nothing else; the source distribution holds the whole repository."""
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
-from shutil import copytree, ignore_patterns
+from shutil import copy, copytree, ignore_patterns, which
 
 import pytest
 
@@ -94,3 +95,22 @@ def test_what_is_in_it_works_by_itself(wheel, tmp_path):
     ]
     assert "memory (estimate)" in done.stdout
     assert "mean of the first 32 problems" in done.stdout
+
+
+@pytest.mark.skipif(which("git") is None or not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_the_source_distribution_is_the_repository(tmp_path):
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = {name for name in listed.split("\0") if name and (ROOT / name).exists()}
+    for name in tracked:
+        (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, tmp_path / "clone" / name)
+    code = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "clone", capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = tmp_path.glob("sharevl_lite-*.tar.gz")
+    with tarfile.open(built) as archive:
+        names = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    made = {name for name in names if name in ("PKG-INFO", "setup.cfg") or ".egg-info/" in name}
+    assert names - made == tracked

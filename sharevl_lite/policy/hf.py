@@ -208,12 +208,20 @@ def adapter_digest(folder: Path) -> str:
         return hashlib.file_digest(weights, "sha256").hexdigest()
 
 
+def has_bfloat16(device: torch.device | int = 0) -> bool:
+    """Whether this GPU computes in bfloat16 itself: from Ampere on, where the kernels run as well.
+
+    `torch.cuda.is_bf16_supported` is no answer: it counts emulation, which a T4 has as well, and Unsloth replaces it.
+    """
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def dtype_of(section: ModelSection, device: torch.device) -> torch.dtype:
     """Precision of the base on a device: the recipe's, or what the device is best at. 4-bit bases compute in it."""
     if section.dtype != "auto":
         chosen: torch.dtype = getattr(torch, section.dtype)
         return chosen
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and has_bfloat16(device):
         return torch.bfloat16
     return torch.float16 if device.type == "cuda" and section.load_in_4bit else torch.float32
 

@@ -1,9 +1,10 @@
 """Loads a policy with Unsloth: its weights in 4 or 16 bits and its offloaded checkpointing, as `policy.hf` does.
 
 Unsloth patches transformers when it is imported, so it comes first: the command line calls :func:`import_unsloth`
-before anything heavy, and a script imports unsloth above sharevl_lite. Its compilation of whole blocks is switched off,
-because it does not get through a packed row's attention (UNSLOTH_COMPILE_DISABLE=0 in the environment asks for it).
-Vision models then run transformers' layers, which `policy.fused` shortens.
+before anything heavy, and so does a script, before whatever imports transformers. `import unsloth` alone is too little:
+`SETTINGS` are read in that moment. Its compilation of whole blocks is switched off, because it does not get through a
+packed row's attention (UNSLOTH_COMPILE_DISABLE=0 in the environment asks for it). Vision models then run transformers'
+layers, which `policy.fused` shortens.
 
 With `rollout.engine: unsloth` the model is rebuilt around the weights of a vLLM engine. Three things are mended then:
 Qwen2.5-VL's vision tower (:func:`_know_vision_tower`), the generation settings, and the attention of layers whose
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sharevl_lite.config import ModelSection, Recipe
-from sharevl_lite.errors import first_line
+from sharevl_lite.errors import INSTALL_GPU, first_line
 from sharevl_lite.vllm_start import starting_vllm
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def import_unsloth() -> Any:
     from sharevl_lite.policy.errors import PolicyError
 
     if find_spec("unsloth") is None:
-        raise PolicyError("model.loader: Unsloth is not installed; pip install unsloth, or choose model.loader: hf")
+        raise PolicyError(f"model.loader: Unsloth is not installed; {INSTALL_GPU}, or choose model.loader: hf")
     settings = dict(SETTINGS)
     if folder := os.environ.get("LLAMA_CPP_DIR"):
         settings |= dict.fromkeys(LLAMA_CPP, str(Path(folder).expanduser()))

@@ -21,10 +21,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> bool:
     if unknown:
         raise VariantsError(f"variants: unknown option {unknown[0]}; see sharevl-lite variants --help")
     if options.report is not None:
-        try:
-            print((Path(options.report) / REPORT).read_text("utf-8"))
-        except OSError as error:
-            raise VariantsError(f"--report {options.report}: no report there ({error.strerror})") from error
+        _print_report(options.report)
         return True
     if options.data is None or options.out is None:
         raise VariantsError("variants: give DATA and --out DIR, or --report DIR")
@@ -62,10 +59,16 @@ def run(options: argparse.Namespace, unknown: list[str]) -> bool:
     )
     if counts["accepted"] == 0:
         print("no problem has a rewrite: trained on this, variants differ by their images alone")
-
     if manifest["failed"]:
         print(_incomplete(options.out, manifest["failed"]), file=sys.stderr)
     return not manifest["failed"]
+
+
+def _print_report(folder: str) -> None:
+    try:
+        print((Path(folder) / REPORT).read_text("utf-8"))
+    except OSError as error:
+        raise VariantsError(f"--report {folder}: no report there ({error.strerror})") from error
 
 
 def _incomplete(out: str, failed: list[dict[str, str]]) -> str:

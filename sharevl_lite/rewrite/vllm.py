@@ -11,7 +11,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
-from sharevl_lite.errors import first_line
+from sharevl_lite.errors import INSTALL_GPU, first_line
 from sharevl_lite.rewrite.batches import BatchedModel
 from sharevl_lite.rewrite.cache import Reply
 from sharevl_lite.rewrite.chat import ChatRequest, NoReplyError, openai_message
@@ -32,7 +32,7 @@ class VLLMModel(BatchedModel):
     def __init__(self, path: str, *, batch_size: int, max_tokens: int) -> None:
         if find_spec("vllm") is None:
             raise VariantsError(
-                f"vllm:{path}: vLLM is not installed; pip install vllm, or choose hf:{path}, or an endpoint with openai"
+                f"vllm:{path}: vLLM is not installed; {INSTALL_GPU}, or choose hf:{path}, or an endpoint with openai"
             )
         super().__init__(batch_size)
         self.path = path

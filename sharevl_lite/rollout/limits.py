@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sharevl_lite.policy.hf import has_bfloat16
 from sharevl_lite.rollout.errors import RolloutError
 
 if TYPE_CHECKING:
@@ -55,6 +56,6 @@ def engine_dtype(policy: PackedPolicy) -> str:
     """
     dtype = policy.base_dtype
     if is_quantised(policy) and dtype in (torch.float32, torch.float64):
-        narrow = policy.device.type == "cuda" and not torch.cuda.is_bf16_supported()
+        narrow = policy.device.type == "cuda" and not has_bfloat16(policy.device)
         dtype = torch.float16 if narrow else torch.bfloat16
     return str(torch.float32 if dtype == torch.float64 else dtype).removeprefix("torch.")

@@ -7,7 +7,7 @@ import shlex
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from sharevl_lite.policy.hf import resolve_model_path
+from sharevl_lite.policy.hf import has_bfloat16, resolve_model_path
 from sharevl_lite.rollout.limits import vllm_rank
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _dtype(name: str) -> str:
         return name
     import torch
 
-    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if torch.cuda.is_available() and has_bfloat16() else "float32"
 
 
 def picture_size(recipe: Recipe) -> dict[str, int] | None:

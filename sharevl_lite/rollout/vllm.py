@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sharevl_lite.errors import INSTALL_GPU
 from sharevl_lite.policy.hf import resolve_model_path, save_adapter
 from sharevl_lite.policy.prompts import pixel_settings
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
@@ -80,8 +81,8 @@ class VLLMRolloutEngine:
                 )
         except ImportError as error:
             raise RolloutError(
-                f"rollout.engine: vLLM did not start ({error}); install what it lacks (pip install '.[gpu]' takes "
-                "versions that go together), or choose rollout.engine: hf"
+                f"rollout.engine: vLLM did not start ({error}); install what it lacks, or versions that go "
+                f"together: {INSTALL_GPU}; or choose rollout.engine: hf"
             ) from error
         except (RuntimeError, ValueError, AssertionError) as error:
             raise RolloutError(
@@ -214,7 +215,7 @@ def _check(policy: PackedPolicy, recipe: Recipe) -> None:
         import vllm  # noqa: F401
     except ImportError as error:
         raise RolloutError(
-            f"rollout.engine: vLLM is not installed ({error}); pip install vllm, or choose rollout.engine: hf"
+            f"rollout.engine: vLLM is not installed ({error}); {INSTALL_GPU}, or choose rollout.engine: hf"
         ) from error
     check_frozen_vision(policy)
     check_recipe(recipe)

@@ -1,11 +1,14 @@
 """What the loaders refuse, and how they say it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model
 
 from sharevl_lite.cli import main
 from sharevl_lite.config import ModelSection
+from sharevl_lite.errors import INSTALL_GPU
 from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.policy.fused import stock_layers
 from sharevl_lite.policy.hf import dtype_of, load_policy
@@ -46,7 +49,7 @@ def test_unsloth_that_is_missing_is_named_before_anything_is_loaded(recipe, tmp_
     monkeypatch.setattr("sharevl_lite.policy.unsloth.find_spec", lambda name: None)
     file = recipe("model: {path: nowhere/at-all, loader: unsloth}\n")
     assert main(["train", file, "--output-dir", str(tmp_path)]) == 2
-    assert "model.loader: Unsloth is not installed; pip install unsloth, or choose model.loader: hf" in message(capsys)
+    assert f"model.loader: Unsloth is not installed; {INSTALL_GPU}, or choose model.loader: hf" in message(capsys)
 
 
 def test_unsloth_that_does_not_start_says_why(recipe, tmp_path, capsys, monkeypatch):
@@ -103,7 +106,9 @@ def test_a_vision_tower_that_was_cut_is_noticed(family):
     ],
 )
 def test_the_precision_that_a_device_gets(monkeypatch, section, device, bf16, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    card = SimpleNamespace(major=8 if bf16 else 7, minor=0 if bf16 else 5)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # a T4 emulates it
     assert dtype_of(ModelSection(**section), torch.device(device)) == expected
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from sharevl_lite import metrics_log, train
 from sharevl_lite.cli import main
+from sharevl_lite.errors import INSTALL_GPU
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.hf import HFRolloutEngine
 
@@ -87,7 +88,7 @@ def test_an_engine_that_is_not_installed_is_named_before_anything_is_loaded(tmp_
     recipe.write_text("model: {path: nowhere/at-all}\ndata: {train: builtin:digits}\nrollout: {engine: vllm}\n")
     assert main(["train", str(recipe), "--output-dir", str(tmp_path)]) == 2
     message = " ".join(capsys.readouterr().err.split())
-    assert "rollout.engine: vLLM is not installed; pip install vllm, or choose rollout.engine: hf" in message
+    assert f"rollout.engine: vLLM is not installed; {INSTALL_GPU}, or choose rollout.engine: hf" in message
 
 
 def test_the_log_probs_of_the_sampler_are_in_the_loss_only_where_asked_for(small_recipe, shifted):
