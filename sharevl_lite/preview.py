@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sharevl_lite.config import Recipe
 from sharevl_lite.recipes import dump_recipe
+
+if TYPE_CHECKING:
+    from sharevl_lite.data import Problem
 
 MEASURED_PROBLEMS = 32
 MIB = 2**20
@@ -30,7 +33,8 @@ class StepSize:
 
 def preview(recipe: Recipe) -> str:
     """The text of a dry run. Raises the errors of the recipe's model and data where those are at hand."""
-    prompt_length, measured = _prompt_length(recipe)
+    first = _first_problems(recipe)
+    prompt_length, measured = _prompt_length(recipe, first)
     size = step_size(recipe, prompt_length)
     train, share = recipe.train, recipe.share
     response = recipe.rollout.max_completion_length
@@ -46,6 +50,7 @@ def preview(recipe: Recipe) -> str:
         f"rows, separate    {size.pairs:,} rows, at most {size.tokens_separate:,} tokens",
         f"rows, packed      at most {size.tokens_packed:,} tokens in rows of {train.token_budget:,} "
         f"({size.tokens_separate / size.tokens_packed:.2f} x fewer)",
+        *_repeat_lines(recipe, first),
         *_memory_lines(recipe),
         *_server_lines(recipe),
         f"written to        {recipe.run_dir}",
@@ -95,16 +100,31 @@ def _pair_formula(recipe: Recipe) -> str:
     return f"P·m²·n = {problems}·{share.num_variants}²·{share.num_responses}"
 
 
-def _prompt_length(recipe: Recipe) -> tuple[int, str]:
-    """(tokens, where the figure is from). Raises DataError when a source that should be on this machine is not."""
+def _first_problems(recipe: Recipe) -> list[Problem]:
+    """The first problems of the data; none of data that would have to be downloaded.
+
+    Raises DataError when a source that should be on this machine is not.
+    """
     from sharevl_lite.data import load_problems
 
-    bound = recipe.data.max_prompt_length, "upper bound: data.max_prompt_length"
     data = recipe.data
     if _is_remote(data.train):
-        return bound
-    problems = load_problems(data.train, data, split=data.train_split, limit=MEASURED_PROBLEMS).problems
-    processor = _processor_at_hand(recipe.model.path)
+        return []
+    return load_problems(data.train, data, split=data.train_split, limit=MEASURED_PROBLEMS).problems
+
+
+def _repeat_lines(recipe: Recipe, problems: list[Problem]) -> list[str]:
+    from sharevl_lite.variants.expand import words_on_repeats
+
+    told = words_on_repeats(problems, recipe.share)
+    return [] if told is None else [f"variants          of the first {len(problems)} problems: {told}"]
+
+
+def _prompt_length(recipe: Recipe, problems: list[Problem]) -> tuple[int, str]:
+    """(tokens, where the figure is from)."""
+    data = recipe.data
+    bound = data.max_prompt_length, "upper bound: data.max_prompt_length"
+    processor = _processor_at_hand(recipe.model.path) if problems else None
     if processor is None:
         return bound
     from sharevl_lite.policy.prompts import PromptRenderer

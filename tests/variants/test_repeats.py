@@ -7,6 +7,7 @@ from rich.console import Console
 from test_expand import problem, share
 
 from sharevl_lite import load_recipe, metrics_log, train
+from sharevl_lite.preview import preview
 from sharevl_lite.variants import expand_problem
 from sharevl_lite.variants.expand import words_on_repeats
 
@@ -49,6 +50,7 @@ def test_a_run_says_so_and_measures_it(tmp_path, capsys):
         changes = {"name": name, "output_dir": str(tmp_path), "share.transforms.probability": probability}
         changes |= {"data.train": str(rows), "share.transforms.kinds": ["rotate_180"]}
         recipe = load_recipe("configs/digits_cpu.yaml", {**small, **brief, **changes})
+        assert ("variants          of the first 4 problems: 4 of 4" in preview(recipe)) == bool(repeated)
         run = train(recipe, console=Console(width=200)).run_dir
         (record,) = metrics_log.read(run / "metrics.jsonl")
         assert record["repeated_variants"] == repeated
