@@ -24,9 +24,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("sharevl_lite") is None:
-    source = "sharevl-lite @ git+https://github.com/sharevl-lite/sharevl-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source, "matplotlib"], check=True)
+packages = {
+    "sharevl_lite": "sharevl-lite @ git+https://github.com/sharevl-lite/sharevl-lite",
+    "matplotlib": "matplotlib",
+}
+missing = [source for name, source in packages.items() if importlib.util.find_spec(name) is None]
+if missing:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
 
 
 def sharevl(*words, expect=0, last=None):

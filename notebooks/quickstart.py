@@ -21,21 +21,32 @@
 
 # %% [markdown]
 # ## Install
+#
+# On Colab and Kaggle this may replace packages that are loaded already (torch, numpy). If an import fails afterwards,
+# restart the session and run on from the second cell of code.
 
 # %%
 import importlib.util
-import os
 import subprocess
 import sys
 
-if importlib.util.find_spec("sharevl_lite") is None:
-    source = "sharevl-lite[gpu] @ git+https://github.com/sharevl-lite/sharevl-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source, "matplotlib"], check=True)
+packages = {
+    "sharevl_lite": "sharevl-lite[unsloth] @ git+https://github.com/sharevl-lite/sharevl-lite",
+    "matplotlib": "matplotlib",
+}
+missing = [source for name, source in packages.items() if importlib.util.find_spec(name) is None]
+if missing:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
 
 # %%
+import os
 import shutil
+import subprocess
+import sys
 
-SMOKE = os.environ.get("SHAREVL_SMOKE") == "1" or shutil.which("nvidia-smi") is None
+smi = shutil.which("nvidia-smi")  # it may be there and fail
+gpu = smi is not None and subprocess.run([smi], capture_output=True).returncode == 0
+SMOKE = os.environ.get("SHAREVL_SMOKE") == "1" or not gpu
 print("the small model, on this CPU" if SMOKE else "Qwen2.5-VL-3B on the GPU")
 
 
@@ -198,9 +209,11 @@ sharevl("export", run, "--to", work / "exported", "--format", kind)
 # The exported model is an ordinary one:
 
 # %%
+import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained(work / "exported", dtype="auto", device_map="auto")
+dtype = "auto" if SMOKE else torch.float16  # "auto" is the weights' bfloat16, which a T4 only emulates
+model = AutoModelForImageTextToText.from_pretrained(work / "exported", dtype=dtype, device_map="auto")
 processor = AutoProcessor.from_pretrained(work / "exported")
 asked = sharevl_lite.load_recipe(run / "recipe.yaml").data.prompt_template
 question = variants[0]["variant_text"].replace("<image>", "")

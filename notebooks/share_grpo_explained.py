@@ -23,9 +23,13 @@ import os
 import subprocess
 import sys
 
-if importlib.util.find_spec("sharevl_lite") is None:
-    source = "sharevl-lite @ git+https://github.com/sharevl-lite/sharevl-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source, "matplotlib"], check=True)
+packages = {
+    "sharevl_lite": "sharevl-lite @ git+https://github.com/sharevl-lite/sharevl-lite",
+    "matplotlib": "matplotlib",
+}
+missing = [source for name, source in packages.items() if importlib.util.find_spec(name) is None]
+if missing:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
 
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as the command line does: waiting threads leave the cores to others
 
