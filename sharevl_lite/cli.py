@@ -180,7 +180,7 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="best|last|N",
         default="last",
         help="last: the final adapter, or the newest checkpoint (default); best: of the checkpoints still there, that "
-        "of the highest held-out accuracy; N: the one after update N",
+        "of the highest held-out accuracy, or reward where accuracy has no weight; N: the one after update N",
     )
     export.add_argument(
         "--format",

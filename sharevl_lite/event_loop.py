@@ -23,12 +23,15 @@ class LoopThread:
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """The result of `work`, or its exception."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = asyncio.run_coroutine_threadsafe(_kept(work), self._loop)
         try:
-            return future.result()
+            result = future.result()
         except BaseException:
             future.cancel()
             raise
+        if isinstance(result, SystemExit):
+            raise result
+        return result
 
     def close(self) -> None:
         """Ends what still runs, in order, and then the thread."""
@@ -42,6 +45,14 @@ class LoopThread:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+async def _kept(work: Coroutine[Any, Any, Result]) -> Result | SystemExit:
+    """A SystemExit as a result: raised in a task it would end the loop, and nobody would hear of it."""
+    try:
+        return await work
+    except SystemExit as leaving:
+        return leaving
 
 
 async def _end_the_others() -> None:

@@ -187,11 +187,13 @@ class Learner:
             for j in ([k] if share.trajectories == "own" else variants)
             for i in range(share.num_responses)
         )
-        return [pair for pair in pairs if self._may_train(pair)]
+        return [pair for pair in pairs if self.takes_part(pair.p, pair.j, pair.i)]
 
-    def _may_train(self, pair: Pair) -> bool:
-        known = bool(self.rollout.mask_PMN[pair.p, pair.j, pair.i])
-        return known and not (self.recipe.objective.mask_truncated_completions and self._response(pair).truncated)
+    def takes_part(self, p: int, j: int, i: int) -> bool:
+        """Whether response i of variant j of problem p may train: its reward is known, and it is not left out for being
+        cut off."""
+        masked = self.recipe.objective.mask_truncated_completions and self.rollout.responses[p][j][i].truncated
+        return bool(self.rollout.mask_PMN[p, j, i]) and not masked
 
     def _response(self, pair: Pair) -> Response:
         return self.rollout.responses[pair.p][pair.j][pair.i]

@@ -34,7 +34,7 @@ def rollout_rows(
             shas = [put_image(image) for image in variant.images]
             for i, (response, score) in enumerate(zip(rollout.responses[p][j], rollout.scores[p][j], strict=True)):
                 row = response_row(run_id, rollout.number, problem, variant, shas, (j, i), response, score)
-                if learner is not None and rollout.mask_PMN[p, j, i]:
+                if learner is not None and learner.takes_part(p, j, i):
                     pairs = [Pair(p, k, j, i) for k in range(learner.recipe.share.num_variants)]
                     row = replace(
                         row,

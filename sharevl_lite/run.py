@@ -128,7 +128,7 @@ def _assemble(
 ) -> tuple[ShareGRPOTrainer, StepDisplay]:
     intake = read_sources(recipe)
     for source in (intake.train, *([] if intake.held_out is None else [intake.held_out])):
-        check_rewards(scorer, recipe, source.problems)
+        check_rewards(scorer, source.problems)
     tell_wait(console, recipe, "model")
     policy = load_policy_of(recipe)
     if recipe.model.lora.start_from is not None and fresh:
@@ -331,7 +331,7 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
 
 
 def _tell_best(console: Console, recipe: Recipe, summary: dict[str, Any]) -> None:
-    if not recipe.train.load_best_model_at_end:
+    if not recipe.train.load_best_model_at_end or "adapter_update" not in summary:
         return
     name = recipe.best_metric.removeprefix("eval_")
     told = f"best      the adapter is that of update {summary['adapter_update']:.0f}, the best in held-out {name}"

@@ -29,7 +29,8 @@ ROUNDING = frozenset({"train.token_budget", "rollout.batch_size", "model.gradien
 SERVERS = frozenset(f"rollout.server_{knob}" for knob in ("urls", "model", "adapter_dir", "timeout_seconds", "retries"))
 ENGINE = frozenset({"rollout.vllm_gpu_memory_utilization", "rollout.vllm_enforce_eager", "rollout.max_sampler_gap"})
 VERIFIER = frozenset({"reward.timeout_seconds", "reward.workers"})
-RATE = "train.learning_rate"
+RATE, START = "train.learning_rate", "model.lora.start_from"
+PLACES = frozenset({"data.train", "data.eval", "model.path"})
 RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | ENGINE | VERIFIER | {"train.hub_model_id", RATE}
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,9 @@ def has_steps(run_dir: Path) -> bool:
 def _check_same_recipe(recipe: Recipe, recipe_file: Path) -> None:
     before, now = _flat(load_recipe(recipe_file).model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    changed = [k for k in changed if not (k in PLACES and _may_be_moved(before.get(k), now.get(k)))]
+    if list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR):
+        changed = [k for k in changed if k != START]  # its weights have gone into the run's own
     wrong = [key for key in changed if key not in RESUMABLE_CHANGES]
     if not wrong and ROUNDING.intersection(changed):
         logger.warning("%s changed: the run goes on, but not bit for bit", ", ".join(ROUNDING.intersection(changed)))
@@ -113,6 +117,15 @@ def _check_same_recipe(recipe: Recipe, recipe_file: Path) -> None:
         raise RunError(
             f"{recipe_file}: the run was started with another recipe ({told}); start another with --name NAME"
         )
+
+
+def _may_be_moved(before: Any, now: Any) -> bool:
+    """Whether both may be the same folder or file, seen from elsewhere or after a move; :func:`check_same_data` looks
+    at what is in it."""
+    if not isinstance(before, str) or not isinstance(now, str):
+        return False
+    here = Path(before).is_absolute() or Path(now).is_absolute()  # ids of the Hub are not
+    return here and Path(before).name == Path(now).name
 
 
 def check_same_data(recipe: Recipe, problems: list[Problem]) -> None:

@@ -5,7 +5,7 @@ what an older version lacks. Version 2 added `scorer_logprobs`, a column of its 
 reads no tokens along with them.
 
 In the split `train` a row without an advantage took no part in an update: its reward is not known, or (where
-`rewards.total` is there) dynamic sampling replaced the problem.
+`rewards.total` is there) it was cut off and the recipe masks such rows, or dynamic sampling replaced the problem.
 """
 
 from __future__ import annotations

@@ -309,12 +309,14 @@ class ShareGRPOTrainer(Trainer):
     def save_before_failure(self) -> bool:
         """Saves a checkpoint of the finished steps where the next one failed before its first update; whether it did.
 
-        Only of one process: others may not know of the failure.
+        Only of one process: others may not know of the failure. Not where an evaluation failed, which a resumed run
+        would pass over: it repeats the step instead.
         """
         done = int(self.state.global_step)
         newest = [checkpoint.name for checkpoint in list_checkpoints(Path(self.args.output_dir))][-1:]
         fresh = done > 0 and newest != [f"{CHECKPOINT_PREFIX}{done}"]
-        if not fresh or done % self.recipe.train.updates_per_rollout or self.accelerator.num_processes > 1:
+        begun = done % self.recipe.train.updates_per_rollout or self.control.should_evaluate
+        if not fresh or begun or self.accelerator.num_processes > 1:
             return False
         self._save_checkpoint(self.model, None)
         return True

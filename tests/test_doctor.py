@@ -68,6 +68,10 @@ def test_a_gpu_that_torch_cannot_use_is_not_none(tmp_path, monkeypatch):
     tool.write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n")
     (check,) = doctor._gpus(None, None)
     assert check.finding == "none: training runs on the CPU"
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(doctor, "DRIVER_SECONDS", 0.5)
+    (check,) = doctor._gpus(None, None)
+    assert check.finding.startswith("none that torch can use (driver that does not answer; ")
 
 
 def test_a_t4_is_told_and_planned_without_bfloat16(monkeypatch):

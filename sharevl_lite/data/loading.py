@@ -185,6 +185,7 @@ class _RowReader:
                 if name not in {names.problem, names.images, names.answer, names.id, variants}
                 and name not in OWN_COLUMNS
             },
+            columns=names,
         )
         self._rows_by_id[problem.id] = row.place.row  # only now: an id of a bad row is not taken
         return problem

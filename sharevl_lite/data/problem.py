@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sharevl_lite.config import ColumnNames
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -27,7 +29,8 @@ class Problem:
 
     `text` holds one ``<image>`` per entry of `images` (RGB; those of files are decoded each time they are taken).
     `variants` are offline rewrites of `text` with equal meaning and as many placeholders. `transforms` names what may
-    be done to the images, where the row says so. `metadata` keeps every other column as it was.
+    be done to the images, where the row says so. `metadata` keeps every other column as it was; `columns` names those
+    that the problem was made of.
     """
 
     id: str
@@ -38,6 +41,7 @@ class Problem:
     allow_mirrors: bool = False
     transforms: frozenset[str] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    columns: ColumnNames = field(default=ColumnNames(), compare=False)
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,11 @@ class Outcome:
                     "kind": way.kind,
                     "transform": way.transform,
                     **{name: [getattr(answer, name) for answer in way.answers] for name in _PROPERTIES},
-                    **({"rewards": [answer.rewards for answer in way.answers]} if way.answers[0].rewards else {}),
+                    **(
+                        {"rewards": [answer.rewards for answer in way.answers]}
+                        if any(answer.rewards for answer in way.answers)
+                        else {}
+                    ),
                 }
                 for way in self.asked
             ],
@@ -79,13 +83,18 @@ class Outcome:
             Asked(
                 way["kind"],
                 way["transform"],
-                tuple(map(Answer, *(way[name] for name in _PROPERTIES), way.get("rewards", [{}] * len(way["tokens"])))),
+                tuple(Answer(*values) for values in zip(*_columns(way), strict=True)),
             )
             for way in record["asked"]
         )
         if not asked:
             raise ValueError("a problem that was asked in no way")
         return cls(record["id"], record["source"], record["question"], record["gold"], asked)
+
+
+def _columns(way: Mapping[str, Any]) -> list[Sequence[Any]]:
+    """The lists of a way's record, in the order of an answer's fields."""
+    return [*(way[name] for name in _PROPERTIES), way.get("rewards", [{}] * len(way["tokens"]))]
 
 
 _PROPERTIES = tuple(name for name in Answer.__dataclass_fields__ if name != "rewards")

@@ -131,7 +131,10 @@ def _metrics(source: Source) -> Iterator[str]:
     path = source.run / METRICS_FILE
     records = [r for r in (metrics_log.read(path) if path.is_file() else []) if r.get("eval_accuracy") is not None]
     first = next((record for record in records if record["update"] == 0), None)
-    columns = {"base model": first, source.label: source.evaluation}
+    start = (
+        "base model" if recipe.model.lora.start_from is None else "before training, with the adapter it started from"
+    )
+    columns = {start: first, source.label: source.evaluation}
     known = {name: record for name, record in columns.items() if record is not None}
     if known:
         rows = [

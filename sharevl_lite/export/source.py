@@ -38,7 +38,7 @@ class Source:
 
 def find_source(run: Path, wanted: str) -> Source:
     """The adapter of a run by `wanted`: `last` (the final adapter, or the newest checkpoint), `best` (of the
-    checkpoints still there, the one with the highest held-out accuracy) or the number of an update.
+    checkpoints still there, the one with the best held-out figure, `Recipe.best_metric`) or the number of an update.
 
     Raises ExportError where there is no such run or adapter; the message lists what there is.
     """
@@ -74,14 +74,14 @@ def _last(run: Path, recipe: Recipe, checkpoints: Mapping[int, Path], evaluation
 
 
 def _best(run: Path, recipe: Recipe, checkpoints: Mapping[int, Path], evaluations: Mapping[int, Any]) -> Source:
+    figure = recipe.best_metric
+    evaluations = {update: record for update, record in evaluations.items() if record.get(figure) is not None}
     known = [update for update in checkpoints if update in evaluations]
     if not known:
         raise ExportError(
             f"--checkpoint best: no checkpoint of {run} was evaluated (evaluations: {_listed(evaluations)}); set "
             f"eval.every_rollouts to train.save_rollouts next time, and name one now; {_held(run, checkpoints)}"
         )
-
-    figure = recipe.best_metric
 
     def value(update: int) -> float:
         return float(evaluations[update][figure])
@@ -100,7 +100,7 @@ def _best(run: Path, recipe: Recipe, checkpoints: Mapping[int, Path], evaluation
             f"{recipe.train.save_total_limit}); train.load_best_model_at_end keeps the best one"
         )
     if 0 in evaluations and value(0) >= value(chosen):
-        notes.append(f"the base model did no worse before training: {told(0)}")
+        notes.append(f"before training it did no worse: {told(0)}")
     return Source(run, recipe, checkpoints[chosen], chosen, evaluations[chosen], tuple(notes))
 
 
@@ -113,10 +113,10 @@ def _evaluations(run: Path) -> dict[int, dict[str, Any]]:
 
 
 def _evaluation_records(run: Path) -> list[dict[str, Any]]:
-    """Those with a known accuracy, oldest first."""
+    """Those with a figure that is known, oldest first."""
     path = run / METRICS_FILE
     records = metrics_log.read(path) if path.is_file() else []
-    return [record for record in records if record.get("eval_accuracy") is not None]
+    return [r for r in records if r.get("eval_accuracy") is not None or r.get("eval_reward") is not None]
 
 
 def _held(run: Path, checkpoints: Mapping[int, Path]) -> str:

@@ -186,13 +186,15 @@ def start_from(policy: PackedPolicy, lora: LoraSection) -> None:
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
         scale = config["lora_alpha"] / config["r"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise PolicyError(f"model.lora.start_from: {folder} holds no adapter ({first_line(error)})") from error
-    if config.get("use_rslora") or config.get("use_dora") or scale != lora.alpha / lora.rank:
+    others = [name for name in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(name)]
+    if others or scale != lora.alpha / lora.rank:
+        more = f" and {', '.join(others)}" if others else ""
         raise PolicyError(
-            f"model.lora.start_from: {folder} has rank {config['r']} and alpha {config['lora_alpha']}"
-            f"{' and is no plain LoRA' if config.get('use_rslora') or config.get('use_dora') else ''}; the recipe has "
-            f"rank {lora.rank} and alpha {lora.alpha:g}: set model.lora to what the adapter was trained with"
+            f"model.lora.start_from: {folder} has rank {config['r']}, alpha {config['lora_alpha']}{more}; the recipe "
+            f"has rank {lora.rank} and alpha {lora.alpha:g} for all layers: set model.lora to what the adapter was "
+            "trained with, or start from another"
         )
     try:
         load_adapter(policy, folder)

@@ -14,14 +14,13 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sharevl_lite.errors import UserError
-from sharevl_lite.event_loop import run
 
 RewardFunction = Callable[..., Any]
 
@@ -51,8 +50,12 @@ def load_reward_function(spec: str) -> RewardFunction:
     return function
 
 
-def call_reward_function(function: RewardFunction, name: str, arguments: dict[str, Any]) -> list[float]:
+def call_reward_function(
+    function: RewardFunction, name: str, arguments: dict[str, Any], run: Callable[[Coroutine[Any, Any, Any]], Any]
+) -> list[float]:
     """Call with keyword `arguments` and check what comes back: one reward per completion, NaN for None.
+
+    `run` gives the result of a coroutine, which an async function returns.
 
     Raises:
         RewardFunctionError: the function raised, or returned a wrong length, type or a non-finite number.

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from sharevl_lite.event_loop import LoopThread
 from sharevl_lite.rewards.formatting import is_well_formed
 from sharevl_lite.rewards.functions import (
     RewardFunction,
@@ -32,8 +33,9 @@ logger = logging.getLogger(__name__)
 
 _LOGGED_CHARACTERS = 200
 _PASSED_ANYWAY = frozenset({"prompt", "completion", "completion_ids", "answer"})  # TRL leaves the first three out, too
-_RESERVED = frozenset({"prompts", "completions", "trainer_state"})
-_ALWAYS = _RESERVED | {"completion_ids", "answer"}
+OWN_ARGUMENTS = frozenset({"prompts", "completions", "trainer_state"})
+"""Arguments of every reward function that no column may have for a name."""
+_ALWAYS = OWN_ARGUMENTS | {"completion_ids", "answer"}
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class RewardScorer:
                 )
             self._functions[name] = (entry.weight, load_reward_function(entry.path))
         self._pool = VerifierPool(section.workers, section.timeout_seconds)
+        self._loop: LoopThread | None = None
+        """Of async functions, whose clients and locks belong to one loop for good."""
 
     def __enter__(self) -> Self:
         return self
@@ -96,8 +100,11 @@ class RewardScorer:
         self.close()
 
     def close(self) -> None:
-        """End the verifier processes."""
+        """End the verifier processes, and what async functions left behind."""
         self._pool.close()
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
 
     def check_columns(self, names: Collection[str]) -> None:
         """Looks before anything is sampled whether the user's functions can be called for data with these columns.
@@ -108,7 +115,7 @@ class RewardScorer:
         if not self._functions:
             return
         columns = set(names) - _PASSED_ANYWAY
-        clashes = _RESERVED & columns
+        clashes = OWN_ARGUMENTS & columns
         if clashes:
             raise RewardFunctionError(
                 f"the data has columns {sorted(clashes)}, which are arguments of every reward function; rename them"
@@ -169,8 +176,14 @@ class RewardScorer:
             "trainer_state": trainer_state,
         }
         return {
-            name: call_reward_function(function, name, arguments) for name, (_, function) in self._functions.items()
+            name: call_reward_function(function, name, arguments, self._run)
+            for name, (_, function) in self._functions.items()
         }
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        if self._loop is None:
+            self._loop = LoopThread("sharevl-rewards")
+        return self._loop.run(work)
 
 
 def _columns(samples: Sequence[Sample]) -> dict[str, list[Any]]:

@@ -49,7 +49,8 @@ _ANYWHERE = re.compile(
     re.IGNORECASE,
 )  # fmt: skip
 _NUMBER_WORD = re.compile(
-    r"(?<![a-z-])(?:one[- ](third|quarter|fourth|fifth|half)|(?:which|the|this|each|every|any|no) one"
+    r"(?<![a-z-])(?:one[- ](third|quarter|fourth|fifth|half)"
+    r"|(?:which|the|this|each|every|any|no) one(?![- ](?:third|quarter|fourth|fifth|half|digit))"
     r"|(" + "|".join(NUMBER_WORDS) + r"))(?![a-z])",
     re.IGNORECASE,
 )

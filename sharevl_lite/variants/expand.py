@@ -24,7 +24,7 @@ import numpy as np
 
 from sharevl_lite.config import ShareSection, TransformSection
 from sharevl_lite.data.problem import Problem, Variant, split_placeholders
-from sharevl_lite.variants.guard import allowed_kinds
+from sharevl_lite.variants.guard import allowed_kinds, kinds_by_text
 from sharevl_lite.variants.transforms import TRANSFORMS, GaussianNoise, Transform
 
 STEEPNESS = 10.0
@@ -90,8 +90,9 @@ def words_on_repeats(problems: Sequence[Problem], share: ShareSection) -> str | 
     bare = [problem for problem in problems if not any(text != problem.text for text in problem.variants)]
     if share.num_variants == 1 or not bare:
         return None
-    chance = [1.0 if not p.images or not share.transforms.kinds else 1.0 - share.transforms.probability for p in bare]
-    repeats = sum(chance) / len(problems)
+    section = share.transforms
+    drawn = sum(section.probability for problem in bare if problem.images and kinds_by_text(problem, section))
+    repeats = (len(bare) - drawn) / len(problems)
     if repeats < MANY_REPEATS:
         return None
     return (

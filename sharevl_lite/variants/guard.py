@@ -39,13 +39,16 @@ SIDED = re.compile(
     re.IGNORECASE,
 )
 PLACES = re.compile(
-    r"\bb(?:ounding[ -]?)?box(?:es)?\b|bbox|point_2d|\bpixels?\b|\b[xy]_?(?:0|1|min)\b\W+\b[xy]_?(?:[012]|min|max)\b"
-    r"|\b(?:normali[sz]ed|image|absolute|relative) coordinates",
+    r"\bb(?:ounding[ -]?)?box(?:es)?\b|bbox|point_2d|\bpixels?\b|<\|?box|\[\s*x_?(?:0|1|min)\s*,|\bx_?min\b|\blocate\b"
+    r"|\bx_?(?:0|1)\s*,\s*y_?(?:0|1)\s*,\s*x_?(?:1|2)\b|\b(?:normali[sz]ed|image|absolute|relative) coordinates",
     re.IGNORECASE,
 )
 """Words of a question about places in the image."""
-BOX = re.compile(r"\[(?:\s*-?\d+(?:\.\d+)?\s*,){3}\s*-?\d+(?:\.\d+)?\s*\]")
-"""An answer with the corners of a box."""
+_NUMBER = r"\s*-?(?:\d+(?:\.\d*)?|\.\d+)\s*"
+BOX = re.compile(
+    rf"<\|?(?:box|point)|[\[(](?:{_NUMBER},){{3}}{_NUMBER}[\])]|\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)"
+)
+"""An answer with the corners of a box, or marked as a place."""
 LABELLED = re.compile(
     r"\b[A-Z]{2,5}\b|\\angle|\\triangle|∠|△|\b(?:[Pp]oint|[Ll]ine|[Aa]ngle|[Vv]ertex|[Ss]ide)s? [A-Z]\b"
 )
@@ -65,14 +68,21 @@ LETTERS = 3
 """So many letters of one height beside each other are writing."""
 
 
-def allowed_kinds(problem: Problem, section: TransformSection) -> list[str]:
-    """The recipe's kinds that this problem can bear, in order."""
+def kinds_by_text(problem: Problem, section: TransformSection) -> list[str]:
+    """Those of the recipe's kinds that neither the row nor its words rule out, in order; images are not looked at."""
     if problem.transforms is not None:
         return [kind for kind in section.kinds if kind in problem.transforms]
+    still = section.guard and asks_for_places(problem)
+    return [kind for kind in section.kinds if not (still and TRANSFORMS[kind].moves)]
+
+
+def allowed_kinds(problem: Problem, section: TransformSection) -> list[str]:
+    """The recipe's kinds that this problem can bear, in order."""
+    kinds = kinds_by_text(problem, section)
+    if problem.transforms is not None:
+        return kinds
     mirrors = _may_mirror(problem, section)
-    kinds: list[str] = [kind for kind in section.kinds if mirrors or not TRANSFORMS[kind].reverses]
-    if section.guard and asks_for_places(problem):
-        kinds = [kind for kind in kinds if not TRANSFORMS[kind].moves]
+    kinds = [kind for kind in kinds if mirrors or not TRANSFORMS[kind].reverses]
     clear = [kind for kind in kinds if not TRANSFORMS[kind].blurs]
     if section.guard and clear != kinds and any(writing(image)[1] for image in problem.images):
         return clear

@@ -1,5 +1,8 @@
 """Figures from outcomes: what counts, what is left out, and when two answers say the same."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from sharevl_lite.config import RewardSection
@@ -47,6 +50,27 @@ def test_headline_figures_of_the_plain_questions():
     assert found["format"] == pytest.approx(7 / 8)
     assert found["truncated"] == pytest.approx(1 / 8)
     assert "consistency" not in found
+
+
+def test_rewards_are_means_of_what_is_known_and_are_written_and_read():
+    first, second = (
+        replace(one, asked=(replace(one.asked[0], answers=tuple(map(rewarded, one.asked[0].answers, worth))),))
+        for one, worth in ((outcome("a", (0, 1)), (1.0, None)), (outcome("b", (0, 0)), (0.5, 0.25)))
+    )
+    found = values(headline([first, second], 2, DRAWS))
+    assert found["reward/iou"] == pytest.approx((1.0 + 0.375) / 2)
+    assert found["reward"] == pytest.approx((2.0 + 0.75) / 2)
+    assert Outcome.from_json(json.loads(json.dumps(first.as_json()))) == first
+    old = outcome("a", (0, 1)).as_json()
+    assert "rewards" not in old["asked"][0]
+    assert Outcome.from_json(old) == outcome("a", (0, 1))
+    old["asked"][0]["truncated"].pop()
+    with pytest.raises(ValueError, match="shorter"):
+        Outcome.from_json(old)
+
+
+def rewarded(answer, worth):
+    return replace(answer, rewards={"reward": None if worth is None else 2 * worth, "reward/iou": worth})
 
 
 def test_one_response_has_neither_pass_nor_vote():

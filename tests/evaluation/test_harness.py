@@ -10,6 +10,7 @@ import pytest
 from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.harness import command, find_harness, parse_suite, read_results, shell_line
+from sharevl_lite.evaluation.outcomes import Outcome
 from sharevl_lite.evaluation.published import BENCHMARKS, R1_SHAREVL_7B
 from sharevl_lite.recipes import load_recipe
 
@@ -63,7 +64,9 @@ def test_recorded_files_are_read_and_a_failed_request_is_left_out(output):
     assert found.facts["problems"] == 7
     assert found.facts["requests_failed"] == 1
     protocol = {"samples": 1, "seed": 0, "bootstrap_resamples": 200}
-    sources = Evaluation.of(protocol, found.outcomes).sources
+    evaluation = Evaluation.of(protocol, found.outcomes)
+    assert [Outcome.from_json(problem) for problem in evaluation.as_json()["problems"]] == list(found.outcomes)
+    sources = evaluation.sources
     assert sources["mathvista"]["mean@1"].value == pytest.approx(2 / 3)
     assert (sources["mathvista"]["mean@1"].problems, sources["mathvista"]["mean@1"].left_out) == (3, 1)
     assert sources["ai2d"]["mean@1"].value == pytest.approx(1 / 3)

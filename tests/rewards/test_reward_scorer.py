@@ -204,6 +204,31 @@ def test_async_functions_and_instances_are_called(folder):
     assert score.functions == {"later": 0.25, "counter": 0.5}
 
 
+def test_async_functions_keep_their_loop_and_an_exit_in_one_is_an_error(folder):
+    """Clients and locks made once belong to the loop of the first call."""
+    (folder / "judges.py").write_text(
+        "import asyncio, sys\n"
+        "gate = asyncio.Semaphore(1)\n"
+        "async def one(text):\n"
+        "    async with gate:\n"
+        "        await asyncio.sleep(0)\n"
+        "        return float(len(text))\n"
+        "async def judged(completions, **kwargs):\n"
+        "    return await asyncio.gather(*map(one, completions))\n"
+        "async def leaves(completions, **kwargs):\n"
+        "    sys.exit('no key')\n"
+    )
+    with RewardScorer(section(RewardFunctionSection(path="judges.py:judged"))) as scorer:
+        for _ in range(3):
+            scores = scorer.score([sample(GOOD), sample(r"\boxed{5}")])
+            assert [score.functions["judged"] for score in scores] == [len(GOOD), 9]
+    with (
+        RewardScorer(section(RewardFunctionSection(path="judges.py:leaves"))) as scorer,
+        pytest.raises(RewardFunctionError, match="raised SystemExit: no key"),
+    ):
+        scorer.score([sample(GOOD)])
+
+
 def test_a_function_for_chat_messages_is_told_that_completions_are_text(folder):
     told = "are text, not chat messages"
     with RewardScorer(section(use("chat"))) as scorer, pytest.raises(RewardFunctionError, match=told):

@@ -49,6 +49,7 @@ def test_errors_on_the_table_are_counted(capsys):
     [
         ("What is one third of 12?", "What is 1/3 of 12?", None),
         ("What is one third of 12?", "What is one quarter of 12?", "numbers"),
+        ("What is the one third of 12?", "What is the one quarter of 12?", "numbers"),
         ("Which digit is larger?", "Which one of the digits is larger?", None),
         ("Tom has one apple. Find y.", "Tom has 1 apple. What is y?", None),
         ("Tom has one apple. Find y.", "Tom has two apples. What is y?", "numbers"),

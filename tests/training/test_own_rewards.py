@@ -24,6 +24,17 @@ def fragile(completions, trainer_state, **kwargs):
         raise ConnectionError("no judge")
     return [float(len(text) % 3) for text in completions]
 
+def judge(completions, trainer_state, **kwargs):
+    """Away once, while held-out problems are asked after the second step."""
+    away = Path(__file__).with_name("away")
+    asked = Path(__file__).with_name("asked")
+    with asked.open("a") as file:
+        file.write("x")
+    if away.exists() and trainer_state.global_step == 4 and len(completions) == 8:
+        away.unlink()
+        raise ConnectionError("no judge")
+    return [float(len(text) % 3) for text in completions]
+
 def named(completions, problem, images, answer, id, kind, solution, **kwargs):
     assert all("digit" in text for text in problem) and list(answer) == list(solution)
     assert all(pictures[0].mode == "RGB" for pictures in images) and len(set(id)) > 1
@@ -93,6 +104,44 @@ def test_a_failing_function_costs_one_step_and_the_run_goes_on_as_if_it_had_not(
     one, other = (load_file(str(run / "adapter" / "adapter_model.safetensors")) for run in (went_on, undisturbed))
     assert all((tensor == other[name]).all() for name, tensor in one.items())
     assert store.read(went_on).drop_columns(["run_id"]).equals(store.read(undisturbed).drop_columns(["run_id"]))
+
+
+def test_a_function_that_fails_on_held_out_problems_costs_no_evaluation(using, tmp_path):
+    """Nothing is saved then: the step is repeated and evaluated, and the best checkpoint is the same."""
+    knobs = {"reward.accuracy_weight": 0.0, "eval.every_rollouts": 1, "train.load_best_model_at_end": True}
+    knobs |= {"train.rollouts": 3, "eval.problems": 4}
+    undisturbed = quietly(using("judge", "other", **knobs))
+    (tmp_path / "away").touch()
+    with pytest.raises(RewardFunctionError, match="no judge"):
+        quietly(using("judge", **knobs))
+    went_on = quietly(using("judge", **knobs), resume="auto")
+    same = ("update", "eval_reward", "eval_accuracy")
+    one, other = (
+        [{name: record[name] for name in same} for record in evaluations_of(result.run_dir)]
+        for result in (went_on, undisturbed)
+    )
+    assert one == other
+    assert went_on.summary["adapter_update"] == undisturbed.summary["adapter_update"]
+
+
+@pytest.mark.parametrize("columns", [{}, {"answer": "label"}])
+def test_an_automatic_layout_s_columns_have_their_names_too(using, tmp_path, columns):
+    """`question`, `image` and `label` or `answer`, as some data sets on the Hub have them."""
+    from sharevl_lite.data.digits import digits_problems
+
+    answer = columns.get("answer", "answer")
+    (tmp_path / "rewards.py").write_text(
+        f"def asks(completions, question, image, {answer}, problem, images, **kwargs):\n"
+        "    assert question == problem and [p[0].size for p in image] == [p[0].size for p in images]\n"
+        "    return [0.0 for _ in completions]\n"
+    )
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for number, problem in enumerate(digits_problems("train")[:4]):
+            problem.images[0].save(tmp_path / f"{number}.png")
+            file.write(json.dumps({"question": problem.text, "image": f"{number}.png", answer: problem.answer}) + "\n")
+    named = {"problem": "question", "images": "image", **columns} if columns else {}
+    brief = {"data.eval": None, "train.rollouts": 1, "train.save_rollouts": None, "data.columns": named}
+    quietly(using("asks", **brief, **{"data.train": str(tmp_path / "rows.jsonl")}))
 
 
 def test_functions_get_the_columns_by_the_names_of_the_data_and_of_problems(using, tmp_path, capsys):

@@ -1,5 +1,8 @@
 """A run that starts with the weights of another, and one that goes on at another rate."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from rich.console import Console
@@ -62,16 +65,55 @@ def test_another_run_s_adapter_is_where_training_starts(trained):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model.lora.alpha": 8}, "rank 16 and alpha 32"),
+        ({"model.lora.alpha": 8}, "has rank 16 and alpha 8"),
         ({"model.lora.rank": 32, "model.lora.alpha": 64}, "does not fit"),
         ({"model.lora.target_modules": ["q_proj"]}, "does not fit"),
         ({"model.lora.start_from": "nowhere"}, "nowhere holds no adapter"),
+        ({"lora_alpha": None}, "holds no adapter"),
+        ({"r": 0}, "holds no adapter"),
+        ({"alpha_pattern": {"q_proj": 999}}, "alpha_pattern"),
+        ({"use_rslora": True}, "use_rslora"),
     ],
 )
 def test_an_adapter_of_another_kind_is_refused(trained, changes, told):
     first = trained("first")
+    config = first / "adapter" / "adapter_config.json"
+    own = {key: value for key, value in changes.items() if "." not in key}
+    config.write_text(json.dumps(json.loads(config.read_text()) | own))
+    changes = {key: value for key, value in changes.items() if "." in key}
     with pytest.raises(PolicyError, match=f"model.lora.start_from: .*{told}"):
         trained("second", **{"model.lora.start_from": str(first), **changes})
+
+
+def test_a_run_goes_on_after_a_move_and_without_what_it_started_from(trained, small_recipe, tmp_path, monkeypatch):
+    """Its data lies elsewhere now, and the adapter that it began with is gone."""
+    from sharevl_lite.data.digits import digits_problems
+
+    (tmp_path / "old").mkdir()
+    lines = []
+    for number, each in enumerate(digits_problems("train")[:8]):
+        each.images[0].save(tmp_path / "old" / f"{number}.png")
+        lines.append(f'{{"problem": "{each.text}", "images": ["{number}.png"], "answer": "{each.answer}"}}\n')
+    (tmp_path / "old" / "rows.jsonl").write_text("".join(lines))
+    monkeypatch.chdir(tmp_path / "old")
+    first = trained("first")
+    (tmp_path / "start").mkdir()
+    shutil.copytree(first / "adapter", tmp_path / "start" / "adapter")
+    begun = {"model.lora.start_from": str(tmp_path / "start"), "data.train": "rows.jsonl"}
+    run = trained("run", **begun)
+    stopped_after(run, 2)
+    (tmp_path / "old").rename(tmp_path / "new")
+    shutil.rmtree(tmp_path / "start")
+    monkeypatch.chdir(tmp_path / "new")
+    trained("run", resume="auto", **begun)
+    assert load_recipe(run / "recipe.yaml").data.train == str(tmp_path / "new" / "rows.jsonl")
+    (run / "summary.json").unlink()
+    (tmp_path / "new" / "rows.jsonl").write_text("".join(reversed(lines)))
+    with pytest.raises(RunError, match="is not what"):
+        trained("run", resume="auto", **begun)
+    (tmp_path / "new" / "rows.jsonl").rename(tmp_path / "new" / "others.jsonl")
+    with pytest.raises(RunError, match="another recipe"):
+        trained("run", resume="auto", **{**begun, "data.train": "others.jsonl"})
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -101,9 +143,9 @@ def test_responses_that_were_cut_off_train_nothing_where_the_recipe_says_so(trai
     first = {flag: store.read(run, steps=[1]).to_pylist() for flag, run in runs.items()}
     cut = [row["truncated"] for row in first[True]]
     assert 0 < sum(cut) < len(cut)
-    assert [row["adv_global"] for row in first[True]] == [row["adv_global"] for row in first[False]]
-    for row in first[True]:
-        assert all((scorer["advantage"] is None) == row["truncated"] for scorer in row["scorers"])
+    for masked, plain in zip(first[True], first[False], strict=True):
+        assert masked["adv_global"] == (None if masked["truncated"] else plain["adv_global"])
+        assert len(masked["scorers"]) == (0 if masked["truncated"] else 2)
     pairs = {flag: steps_of(run)[0]["pairs"] for flag, run in runs.items()}
     assert pairs[True] == pairs[False] - 2 * sum(cut)  # each under two variants
     assert len(steps_of(runs[True])) == 2

@@ -65,6 +65,11 @@ def test_mirrors_need_a_permission_and_then_pass_the_guard():
         ("Where is the dog? Answer as [x1,y1,x2,y2].", "4 2 30 40"),
         ("Point to the dog in pixel coordinates.", "(4, 2)"),
         ("Where is the dog (x_min, y_min)?", "4 2"),
+        ("Where is the dog?", "<box>(4,2),(30,40)</box>"),
+        ("Where is the dog?", "<|box_start|>(4,2),(30,40)<|box_end|>"),
+        ("Where is the dog?", "(4, 2), (30, 40)"),
+        ("Where is the dog?", "[0.1,.2,.3,.4]"),
+        ("Locate the dog.", "[12, 30]"),
     ],
 )
 def test_nothing_moves_where_the_answer_is_a_place_in_the_image(text, answer):
@@ -82,6 +87,8 @@ def test_nothing_moves_where_the_answer_is_a_place_in_the_image(text, answer):
     [
         ("What are the coordinates of A?", "(3, -2)"),
         ("How many boxes are there?", "[3, 4]"),
+        ("Find the roots x1, x2 of the equation.", "1, 2"),
+        ("Which line goes through A(x1, y1) and B(x2, y2)?", "AB"),
         ("List the angles.", "30, 60, 90, 180"),
         ("Solve for x and y.", "x=1, y=2"),
     ],

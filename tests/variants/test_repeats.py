@@ -31,6 +31,8 @@ def test_nothing_is_told_where_variants_differ():
     bare = [problem(rewrites=0, id=f"p{number}") for number in range(9)]
     assert words_on_repeats(bare, share(p=0.9)) is None
     assert words_on_repeats(bare, share(m=1)) is None
+    still = [problem(rewrites=0, id=f"p{number}", answer="[1, 2, 3, 4]") for number in range(9)]
+    assert "about 100%" in words_on_repeats(still, share(p=0.9, kinds=["rotate_180"])), "a box stays where it is"
     assert "about 100%" in words_on_repeats([problem(rewrites=0, images=0)], share(p=0.9)), "text is never transformed"
 
 

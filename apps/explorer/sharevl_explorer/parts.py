@@ -88,6 +88,8 @@ def untrained(split: str, rows: Sequence[Mapping[str, Any]]) -> str:
         return f"the split {split} is an evaluation, no update learns from it"
     if all(row["total"] is None for row in rows):
         return "no reward is known"
+    if all(row["truncated"] for row in rows):
+        return "cut off, and left out by objective.mask_truncated_completions or with its problem; no update saw it"
     return "dynamic sampling replaced the problem, which would have trained nothing; no update saw it"
 
 
