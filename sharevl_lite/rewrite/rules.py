@@ -120,8 +120,7 @@ def _reworded(ask: str) -> list[str]:
 
 def _find(match: re.Match[str]) -> list[str]:
     thing = match[1].rstrip(" .")
-    found = _thing(thing)
-    return found if not found or IMPERATIVE.search(thing) else [*found, f"What is {thing}?"]
+    return [new for new in _thing(thing) if not (new.endswith("?") and IMPERATIVE.search(thing))]
 
 
 def _what_is(match: re.Match[str]) -> list[str]:
@@ -132,7 +131,8 @@ def _thing(thing: str) -> list[str]:
     if ENDS_OPEN.search(thing) or SECOND_QUESTION.search(thing) or ". " in thing:
         return []
     calculated = not re.match(f"the {NOT_CALCULATED}", thing) or FIGURES.search(thing)
-    return [f"{verb} {thing}." for verb in ("Find", "Determine", *(("Calculate", "Work out") if calculated else ()))]
+    verbs = ("Find", "Determine", "Calculate", "Work out") if calculated else ("Find", "Determine")
+    return [f"{verb} {thing}." for verb in verbs] + [f"What is {thing}?"]
 
 
 def _there(match: re.Match[str]) -> list[str]:

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from sharevl_lite import load_recipe
+from sharevl_lite import load_recipe, train
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "digits_cpu.yaml"
@@ -36,6 +37,15 @@ def small_recipe(tmp_path):
         return load_recipe(DEMO, {**SMALL, "name": name, "output_dir": str(tmp_path), **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of a small run of two steps, trained once: tests take a copy of it."""
+    few = {"data.eval": None, "train.rollouts": 2, "train.warmup_updates": 0}
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = load_recipe(DEMO, {**SMALL, **few, "name": "first", "output_dir": str(folder)})
+    return train(recipe, console=Console(quiet=True)).run_dir
 
 
 @pytest.fixture

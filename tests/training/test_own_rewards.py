@@ -25,12 +25,12 @@ def fragile(completions, trainer_state, **kwargs):
     return [float(len(text) % 3) for text in completions]
 
 def judge(completions, trainer_state, **kwargs):
-    """Away once, while held-out problems are asked after the second step."""
+    """Away once, while held-out problems are asked after the first step."""
     away = Path(__file__).with_name("away")
     asked = Path(__file__).with_name("asked")
     with asked.open("a") as file:
         file.write("x")
-    if away.exists() and trainer_state.global_step == 4 and len(completions) == 8:
+    if away.exists() and trainer_state.global_step == 1 and len(completions) == 8:
         away.unlink()
         raise ConnectionError("no judge")
     return [float(len(text) % 3) for text in completions]
@@ -109,7 +109,7 @@ def test_a_failing_function_costs_one_step_and_the_run_goes_on_as_if_it_had_not(
 def test_a_function_that_fails_on_held_out_problems_costs_no_evaluation(using, tmp_path):
     """Nothing is saved then: the step is repeated and evaluated, and the best checkpoint is the same."""
     knobs = {"reward.accuracy_weight": 0.0, "eval.every_rollouts": 1, "train.load_best_model_at_end": True}
-    knobs |= {"train.rollouts": 3, "eval.problems": 4}
+    knobs |= {"train.rollouts": 2, "train.problems_per_update": 4, "eval.problems": 4}
     undisturbed = quietly(using("judge", "other", **knobs))
     (tmp_path / "away").touch()
     with pytest.raises(RewardFunctionError, match="no judge"):

@@ -27,6 +27,11 @@ def trained(small_recipe):
     return make
 
 
+@pytest.fixture
+def first(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "first")
+
+
 def adapter_of(folder):
     return load_file(str(folder / "adapter_model.safetensors"))
 
@@ -45,8 +50,7 @@ def stopped_after(run, update):
             checkpoint.rmdir()
 
 
-def test_another_run_s_adapter_is_where_training_starts(trained):
-    first = trained("first")
+def test_another_run_s_adapter_is_where_training_starts(trained, first):
     still = {"train.learning_rate": 1e-12, "model.lora.start_from": str(first)}
     second = trained("second", **still)
     weights, start = adapter_of(second / "adapter"), adapter_of(first / "adapter")
@@ -75,8 +79,7 @@ def test_another_run_s_adapter_is_where_training_starts(trained):
         ({"use_rslora": True}, "use_rslora"),
     ],
 )
-def test_an_adapter_of_another_kind_is_refused(trained, changes, told):
-    first = trained("first")
+def test_an_adapter_of_another_kind_is_refused(trained, first, changes, told):
     config = first / "adapter" / "adapter_config.json"
     own = {key: value for key, value in changes.items() if "." not in key}
     config.write_text(json.dumps(json.loads(config.read_text()) | own))
@@ -85,7 +88,7 @@ def test_an_adapter_of_another_kind_is_refused(trained, changes, told):
         trained("second", **{"model.lora.start_from": str(first), **changes})
 
 
-def test_a_run_goes_on_after_a_move_and_without_what_it_started_from(trained, small_recipe, tmp_path, monkeypatch):
+def test_a_run_goes_on_after_a_move_and_without_what_it_started_from(trained, first, tmp_path, monkeypatch):
     """Its data lies elsewhere now, and the adapter that it began with is gone."""
     from sharevl_lite.data.digits import digits_problems
 
@@ -96,7 +99,6 @@ def test_a_run_goes_on_after_a_move_and_without_what_it_started_from(trained, sm
         lines.append(f'{{"problem": "{each.text}", "images": ["{number}.png"], "answer": "{each.answer}"}}\n')
     (tmp_path / "old" / "rows.jsonl").write_text("".join(lines))
     monkeypatch.chdir(tmp_path / "old")
-    first = trained("first")
     (tmp_path / "start").mkdir()
     shutil.copytree(first / "adapter", tmp_path / "start" / "adapter")
     begun = {"model.lora.start_from": str(tmp_path / "start"), "data.train": "rows.jsonl"}
