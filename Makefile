@@ -29,7 +29,7 @@ demo: install ## Train on digits with the CPU (goes on where an interrupted demo
 	$(BIN)/sharevl-lite train configs/digits_cpu.yaml --resume auto
 
 test: lint types imports docs ## Lint, types, import contracts, documentation, notebooks and tests
-	SHAREVL_SMOKE=1 $(BIN)/pytest -n 2 --durations=30 --nbmake --nbmake-timeout=300 notebooks tests
+	SHAREVL_SMOKE=1 $(BIN)/pytest -n 2 --dist worksteal --durations=30 --nbmake --nbmake-timeout=300 notebooks tests
 
 test-gpu: ## The tests that need a CUDA device, with what is installed
 	$(FROM_HERE) -m pytest -m gpu tests/kernels tests/policy tests/rollout
