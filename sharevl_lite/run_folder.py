@@ -120,8 +120,10 @@ def _check_same_recipe(recipe: Recipe, recipe_file: Path) -> None:
 
 
 def _may_be_moved(before: Any, now: Any) -> bool:
-    """Whether both may be the same folder or file, seen from elsewhere or after a move: by the name alone. What is in the
-    training data :func:`check_same_data` looks at; of a model and held-out data nothing else is known."""
+    """Whether both may be the same folder or file, seen from elsewhere or after a move: by the name alone.
+
+    :func:`check_same_data` looks at what training data hold; of models and held-out data no more is known.
+    """
     if not isinstance(before, str) or not isinstance(now, str):
         return False
     here = Path(before).is_absolute() or Path(now).is_absolute()  # ids of the Hub are not
