@@ -61,7 +61,7 @@ $(UNSLOTH)/.installed:
 	touch $@
 
 bench: ## Measure on a CUDA device, with what is installed: tables and CSVs in bench-results/
-	@failed=0; for table in resources bench_grouped_logprob bench_packed_update bench_hierarchical_advantage; do \
+	@failed=0; for table in resources bench_grouped_logprob bench_packed_update bench_swiglu bench_hierarchical_advantage; do \
 	  $(FROM_HERE) kernels/benchmarks/$$table.py || failed=$$?; done; exit $$failed
 
 bench-step: ## Measure a whole training step on a CUDA device, each way in a process of its own

@@ -33,6 +33,7 @@ from sharevl_kernels.grouped_logprob.kernel import (
 from sharevl_kernels.grouped_logprob.launch import REFERENCE_ROWS
 from sharevl_kernels.hierarchical_advantage.kernel import advantage_kernel
 from sharevl_kernels.index_sum.kernel import index_sum_kernel
+from sharevl_kernels.swiglu.kernel import SPAN, swiglu_backward_kernel, swiglu_kernel
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -121,6 +122,10 @@ def row_builds(capability: int) -> Iterator[Build]:
     levels |= {"silent_variants_ptr": "*i1", "silent_problems_ptr": "*i1"}
     levels |= {"num_variants": "i32", "num_responses": "i32", "eps": "fp32", "repeats": "i32"}
     yield Build("advantage", advantage_kernel, capability, levels, {"VARIANTS": 2, "RESPONSES": 8, "SCALED": True})
+    gated = dict.fromkeys(("gate_ptr", "up_ptr", "out_ptr"), "*bf16")
+    yield Build("swiglu", swiglu_kernel, capability, gated | {"count": "i32"}, {"SPAN": SPAN})
+    back = {"grad_ptr": "*bf16"} | gated | dict.fromkeys(("gate_grad_ptr", "up_grad_ptr"), "*bf16") | {"count": "i32"}
+    yield Build("swiglu backward", swiglu_backward_kernel, capability, back, {"SPAN": SPAN})
 
 
 def builds() -> Iterator[Build]:

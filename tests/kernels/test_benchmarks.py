@@ -32,7 +32,7 @@ def run_script(name, *options):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("name", ["grouped_logprob", "packed_update", "hierarchical_advantage"])
+@pytest.mark.parametrize("name", ["grouped_logprob", "packed_update", "swiglu", "hierarchical_advantage"])
 def test_without_a_gpu_it_says_what_it_needs(name):
     done = run_script(f"bench_{name}.py")
     assert done.returncode == 2
@@ -115,3 +115,12 @@ def test_advantages_are_checked_and_measured(tmp_path):
     rows = read(tmp_path / "hierarchical_advantage.csv")
     assert len(rows) == 6
     assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_activations_are_checked_and_measured(tmp_path):
+    done = run_script("bench_swiglu.py", "--device", "cpu", "--out", str(tmp_path), "--repeats", "2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = read(tmp_path / "swiglu.csv")
+    assert [(row["what"], row["status"]) for row in rows] == [("torch", "ok"), ("swiglu", "ok")]
+    # Rounded once, where torch rounds the activation's factors too.
+    assert 0 < float(rows[1]["gradient_error"]) <= float(rows[0]["gradient_error"])

@@ -11,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sharevl_lite.config import ModelSection
-from sharevl_lite.policy.fused import LoRALinear, fuse, stock_layers
+from sharevl_lite.policy import adapted
+from sharevl_lite.policy.adapted import Adapted, adapted_linear, adapted_mlp
+from sharevl_lite.policy.fused import fuse, stock_layers
 from sharevl_lite.policy.hf import load_policy
 
 assert exact  # a fixture
@@ -52,16 +54,41 @@ def test_gradients_are_those_of_the_formula():
         tensor.requires_grad_()
     for constant in (None, bias):
         torch.testing.assert_close(
-            LoRALinear.apply(x, weight, constant, a, b, 0.7),
+            adapted_linear(x, Adapted(weight, constant, a, b, 0.7)),
             x @ (weight + 0.7 * b @ a).T + (0.0 if constant is None else constant),
         )
         assert torch.autograd.gradcheck(
-            lambda *t, c=constant: LoRALinear.apply(t[0], weight, c, *t[1:], 0.7), (x, a, b)
+            lambda x, a, b, c=constant: adapted_linear(x, Adapted(weight, c, a, b, 0.7)), (x, a, b)
         )
     # Where nothing before the layer trains, its input gets no gradient.
-    LoRALinear.apply(x.detach(), weight, bias, a, b, 0.7).sum().backward()
+    adapted_linear(x.detach(), Adapted(weight, bias, a, b, 0.7)).sum().backward()
     assert x.grad is None
     assert a.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_gradients_of_an_mlp_are_those_of_the_formula(biased):
+    draw = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    sizes = ((4, 6), (4, 6), (6, 4))
+    x, scales = random(2, 5, 4).requires_grad_(), (0.7, 1.3, 0.4)
+    fixed = [(random(outer, inner), random(outer) if biased else None) for inner, outer in sizes]
+    adapters = [random(*shape).requires_grad_() for inner, outer in sizes for shape in ((3, inner), (outer, 3))]
+
+    def layers(adapters):
+        return [Adapted(*fixed[k], *adapters[2 * k : 2 * k + 2], scale) for k, scale in enumerate(scales)]
+
+    def dense(x, layer):
+        wide = layer.weight_OI + layer.scale * layer.b_OR @ layer.a_RI
+        return torch.nn.functional.linear(x, wide, layer.bias_O)
+
+    gate, up, down = layers(adapters)
+    expected = dense(torch.nn.functional.silu(dense(x, gate)) * dense(x, up), down)
+    torch.testing.assert_close(adapted_mlp(x, gate, up, down), expected)
+    assert torch.autograd.gradcheck(lambda x, *adapters: adapted_mlp(x, *layers(adapters)), (x, *adapters))
 
 
 @pytest.mark.usefixtures("exact")
@@ -72,7 +99,7 @@ def test_a_fused_policy_scores_and_learns_alike(family, checkpointing):
     expected, slopes = scores_and_slopes(policy)
     layers = policy.config.text_config.num_hidden_layers
     norms = 4 if family == "qwen3_vl" else 2
-    assert fuse(policy.model) == layers * (7 + norms) + 1
+    assert fuse(policy.model) == layers * (7 + 1 + norms) + 1  # projections, their MLP, norms
     found, fused = scores_and_slopes(policy)
     assert worst(found, expected) < 1e-12
     assert fused.keys() == slopes.keys()
@@ -109,7 +136,10 @@ def test_half_precision_is_as_close_to_float64_as_before(family, device):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_takes_fewer_operations(family):
+def test_it_takes_fewer_operations(family, monkeypatch):
+    """Counted as on a GPU, where an activation and its gradients are one kernel each and no torch operation."""
+    monkeypatch.setattr(adapted, "swiglu", lambda gate, up: gate)
+    monkeypatch.setattr(adapted, "swiglu_backward", lambda grad, gate, up: (grad, gate, up))
     policy = tiny_policy(family, dtype=torch.bfloat16).train()
     scores_and_slopes(policy)  # the vision tower's features are kept from here on
     counts = []
@@ -120,11 +150,38 @@ def test_it_takes_fewer_operations(family):
         fuse(policy.model)
     before, after = counts
     assert after["mm"] + after["addmm"] + after["addmm_"] == before["mm"] + before["addmm"]
-    layers = 7 * policy.config.text_config.num_hidden_layers
+    blocks = policy.config.text_config.num_hidden_layers
+    layers = 7 * blocks
+    assert after["silu"] + after["silu_backward"] == 0
     # Neither forward nor backward is scaled or added at the layer's width; a few inputs are the first layer's.
     assert before["add"] - after["add"] >= 2 * layers - 3
-    assert before["mul"] - after["mul"] >= 2 * layers
+    assert before["mul"] - after["mul"] >= 2 * layers + 3 * blocks  # the last of the gated activation
     assert after["mul_"] == before["mul_"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_mlp_keeps_what_its_projections_gave(family):
+    """Of the MLP's own width J: gate and up. Stock layers keep silu's input and output, up, and what down reads."""
+    policy = tiny_policy(family, dtype=torch.bfloat16).train()
+    case, width = make_case(policy), policy.config.text_config.intermediate_size
+    packed_scores(policy, case, ALL)  # the vision tower's features are kept from here on
+    kept = []
+    for _ in range(2):
+        found = {}
+
+        def pack(tensor, found=found):
+            if tensor.ndim > 1 and tensor.shape[-1] == width and tensor.shape[-2] > 2 * width:
+                found[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no other gets its place
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            scores = packed_scores(policy, case, ALL)
+        kept.append(len(found))
+        del scores
+        fuse(policy.model)
+    layers = policy.config.text_config.num_hidden_layers
+    assert kept[0] >= 4 * layers
+    assert kept[1] == 2 * layers
 
 
 def test_the_reference_and_other_adapters_are_peft_s_own():
