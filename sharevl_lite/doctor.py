@@ -27,6 +27,7 @@ from sharevl_lite.memory_plan import (
     MemoryPlan,
     ModelShape,
     engine_needs,
+    fewest_recomputed,
     find_config,
     measure_shape,
     plan_memory,
@@ -322,6 +323,9 @@ def _advice(recipe: Recipe, shape: ModelShape, plan: MemoryPlan, total: int, *, 
             advice = f"set rollout.vllm_gpu_memory_utilization to {least / total + 0.005:.2f} or more"
             yield Check("memory, vLLM", "failure", finding, advice)
     if plan.fits(total):
+        if (room := fewest_recomputed(recipe, shape, total=total, half=half)) is not None:
+            finding = f"enough to recompute fewer layers ({room.peak / GIB:.1f} GiB), which is faster"
+            yield Check("memory, room", "ok", finding, f"set {room.knob}: {room.value}")
         return
     steps = reliefs(recipe, shape, total=total, half=half)
     if not steps:
@@ -329,7 +333,7 @@ def _advice(recipe: Recipe, shape: ModelShape, plan: MemoryPlan, total: int, *, 
             "memory, what to lower", "failure", "nothing is left to lower", "take a smaller model or a larger GPU"
         )
         return
-    told = "; ".join(f"{step.knob}: {step.value} ({step.peak / GIB:.1f} GiB)" for step in steps)
+    told = "; ".join(f"{step.knob}: {json.dumps(step.value)} ({step.peak / GIB:.1f} GiB)" for step in steps)
     enough = MemoryPlan({"peak": steps[-1].peak}, {}).fits(total)
     finding = "these fit together" if enough else "not even these suffice"
     yield Check("memory, what to lower", "warning" if enough else "failure", finding, told)

@@ -5,7 +5,7 @@ Weights, adapters and optimizer are counted from the model's configuration, exac
 - activations of a packed row of T tokens: a layer keeps, per token, about 8 widths, the keys and values and 4
   intermediate widths in the base's precision, and 2 widths in float32. With checkpointing one layer keeps that at a
   time and every layer its input (Unsloth moves the inputs to the host). Fused layers keep 5 widths less, which the plan
-  leaves as a reserve until a GPU has shown it;
+  leaves as a reserve until a GPU has shown it, and a fused MLP 2 intermediate widths less; its backward pass holds 4;
 - features of a rollout's pictures are kept until it is trained, up to a bound: at most a prompt's tokens each;
 - the head keeps the hidden gradients [T, H] in float32 and a workspace that is bounded (kernels/README.md);
 - sampling with transformers holds keys and values of a whole batch, and its logits in float32 three times over; while
@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from sharevl_lite.config import ModelSection, Recipe
+from sharevl_lite.config import Recipe
+from sharevl_lite.config_model import ModelSection
 from sharevl_lite.policy.hf import has_ending, linear_layers_of_text, resolve_model_path
 from sharevl_lite.policy.packed import FEATURE_CACHE_BYTES
 
@@ -236,22 +237,34 @@ def plan_memory(recipe: Recipe, shape: ModelShape, *, total: int | None, half: b
 
 def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool, half: bool) -> dict[str, int]:
     tokens, model = recipe.train.token_budget, recipe.model
-    layer = tokens * (width * (8 * shape.hidden + 2 * shape.kv_width + 4 * shape.intermediate) + 8 * shape.hidden)
-    if not model.gradient_checkpointing:
-        activations = shape.layers * layer
-    elif model.loader == "unsloth":
-        activations = layer
-    else:
-        activations = layer + shape.layers * tokens * shape.hidden * width
     kernel = gpu and half and model.dtype != "float64"  # sharevl_kernels.devices.runs_triton
     pictures = recipe.train.problems_per_rollout * recipe.share.num_variants
     features = pictures * recipe.data.max_prompt_length * shape.hidden * shape.vision_levels * width
     logits = 4 * 4 * min(tokens, LOGIT_ROWS) * shape.vocabulary
     return {
-        "activations": activations,
+        "activations": tokens * _activation_bytes(recipe.model, shape, width),
         "features of pictures": min(features, FEATURE_CACHE_BYTES),
         "head": WORKSPACE_BYTES + 4 * tokens * shape.hidden if kernel else logits,
     }
+
+
+def _activation_bytes(model: ModelSection, shape: ModelShape, width: int) -> int:
+    """Most that a token of a packed row holds between forward and backward, over all layers."""
+    fused = _fuses_mlp(model, width)
+    kept = width * (8 * shape.hidden + 2 * shape.kv_width + (2 if fused else 4) * shape.intermediate) + 8 * shape.hidden
+    passing = width * 4 * shape.intermediate if fused else 0
+    if not model.gradient_checkpointing:
+        return shape.layers * kept + passing
+    recomputed = min(model.checkpointing_layers or shape.layers, shape.layers)
+    inputs = 0 if model.loader == "unsloth" else recomputed * shape.hidden * width
+    return max(1, shape.layers - recomputed) * kept + inputs + passing
+
+
+def _fuses_mlp(model: ModelSection, width: int) -> bool:
+    """Whether `policy.fused` takes the MLPs whole; of a regular expression it is not known."""
+    wanted = model.lora.target_modules
+    whole = wanted == "all-linear" or {"gate_proj", "up_proj", "down_proj"}.issubset(wanted)
+    return whole and width == 2 and not model.load_in_4bit and model.lora.dropout == 0.0
 
 
 def _sampling_parts(recipe: Recipe, shape: ModelShape, width: int, total: int | None) -> dict[str, int]:
@@ -287,6 +300,17 @@ def reliefs(recipe: Recipe, shape: ModelShape, *, total: int, half: bool) -> lis
     return found
 
 
+def fewest_recomputed(recipe: Recipe, shape: ModelShape, *, total: int, half: bool) -> Relief | None:
+    """The fewest layers to recompute that fit a GPU, in steps of an eighth of them; None where that saves none."""
+    step = max(1, shape.layers // 8)
+    now = recipe.model.checkpointing_layers or shape.layers
+    for layers in range(step, now, step) if recipe.model.gradient_checkpointing else ():
+        plan = plan_memory(_with(recipe, "model.checkpointing_layers", layers), shape, total=total, half=half)
+        if plan.fits(total):
+            return Relief("model.checkpointing_layers", layers, plan.peak)
+    return None
+
+
 def engine_needs(recipe: Recipe, shape: ModelShape, *, half: bool) -> int:
     """Bytes that a vLLM engine cannot do without: weights, keys and values of one sequence, and 1 GiB to work in."""
     width = _bytes_each(recipe.model, half=half)
@@ -303,6 +327,8 @@ def _with(recipe: Recipe, knob: str, value: Any) -> Recipe:
 def _changes(recipe: Recipe, shape: ModelShape, total: int, *, half: bool) -> Iterator[tuple[str, Any]]:
     if not recipe.model.gradient_checkpointing:
         yield "model.gradient_checkpointing", True
+    elif recipe.model.checkpointing_layers is not None:
+        yield "model.checkpointing_layers", None  # all
     size = recipe.rollout.batch_size
     while recipe.rollout.engine == "hf" and size > 8:
         size //= 2

@@ -191,6 +191,13 @@ def test_memory_that_does_not_suffice_comes_with_advice(gib, knob):
     assert any(knob in check.advice for check in checks.values()), checks
 
 
+def test_room_for_activations_is_pointed_out():
+    checks = found(examine(load_recipe(CONFIGS / "geometry3k_qwen2_5_vl_3b.yaml"), memory_gib=24))
+    assert checks["memory, room"].status == "ok"
+    assert checks["memory, room"].advice == "set model.checkpointing_layers: 24"
+    assert "memory, room" not in found(examine(load_recipe(CONFIGS / "digits_cpu.yaml"), memory_gib=24))
+
+
 @pytest.mark.parametrize(("vllm", "status"), [("0.27.1", "skipped"), ("0.31.0", "failure")])
 def test_newer_vllm_needs_a_plug_in_for_four_bits(monkeypatch, vllm, status):
     recipe = load_recipe(CONFIGS / "geometry3k_qwen2_5_vl_3b_t4.yaml", {"rollout.engine": "vllm"})

@@ -11,6 +11,7 @@ from sharevl_lite.memory_plan import (
     USABLE,
     adapter_parameters,
     engine_needs,
+    fewest_recomputed,
     find_config,
     measure_shape,
     plan_memory,
@@ -140,6 +141,40 @@ def load_recipe_with(recipe, changes):
         file = Path(folder) / "recipe.yaml"
         file.write_text(dump_recipe(recipe))
         return load_recipe(file, changes)
+
+
+def test_fewer_layers_are_recomputed_where_there_is_room(recipe):
+    shape = shape_of(BIG["model.path"])
+    chosen = recipe(**BIG, **{"model.gradient_checkpointing": True})
+    few = fewest_recomputed(chosen, shape, total=80 * GIB, half=True)
+    followed = load_recipe_with(chosen, {few.knob: few.value})
+    plan = plan_memory(followed, shape, total=80 * GIB, half=True)
+    assert plan.peak == few.peak
+    assert plan.fits(80 * GIB)
+    step = shape.layers // 8
+    fewer = load_recipe_with(chosen, {few.knob: few.value - step})
+    assert not plan_memory(fewer, shape, total=80 * GIB, half=True).fits(80 * GIB)
+    assert fewest_recomputed(followed, shape, total=80 * GIB, half=True) is None
+    # Where it does not fit, all are recomputed before anything else is lowered.
+    assert [(relief.knob, relief.value) for relief in reliefs(fewer, shape, total=80 * GIB, half=True)] == [
+        ("model.checkpointing_layers", None)
+    ]
+
+
+def test_a_fused_mlp_keeps_half_of_its_width(recipe):
+    """Not in 4 bits, with dropout or where a projection has no adapter; then its backward pass holds nothing more."""
+    shape = shape_of(BIG["model.path"])
+
+    def activations(**changes):
+        return plan_memory(recipe(**BIG, **changes), shape, total=80 * GIB, half=True).training["activations"]
+
+    saved = 16384 * 2 * shape.intermediate * (2 * shape.layers - 4)
+    for stock in (
+        {"model.load_in_4bit": True},
+        {"model.lora.dropout": 0.1},
+        {"model.lora.target_modules": ["q_proj", "down_proj"]},
+    ):
+        assert activations(**stock) - activations() == saved
 
 
 def test_a_recipe_that_fits_needs_no_advice(recipe):

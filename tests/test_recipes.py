@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sharevl_lite import config
 from sharevl_lite.config import Recipe
+from sharevl_lite.config_model import LoraSection, ModelSection
 from sharevl_lite.knobs import find_knob, knobs, sections
 from sharevl_lite.recipes import RecipeError, dump_recipe, load_recipe
 
@@ -320,7 +321,7 @@ def recipes(draw):
             train_limit=draw(st.none() | st.integers(1, 10**20)),
             system_prompt=draw(st.none() | _text),
         ),
-        model=config.ModelSection(lora=config.LoraSection(target_modules=draw(_text | st.lists(_text, max_size=3)))),
+        model=ModelSection(lora=LoraSection(target_modules=draw(_text | st.lists(_text, max_size=3)))),
         share=config.ShareSection(transforms=config.TransformSection(probability=draw(st.floats(0, 1)))),
         train=config.TrainSection(learning_rate=draw(st.floats(0, exclude_min=True, allow_infinity=False))),
         reward=config.RewardSection(

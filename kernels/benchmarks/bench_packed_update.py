@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -149,11 +149,15 @@ def loss_of(logprobs_BR: Tensor, advantages_B: Tensor, tokens: int) -> Tensor:
 
 
 class Updates:
-    """Both forms of one update on one group; packed rows have at most `budget` tokens, and fused layers if so asked."""
+    """Both forms of one update on one group; packed rows have at most `budget` tokens, and if so asked fused layers,
+    which keep their activations."""
 
-    def __init__(self, policy: PackedPolicy, group: Group, budget: int, *, fused: bool = False) -> None:
+    def __init__(
+        self, policy: PackedPolicy, group: Group, budget: int, *, fused: bool = False, kept: bool = False
+    ) -> None:
         self.policy = policy
         self.fused = fused
+        self.kept = kept
         self.group = group
         self.rows = packed_rows(group, budget)
         self.count = group.responses_BR.shape[0]
@@ -168,7 +172,7 @@ class Updates:
     def packed(self) -> None:
         """Gradients of the update from packed rows."""
         self.policy.zero_grad()
-        with self._layers(self.fused):
+        with self._layers(self.fused, kept=self.kept):
             for row in self.rows:
                 self._backward(score_packed(self.policy, row), list(row.pairs))
 
@@ -179,8 +183,13 @@ class Updates:
             for pairs in self.batches:
                 self._backward(score_separately(self.policy, self.group, pairs), pairs)
 
-    def _layers(self, fused: bool) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if fused else stock_layers(self.policy.model)
+    @contextlib.contextmanager
+    def _layers(self, fused: bool, *, kept: bool = False) -> Iterator[None]:
+        layers = self.policy.base.model.language_model.layers
+        for layer in layers:
+            layer.gradient_checkpointing = not kept
+        with contextlib.nullcontext() if fused else stock_layers(self.policy.model):
+            yield
 
     def _backward(self, logprobs_BR: Tensor, pairs: list[int]) -> None:
         advantages_B = self.group.advantages_B[[pair % self.count for pair in pairs]]
@@ -309,6 +318,8 @@ def main() -> int:
     largest = max(run.token_budget)
     fused = Updates(policy, group, largest, fused=True)
     packed[f"packed and fused, rows of {largest}"] = fused
+    kept = Updates(policy, group, largest, fused=True, kept=True)
+    packed[f"packed and fused, nothing recomputed, rows of {largest}"] = kept
     if run.profile:
         profile(fused, device)
     table = Report("packed update", "× rows", device, run.out)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sharevl_lite.config import LoraSection, ModelSection
+from sharevl_lite.config_model import LoraSection, ModelSection
 from sharevl_lite.errors import first_line
 from sharevl_lite.policy.attention import check_full_attention
 from sharevl_lite.policy.errors import PolicyError
@@ -113,7 +113,15 @@ def load_policy(
         raise PolicyError(f"model.lora.target_modules: {error}") from error
     if section.gradient_checkpointing:
         adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        limit_checkpointing(adapted, section.checkpointing_layers)
     return finish_policy(adapted, processor, section, temperature=temperature)
+
+
+def limit_checkpointing(adapted: Any, layers: int | None) -> None:
+    """Leaves so many text layers to be recomputed, all if None: the first ones, because what the others keep is gone in
+    the backward pass by the time that these need memory."""
+    for layer in adapted.get_base_model().model.language_model.layers[layers:] if layers is not None else ():
+        layer.gradient_checkpointing = False
 
 
 def finish_policy(adapted: Any, processor: Any, section: ModelSection, *, temperature: float) -> PackedPolicy:

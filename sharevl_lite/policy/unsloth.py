@@ -19,7 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sharevl_lite.config import ModelSection, Recipe
+from sharevl_lite.config import Recipe
+from sharevl_lite.config_model import ModelSection
 from sharevl_lite.errors import INSTALL_GPU, first_line
 from sharevl_lite.vllm_start import starting_vllm
 
@@ -66,7 +67,7 @@ def load_policy(recipe: Recipe) -> PackedPolicy:
     Raises PolicyError where Unsloth does not start or the model does not load.
     """
     unsloth = import_unsloth()
-    from sharevl_lite.policy.hf import finish_policy, text_layers
+    from sharevl_lite.policy.hf import finish_policy, limit_checkpointing, text_layers
 
     section = recipe.model
     loader = unsloth.FastVisionModel
@@ -88,6 +89,7 @@ def load_policy(recipe: Recipe) -> PackedPolicy:
     )
     policy = finish_policy(adapted, processor, section, temperature=recipe.rollout.temperature)
     loader.for_training(adapted, use_gradient_checkpointing=section.gradient_checkpointing)
+    limit_checkpointing(adapted, section.checkpointing_layers)
     return policy
 
 

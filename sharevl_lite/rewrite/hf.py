@@ -47,7 +47,7 @@ class TransformersModel(BatchedModel):
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         from transformers.utils import logging
 
-        from sharevl_lite.config import ModelSection
+        from sharevl_lite.config_model import ModelSection
         from sharevl_lite.policy.hf import default_device, dtype_of, resolve_model_path
 
         logging.disable_progress_bar()

@@ -99,14 +99,16 @@ def test_a_packed_update_is_checked_and_measured(tmp_path):
     done = run_script("bench_packed_update.py", *options, "--token-budget", "90")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = read(tmp_path / "packed_update.csv")
-    names = ["packed, rows of 90", "packed and fused, rows of 90"]
+    fused = "packed and fused, "
+    names = ["packed, rows of 90", f"{fused}rows of 90", f"{fused}nothing recomputed, rows of 90"]
     assert [row["what"] for row in rows] == ["rows, batches of 4", *names, "policy loss alone"]
     assert {row["status"] for row in rows} == {"ok"}
-    for row in rows[1:3]:
+    for row in rows[1:4]:
         assert float(row["logprob_error"]) < 1e-4
         assert 0 < float(row["gradient_error"]) < 1e-4
     assert rows[1]["gradient_error"] != rows[2]["gradient_error"]  # other layers
-    assert "of the faster packed update" in rows[3]["note"]
+    assert rows[2]["gradient_error"] == rows[3]["gradient_error"]
+    assert "of the faster packed update" in rows[4]["note"]
 
 
 def test_advantages_are_checked_and_measured(tmp_path):

@@ -3,7 +3,7 @@
 import torch
 from test_packed_scores import ALL, make_case, packed_scores
 
-from sharevl_lite.config import ModelSection
+from sharevl_lite.config_model import ModelSection
 from sharevl_lite.loss_scale import START
 from sharevl_lite.policy.hf import load_policy
 

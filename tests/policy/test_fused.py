@@ -10,7 +10,7 @@ from tiny_models import FAMILIES, tiny_model, tiny_policy
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sharevl_lite.config import ModelSection
+from sharevl_lite.config_model import ModelSection
 from sharevl_lite.policy import adapted
 from sharevl_lite.policy.adapted import Adapted, adapted_linear, adapted_mlp
 from sharevl_lite.policy.fused import fuse, stock_layers

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_packed_scores import ALL, make_case, packed_scores
 from tiny_models import FAMILIES, tiny_model
 
 from sharevl_lite.cli import main
-from sharevl_lite.config import ModelSection
+from sharevl_lite.config_model import ModelSection
 from sharevl_lite.errors import INSTALL_GPU
 from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.policy.fused import stock_layers
@@ -67,6 +68,7 @@ def test_unsloth_that_does_not_start_says_why(recipe, tmp_path, capsys, monkeypa
     [
         ("rollout: {engine: unsloth}", "rollout.engine: unsloth samples with the weights of model.loader: unsloth"),
         ("model: {load_in_4bit: true, dtype: float32}", "model.load_in_4bit computes in half precision"),
+        ("model: {checkpointing_layers: 2}", "checkpointing_layers needs gradient_checkpointing: true"),
         (
             "rollout: {overlap: true}",
             "rollout.overlap needs rollout.engine: server; hf samples where the policy trains",
@@ -135,3 +137,20 @@ def test_leaving_the_casts_to_autocast_changes_no_bit():
         assert torch.equal(torch.cat(found), torch.cat(expected))
         for name, slope in gradients(policy, expected).items():
             assert torch.equal(slopes[name], slope), name
+
+
+@pytest.mark.parametrize(("layers", "again"), [(None, 4), (1, 1), (3, 3), (9, 4)])
+def test_as_many_layers_are_recomputed_as_were_asked_for(layers, again):
+    section = ModelSection(path="builtin:digits-vl", gradient_checkpointing=True, checkpointing_layers=layers)
+    policy = load_policy(section, seed=0).train()
+    blocks = policy.base.model.language_model.layers
+    runs = [0] * len(blocks)
+    for place, block in enumerate(blocks):
+
+        def count(*_, place=place):
+            runs[place] += 1
+
+        block.mlp.register_forward_pre_hook(count)
+    case = make_case(policy)
+    sum(scores.sum() for scores in packed_scores(policy, case, ALL)).backward()
+    assert runs == [2] * again + [1] * (len(blocks) - again)

@@ -77,6 +77,13 @@ def test_both_loaders_score_and_learn_alike(tmp_path, checkpointing, budget):
 
 
 @NEEDS_GPU
+def test_as_many_layers_are_recomputed_as_were_asked_for(tmp_path):
+    _, theirs = policies(tmp_path, **{"model.gradient_checkpointing": True, "model.checkpointing_layers": 3})
+    flags = [layer.gradient_checkpointing for layer in theirs.base.model.language_model.layers]
+    assert flags == [True] * 3 + [False] * (len(flags) - 3)
+
+
+@NEEDS_GPU
 @pytest.mark.parametrize("packed", [False, True], ids=["16 bits", "4 bits"])
 def test_both_loaders_agree_in_half_precision(tmp_path, packed):
     """Two programs round differently: bounds are of bfloat16, an error of a layer is far beyond them."""

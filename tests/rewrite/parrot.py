@@ -3,7 +3,7 @@
 import torch
 from tokenizers import AddedToken
 
-from sharevl_lite.config import ModelSection
+from sharevl_lite.config_model import ModelSection
 from sharevl_lite.policy.hf import load_base
 
 

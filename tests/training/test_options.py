@@ -306,14 +306,18 @@ def test_dropout_runs_and_is_off_where_it_must_be(trained):
 
 
 def test_gradient_checkpointing_changes_no_number(trained):
-    runs = [
-        trained(f"checkpointing-{on}", **{**BRIEF, "train.rollouts": 2, "model.gradient_checkpointing": on})
-        for on in (False, True)
-    ]
-    assert equal(*(adapter_in(run / "adapter") for run in runs))
-    for name in ("loss", "grad_norm", "reward", "ratio", "entropy", "gap_mean"):
-        first, second = ([record[name] for record in steps_of(run)] for run in runs)
-        assert first == second, name
+    ways = {"off": (False, None), "on": (True, None), "partly": (True, 2)}
+    first, *others = (
+        trained(
+            f"checkpointing-{name}",
+            **{**BRIEF, "train.rollouts": 2, "model.gradient_checkpointing": on, "model.checkpointing_layers": layers},
+        )
+        for name, (on, layers) in ways.items()
+    )
+    for run in others:
+        assert equal(adapter_in(first / "adapter"), adapter_in(run / "adapter"))
+        for name in ("loss", "grad_norm", "reward", "ratio", "entropy", "gap_mean"):
+            assert [record[name] for record in steps_of(first)] == [record[name] for record in steps_of(run)], name
 
 
 def test_beta_pulls_towards_the_model_without_adapters(trained):
