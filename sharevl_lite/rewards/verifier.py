@@ -19,12 +19,15 @@ math-verify gets both sides wrapped in `$…$`: it parses a bare `2 \sqrt{221}` 
 default one; the plain-expression extraction stays off: it picks a number out of LaTeX that fails to parse. Its own
 time-outs (signals, main thread only, raising a BaseException) are off: a caller that cannot wait forever uses
 `VerifierPool`, because some predictions (`9^{9^{9^{9}}}`) keep sympy busy for longer than anybody lives.
+
+Where a problem accepts several answers, each is a gold of its own: the prediction goes down the ladder for each, in
+order, until one accepts. See `by_any` for what they say together.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -68,6 +71,10 @@ _MISREAD_BY_MATHRULER = re.compile(
 )
 
 
+Gold = str | Sequence[str]
+"""The right answer, or all that are accepted, of which one is enough."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Outcome of a verification that ran to its end."""
@@ -87,21 +94,50 @@ class VerifierFailure:
     reason: str
 
 
-def verify(prediction: str, gold: str) -> Verdict:
+def verify(prediction: str, gold: Gold) -> Verdict:
     r"""Judge the last `\boxed{…}` of a response against the gold answer, in this process and without a time-out.
 
     Raises:
-        ValueError: the gold answer is empty.
-        Exception: a grader cannot handle this gold. A prediction that a grader cannot handle is a wrong one.
+        ValueError: a gold answer is empty, or there is none.
+        Exception: a grader cannot handle this gold, and no other accepts. A prediction that a grader cannot handle is a
+            wrong one.
     """
     extracted = extract_boxed(prediction)
     if extracted is None:
         return Verdict(False, "no_box", None)
-    return judge(extracted, gold)
+    verdict: Verdict | None = None
+    fault: Exception | None = None
+    for one in golds_of(gold):
+        try:
+            verdict = judge(extracted, one)
+        except Exception as error:
+            fault = fault or error
+            continue
+        if verdict.correct:
+            return verdict
+    if fault is not None or verdict is None:
+        raise fault or ValueError("there is no gold answer; give every problem one or leave the row out")
+    return verdict
+
+
+def golds_of(gold: Gold) -> tuple[str, ...]:
+    """The accepted answers, each once, in order."""
+    return (gold,) if isinstance(gold, str) else tuple(dict.fromkeys(gold))
+
+
+def by_any(outcomes: Sequence[Verdict | VerifierFailure]) -> Verdict | VerifierFailure:
+    """What the outcomes of one answer against each of its golds say together (at least one outcome).
+
+    Right, by the first gold that accepts. Where none does and a verification failed, that gold might have accepted: a
+    failure, the first one. Wrong only where every gold says so.
+    """
+    right = [outcome for outcome in outcomes if isinstance(outcome, Verdict) and outcome.correct]
+    failed = [outcome for outcome in outcomes if isinstance(outcome, VerifierFailure)]
+    return (right or failed or outcomes)[0]
 
 
 def judge(extracted: str, gold: str) -> Verdict:
-    """`verify` for an answer that is out of its box already."""
+    """`verify` for one gold and an answer that is out of its box already."""
     if not gold.strip():
         raise ValueError("the gold answer is empty; give every problem an answer or leave the row out")
     if not extracted.strip():
