@@ -43,13 +43,15 @@ class VerifierPool:
     Args:
         workers: most processes at a time.
         timeout_seconds: longest verification of one item. The start of a process does not count.
+        tolerance: a number may be off by this share of a gold number.
     """
 
-    def __init__(self, workers: int, timeout_seconds: float) -> None:
+    def __init__(self, workers: int, timeout_seconds: float, tolerance: float = 0.0) -> None:
         if workers < 1 or not timeout_seconds > 0:
             raise ValueError(f"a pool needs workers >= 1 and timeout_seconds > 0, not {workers} and {timeout_seconds}")
         self._count = workers
         self._timeout = timeout_seconds
+        self._tolerance = tolerance
         self._workers: list[WorkerProcess] = []
         self._failed_starts = 0
         self._lock = threading.Lock()
@@ -147,7 +149,8 @@ class VerifierPool:
 
     def _hand_out(self, waiting: deque[Task]) -> None:
         for worker in self._workers:
-            if waiting and worker.ready and worker.task is None and worker.give(waiting[0], self._timeout):
+            idle = worker.ready and worker.task is None
+            if waiting and idle and worker.give(waiting[0], self._timeout, self._tolerance):
                 waiting.popleft()
 
     def _collect(self, worker: WorkerProcess, done: dict[Task, Verdict | VerifierFailure]) -> None:

@@ -90,7 +90,7 @@ class RewardScorer:
                     f"two reward functions are called {name!r}; rename one, metrics go by this name"
                 )
             self._functions[name] = (entry.weight, load_reward_function(entry.path))
-        self._pool = VerifierPool(section.workers, section.timeout_seconds)
+        self._pool = VerifierPool(section.workers, section.timeout_seconds, section.numeric_tolerance)
         self._loop: LoopThread | None = None
         """Of async functions, whose clients and locks belong to one loop for good."""
 

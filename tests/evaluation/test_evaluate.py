@@ -118,6 +118,14 @@ def test_drawn_variants_give_the_accuracy_that_training_logs(recipe_file):
     assert found.counts["responses"] == record["responses"]
 
 
+def test_a_tolerance_is_in_the_protocol_where_there_is_one(run_dir, evaluation):
+    assert "numeric_tolerance" not in evaluation.protocol, "as before"
+    words = ["--reward.numeric_tolerance", "0.5"]
+    settings = Settings(overrides=words, variants="none", samples=1, resamples=FEW)
+    relaxed = evaluate_target(str(run_dir), settings).evaluation
+    assert relaxed.protocol["numeric_tolerance"] == 0.5
+
+
 def test_a_checkpoint_is_evaluated_into_its_run(run_dir, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)

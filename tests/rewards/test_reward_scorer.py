@@ -176,6 +176,16 @@ def test_one_of_several_accepted_answers_is_enough_and_functions_get_the_list(fo
     assert math.isnan(single.functions["soft"]), "a single answer stays text"
 
 
+def test_the_recipes_tolerance_reaches_the_verifiers():
+    near = sample(r"\boxed{104}", ("200", "100"))
+    with RewardScorer(section(numeric_tolerance=0.05)) as scorer:
+        (score,) = scorer.score([near])
+        assert scorer.same_answers([("104", "100"), ("110", "100")]) == [True, False]
+    assert score.verdict == Verdict(True, "tolerance", "104")
+    with RewardScorer(section()) as scorer:
+        assert scorer.score([near])[0].verdict == Verdict(False, "none", "104")
+
+
 def test_an_array_is_a_list_of_rewards(folder):
     with RewardScorer(section(use("array"))) as scorer:
         assert [score.functions["array"] for score in scorer.score([sample(GOOD), sample("x")])] == [1.0, 1.0]
