@@ -84,6 +84,7 @@ class ColumnNames(Section):
     problem: str = "problem"
     images: str = "images"
     answer: str = "answer"
+    """A text or a number, or a list of these, each of which is right."""
     variants: str = "variants"
     """Optional column of rewritten problems; `new_questions` is understood as well."""
     id: str = "id"
