@@ -117,8 +117,8 @@ def split_rollout(rollout: Rollout) -> list[Rollout]:
 
 def columns_of(problem: Problem) -> dict[str, Any]:
     """What a row has for a user's reward function: each column by its name in the data, and under the names that
-    problems have here. An image is decoded when it is taken from `images`."""
-    here = {"problem": problem.text, "images": problem.images, "answer": problem.answer, "id": problem.id}
+    problems have here. A list of accepted answers stays a list. An image is decoded when it is taken from `images`."""
+    here = {"problem": problem.text, "images": problem.images, "answer": problem.answer_cell, "id": problem.id}
     there = {getattr(problem.columns, name): value for name, value in here.items()}
     named = {name: value for name, value in there.items() if name and name not in OWN_ARGUMENTS}
     return {**named, **problem.metadata, **here}

@@ -45,6 +45,7 @@ class ColumnNames(Section):
     problem: str = "problem"
     images: str = "images"
     answer: str = "answer"
+    """A text or a number, or a list of these, each of which is right."""
     variants: str = "variants"
     """Optional column of rewritten problems; `new_questions` is understood as well."""
     id: str = "id"
@@ -177,6 +178,8 @@ class RewardSection(Section):
     """Weight of a right answer (paper: 0.9)."""
     format_weight: NonNegative = 0.1
     """Weight of the `<think>…</think> … \\boxed{…}` form (paper: 0.1)."""
+    numeric_tolerance: NonNegative = 0.0
+    """A number is also right if it is off by at most this share of the right one (ChartQA: 0.05)."""
     functions: list[RewardFunctionSection] = []
     timeout_seconds: Positive = 10.0
     """A verification that takes longer is killed and counted as a failure, never as a wrong answer."""

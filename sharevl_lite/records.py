@@ -68,7 +68,7 @@ def response_row(
         variant_text=variant.text,
         transform=variant.transform,
         image_sha=image_shas,
-        answer=problem.answer,
+        answer=problem.gold,
         response_index=place[1],
         text=response.text,
         token_ids=response.token_ids,

@@ -142,7 +142,7 @@ SCHEMA = pa.schema(
         _described("variant_text", pa.string(), "the variant's question, without template"),
         _maybe("transform", pa.string(), "image transform of the variant; null: none"),
         _described("image_sha", pa.list_(pa.string()), "images as shown, in order; names in images/"),
-        _described("answer", pa.string(), "the problem's right answer"),
+        _described("answer", pa.string(), "the problem's right answer; accepted ones joined by ' or '"),
         _described("response_index", pa.int32(), "i, response under the variant, 0..n-1"),
         _described("text", pa.string(), "the response"),
         _described("token_ids", pa.list_(pa.int32()), "the response's tokens"),

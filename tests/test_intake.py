@@ -12,7 +12,7 @@ from tiny_models import encoder, tiny_policy
 from sharevl_lite.data import Problem
 from sharevl_lite.data.errors import BadRowError, RowPlace
 from sharevl_lite.data.loading import LoadedProblems
-from sharevl_lite.intake import fit_prompts
+from sharevl_lite.intake import fingerprint, fit_prompts
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.variants.transforms import TRANSFORMS
 
@@ -92,3 +92,11 @@ def test_the_size_of_a_transformed_image_is_known(kind):
     draw = np.random.default_rng(1)
     for size in [(1, 1), (5, 300), *map(tuple, draw.integers(1, 400, size=(12, 2)).tolist())]:
         assert TRANSFORMS[kind].apply(Image.new("RGB", size), draw).size == TRANSFORMS[kind].resized(size)
+
+
+def test_old_runs_know_their_data_again_and_lists_of_answers_are_told_apart():
+    """The first digest was written down before answers could be lists."""
+    asked = Problem("good", "What is 1 + 1?", (), "2", ("What is 1 plus 1?",))
+    assert fingerprint([asked]) == "c10b57c31c91c259d79ae5c9a672b8b2fec9062d82bebb411fe241ea504ef326"
+    lists = [replace(asked, answer=answer) for answer in (("2",), ("2", "two"), ("two", "2"), ('["2", "two"]',))]
+    assert len({fingerprint([problem]) for problem in (asked, *lists, replace(asked, answer='["2", "two"]'))}) == 6

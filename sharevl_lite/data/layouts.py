@@ -80,7 +80,15 @@ class Layout:
         return text.rstrip() + "\nOptions:\n" + "\n".join(f"({letter}) {option}" for letter, option in options)
 
     def answer(self, value: Any, cells: Mapping[str, Any]) -> Any:
-        """The answer out of its tags; of a multiple-choice row as `B. text`, which the verifier takes by either."""
+        """The answer out of its tags; of a multiple-choice row as `B. text`, which the verifier takes by either.
+
+        Of a list of accepted answers each. Raises RowFault where the tags or the option are missing.
+        """
+        if isinstance(value, list | tuple):
+            return [self._one_answer(each, cells) for each in value]
+        return self._one_answer(value, cells)
+
+    def _one_answer(self, value: Any, cells: Mapping[str, Any]) -> Any:
         if self.tagged_answer and isinstance(value, str):
             inside = TAGGED_ANSWER.findall(value)
             if not inside:

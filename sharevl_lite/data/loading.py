@@ -1,7 +1,7 @@
 """From a source in the recipe to checked problems.
 
 Every row is checked before a run starts, so that none fails hours later: images decode in full, each text has one
-``<image>`` per image, the answer says something, ids are unique. The one liberty taken: where a text has no
+``<image>`` per image, each accepted answer says something, ids are unique. The one liberty taken: where a text has no
 ``<image>`` at all and the row has images, all placeholders are put in front (datasets of EasyR1's kind leave them out).
 
 Deviation from the public code of R1-ShareVL: rewrites stored as a string are read as JSON or as a Python literal and
@@ -33,6 +33,7 @@ from sharevl_lite.data.sources import RawRow, parse_json_line, read_rows
 BUILTIN = "builtin:"
 VARIANTS_ALIAS = "new_questions"
 MIRRORS_COLUMN, TRANSFORMS_COLUMN = "allow_mirrors", "transforms"
+BOX_NUMBERS = 4
 OWN_COLUMNS = frozenset({MIRRORS_COLUMN, TRANSFORMS_COLUMN})
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ class _RowReader:
                 len(images),
             ),
             images=images,
-            answer=_answer(layout.answer(cells.get(names.answer), cells), f"the answer (column {names.answer!r})"),
+            answer=_answers(layout.answer(cells.get(names.answer), cells), names.answer),
             variants=tuple(
                 _text(text, f"variant {index} (from 0, column {variants!r})", len(images))
                 for index, text in enumerate(_variant_list(cells.get(variants), variants))
@@ -231,12 +232,32 @@ def _text(value: Any, label: str, images: int) -> str:
     return value
 
 
+def _answers(value: Any, column: str) -> str | tuple[str, ...]:
+    """The answer, or the accepted ones of a list. A text that looks like a list is one answer, such as a set."""
+    if not isinstance(value, list | tuple):
+        return _answer(value, f"the answer (column {column!r})")
+    if not value:
+        raise RowFault(f"the answer (column {column!r}) is an empty list; give at least one accepted answer")
+    if len(value) == BOX_NUMBERS and all(_is_number(entry) for entry in value):
+        raise RowFault(
+            f"the answer (column {column!r}) is {reprlib.repr(value)}, each of them right alone; write a box "
+            "as one text ('[4, 2, 30, 40]'), or accepted answers as texts"
+        )
+    return tuple(
+        _answer(entry, f"accepted answer {index} (from 0, column {column!r})") for index, entry in enumerate(value)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
 def _answer(value: Any, label: str) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise RowFault(f"{label} is empty")
     if isinstance(value, str):
         return _unicode(value, label)
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+    if not _is_number(value):
         raise RowFault(f"{label} is {reprlib.repr(value)}; give text or a number")
     if not isinstance(value, int) and not math.isfinite(value):  # a large int does not fit into a float
         raise RowFault(f"{label} is {value}; give a finite number or text")

@@ -28,20 +28,36 @@ class Problem:
     """One checked row of the data.
 
     `text` holds one ``<image>`` per entry of `images` (RGB; those of files are decoded each time they are taken).
-    `variants` are offline rewrites of `text` with equal meaning and as many placeholders. `transforms` names what may
-    be done to the images, where the row says so. `metadata` keeps every other column as it was; `columns` names those
-    that the problem was made of.
+    `answer` is the right answer or, where the row lists them, all that are accepted, repeats included. `variants` are
+    offline rewrites of `text` with equal meaning and as many placeholders. `transforms` names what may be done to the
+    images, where the row says so. `metadata` keeps every other column as it was; `columns` names those that the problem
+    was made of.
     """
 
     id: str
     text: str
     images: Sequence[Image]
-    answer: str
+    answer: str | tuple[str, ...]
     variants: tuple[str, ...] = ()
     allow_mirrors: bool = False
     transforms: frozenset[str] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     columns: ColumnNames = field(default=ColumnNames(), compare=False)
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The answers of which each is right, each once."""
+        return (self.answer,) if isinstance(self.answer, str) else tuple(dict.fromkeys(self.answer))
+
+    @property
+    def gold(self) -> str:
+        """The right answer as it is shown and stored: several with " or " between them."""
+        return " or ".join(self.accepted)
+
+    @property
+    def answer_cell(self) -> str | list[str]:
+        """The answer as a row has it: text, or a list of texts."""
+        return self.answer if isinstance(self.answer, str) else list(self.answer)
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:

@@ -106,7 +106,7 @@ def _outcome(
         for variant, said, worth in zip(variants, responses, scores, strict=True)
     )
     source = None if column is None else str(problem.metadata.get(column, "(none)"))
-    return Outcome(problem.id, source, problem.text, problem.answer, asked)
+    return Outcome(problem.id, source, problem.text, problem.gold, asked)
 
 
 def _answer(response: Response, score: Score) -> Answer:

@@ -24,6 +24,7 @@ SAME = (
     "min_pixels",
     "max_pixels",
     "variants",
+    "numeric_tolerance",
 )
 """What two evaluations must share, or their difference is not one of the models."""
 TOLD = ("seed", "engine", "dtype", "variant_kinds")

@@ -30,7 +30,7 @@ def protocol_of(
     resamples: int,
 ) -> dict[str, Scalar]:
     """The protocol of an evaluation of `target`, with `adapter` the folder of its adapter."""
-    section, data = recipe.eval, recipe.data
+    section, data, tolerance = recipe.eval, recipe.data, recipe.reward.numeric_tolerance
     packages = (*PACKAGES, *(("vllm",) if recipe.rollout.engine in ("vllm", "unsloth") else ()))
     return {
         **common_protocol(recipe, target=target, adapter=adapter, resamples=resamples),
@@ -45,6 +45,7 @@ def protocol_of(
         "variants": ways,
         "variant_kinds": ",".join(recipe.share.transforms.kinds),
         "source_column": source_column,
+        **({"numeric_tolerance": tolerance} if tolerance else {}),  # absent, as before there was one
         **{f"version_{name.replace('-', '_')}": _version(name) for name in packages},
     }
 

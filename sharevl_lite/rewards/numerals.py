@@ -11,6 +11,9 @@ The gold says how exact the prediction must be:
   (`\frac{1}{3}`) accepts a decimal that is right to about six significant digits;
 * `50\%` is 0.5, and since data sets drop the sign at will, also 50.
 
+A recipe's `reward.numeric_tolerance` comes after that: a number within that share of the gold is right as well, by the
+same rules on units and percent.
+
 Words behind a number: `1.2 million` and `2 thirds` are multiplied out. Two different known units disagree (`5 cm`,
 `5 m`); a missing or unknown one is ignored, as both graders do. Exponents of units are ignored too (`25 cm` for
 `25 cm^2`). Words that calculate or negate (`6 minus two`) are no units, and what they follow is not one number.
@@ -159,12 +162,23 @@ def parse_numeral(answer: str, *, letters: bool = False) -> Numeral | None:
 
 def agrees(prediction: Numeral, gold: Numeral) -> bool:
     """Whether the prediction is the gold number, as exactly as the gold was written."""
-    if prediction.unit and gold.unit and prediction.unit != gold.unit:
+    if _units_differ(prediction, gold):
         return False
     step = gold.step / 100 if gold.step is not None and gold.percent else gold.step
     if _close(prediction.value, gold.value, step):
         return True
     return prediction.percent != gold.percent and _close(prediction.face, gold.face, gold.step)
+
+
+def within(prediction: Numeral, gold: Numeral, tolerance: float) -> bool:
+    """Whether the prediction is off by at most `tolerance` times the size of the gold number: 105 for 100 at 0.05."""
+    if _units_differ(prediction, gold):
+        return False
+    share = Fraction(str(tolerance))  # 0.03 as written: the double is smaller, and 103 would be too far from 100
+    pairs = [(prediction.value, gold.value)]
+    if prediction.percent != gold.percent:
+        pairs.append((prediction.face, gold.face))
+    return any(abs(stated - meant) <= share * abs(meant) for stated, meant in pairs)
 
 
 def parse_ratio(answer: str) -> tuple[str, ...] | None:
@@ -186,6 +200,10 @@ def ratios_agree(prediction: tuple[str, ...], gold: tuple[str, ...]) -> bool:
     if not sum(left) or not sum(right):
         return False
     return all(a * sum(right) == b * sum(left) for a, b in zip(left, right, strict=True))
+
+
+def _units_differ(prediction: Numeral, gold: Numeral) -> bool:
+    return bool(prediction.unit and gold.unit and prediction.unit != gold.unit)
 
 
 def _close(value: Fraction, gold: Fraction, step: Fraction | None) -> bool:

@@ -3,6 +3,9 @@
 Python cannot interrupt a thread, and a signal handler does not run while C code multiplies two huge integers; a process
 can always be killed. So every item is verified in a worker process, and one that takes too long is killed, with its
 process; the others go on, and a new process takes its place.
+
+An item is an answer and one gold. Where a problem accepts several answers, the time-out holds for each of them: the
+process that is killed over one cannot go on to the next. A gold is looked at only where none before it accepted.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Self
 
 from sharevl_lite.rewards.formatting import extract_boxed
 from sharevl_lite.rewards.process import WorkerProcess
-from sharevl_lite.rewards.verifier import Verdict, VerifierFailure
+from sharevl_lite.rewards.verifier import Gold, Verdict, VerifierFailure, by_any, golds_of
 
 _START_SECONDS = 120.0  # importing sympy takes a third of a second; from a cold network disk, a minute
 _MAX_FAILED_STARTS = 3
@@ -40,13 +43,15 @@ class VerifierPool:
     Args:
         workers: most processes at a time.
         timeout_seconds: longest verification of one item. The start of a process does not count.
+        tolerance: a number may be off by this share of a gold number.
     """
 
-    def __init__(self, workers: int, timeout_seconds: float) -> None:
+    def __init__(self, workers: int, timeout_seconds: float, tolerance: float = 0.0) -> None:
         if workers < 1 or not timeout_seconds > 0:
             raise ValueError(f"a pool needs workers >= 1 and timeout_seconds > 0, not {workers} and {timeout_seconds}")
         self._count = workers
         self._timeout = timeout_seconds
+        self._tolerance = tolerance
         self._workers: list[WorkerProcess] = []
         self._failed_starts = 0
         self._lock = threading.Lock()
@@ -71,14 +76,14 @@ class VerifierPool:
         with self._lock:
             _kill_all(self._workers, self._owner)
 
-    def verify_many(self, predictions: Sequence[str], golds: Sequence[str]) -> list[Verdict | VerifierFailure]:
-        r"""Verify each response against its gold answer, in order.
+    def verify_many(self, predictions: Sequence[str], golds: Sequence[Gold]) -> list[Verdict | VerifierFailure]:
+        r"""Verify each response against its gold answer, or against its accepted ones as `by_any` says; in order.
 
         Returns:
             A `Verdict`, or a `VerifierFailure` where the time-out passed, the process died or the grader crashed.
 
         Raises:
-            ValueError: the sequences differ in length.
+            ValueError: the sequences differ in length, or a response has no gold answer.
             VerifierStartError: processes do not start.
             RuntimeError: called in a forked child, where the processes are the parent's.
         """
@@ -88,18 +93,33 @@ class VerifierPool:
             )
         if len(predictions) != len(golds):
             raise ValueError(f"{len(predictions)} predictions but {len(golds)} gold answers; give one for each")
-        boxes = [extract_boxed(prediction) for prediction in predictions]
-        tasks = {(box, gold): None for box, gold in zip(boxes, golds, strict=True) if box is not None}
+        accepted = [golds_of(gold) for gold in golds]
+        if () in accepted:
+            raise ValueError(f"response {accepted.index(())} (from 0) has no gold answer; give at least one")
+        items = [(extract_boxed(text), row) for text, row in zip(predictions, accepted, strict=True)]
         with self._lock:
             try:
-                done = self._work_off(deque(tasks))
+                done = self._turn_by_turn([(box, row) for box, row in items if box is not None])
             except BaseException:
                 _kill_all(self._workers, self._owner)  # replies still to come would be taken for the next call's
                 raise
         return [
-            Verdict(False, "no_box", None) if box is None else done[box, gold]
-            for box, gold in zip(boxes, golds, strict=True)
+            Verdict(False, "no_box", None)
+            if box is None
+            else by_any([done[box, gold] for gold in row if (box, gold) in done])
+            for box, row in items
         ]
+
+    def _turn_by_turn(self, items: list[tuple[str, tuple[str, ...]]]) -> dict[Task, Verdict | VerifierFailure]:
+        """Outcomes of each answer with its golds up to the first that accepts; first golds first, then the second."""
+        done: dict[Task, Verdict | VerifierFailure] = {}
+        turn = 0
+        while items:
+            tasks = dict.fromkeys((box, row[turn]) for box, row in items)
+            done |= self._work_off(deque(task for task in tasks if task not in done))
+            turn += 1
+            items = [(box, row) for box, row in items if turn < len(row) and not _accepts(done[box, row[turn - 1]])]
+        return done
 
     def _work_off(self, waiting: deque[Task]) -> dict[Task, Verdict | VerifierFailure]:
         done: dict[Task, Verdict | VerifierFailure] = {}
@@ -129,7 +149,8 @@ class VerifierPool:
 
     def _hand_out(self, waiting: deque[Task]) -> None:
         for worker in self._workers:
-            if waiting and worker.ready and worker.task is None and worker.give(waiting[0], self._timeout):
+            idle = worker.ready and worker.task is None
+            if waiting and idle and worker.give(waiting[0], self._timeout, self._tolerance):
                 waiting.popleft()
 
     def _collect(self, worker: WorkerProcess, done: dict[Task, Verdict | VerifierFailure]) -> None:
@@ -166,6 +187,10 @@ class VerifierPool:
                 f"{self._failed_starts} verifier processes in a row did not start; the last one: {reason}. "
                 "Run `python -m sharevl_lite.rewards.worker` by hand to see why"
             )
+
+
+def _accepts(outcome: Verdict | VerifierFailure) -> bool:
+    return isinstance(outcome, Verdict) and outcome.correct
 
 
 def _kill_all(workers: list[WorkerProcess], owner: int) -> None:

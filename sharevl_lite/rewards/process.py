@@ -56,10 +56,10 @@ class WorkerProcess:
         """Whether the process runs."""
         return self._process.poll() is None
 
-    def give(self, task: tuple[str, str], seconds: float) -> bool:
+    def give(self, task: tuple[str, str], seconds: float, tolerance: float) -> bool:
         """Hand over (extracted answer, gold), to be done within `seconds`; False if the process is dead already."""
         assert self._process.stdin is not None
-        line = json.dumps([*task, seconds + _ALARM_GRACE_SECONDS]).encode() + b"\n"
+        line = json.dumps([*task, tolerance, seconds + _ALARM_GRACE_SECONDS]).encode() + b"\n"
         try:
             while line:
                 line = line[self._process.stdin.write(line) :]

@@ -24,7 +24,7 @@ from sharevl_lite.rewards.functions import (
     load_reward_function,
 )
 from sharevl_lite.rewards.pool import VerifierPool
-from sharevl_lite.rewards.verifier import Verdict, VerifierFailure
+from sharevl_lite.rewards.verifier import Gold, Verdict, VerifierFailure
 
 if TYPE_CHECKING:
     from sharevl_lite.config import RewardSection
@@ -40,12 +40,15 @@ _ALWAYS = OWN_ARGUMENTS | {"completion_ids", "answer"}
 
 @dataclass(frozen=True)
 class Sample:
-    """A response to be scored. `columns` are what its problem's row has besides, for the user's functions."""
+    """A response to be scored. `columns` are what its problem's row has besides, for the user's functions.
+
+    These get `answer` as it is, text or a list.
+    """
 
     prompt: str
     completion: str
     completion_ids: tuple[int, ...]
-    answer: str
+    answer: Gold
     columns: Mapping[str, Any]
 
 
@@ -87,7 +90,7 @@ class RewardScorer:
                     f"two reward functions are called {name!r}; rename one, metrics go by this name"
                 )
             self._functions[name] = (entry.weight, load_reward_function(entry.path))
-        self._pool = VerifierPool(section.workers, section.timeout_seconds)
+        self._pool = VerifierPool(section.workers, section.timeout_seconds, section.numeric_tolerance)
         self._loop: LoopThread | None = None
         """Of async functions, whose clients and locks belong to one loop for good."""
 
@@ -172,7 +175,7 @@ class RewardScorer:
             "prompts": [s.prompt for s in samples],
             "completions": [s.completion for s in samples],
             "completion_ids": [list(s.completion_ids) for s in samples],
-            "answer": [s.answer for s in samples],
+            "answer": [s.answer if isinstance(s.answer, str) else list(s.answer) for s in samples],
             "trainer_state": trainer_state,
         }
         return {

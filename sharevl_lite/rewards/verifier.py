@@ -1,6 +1,6 @@
 r"""Is the boxed answer right? A ladder of rules; the first that accepts, or knows better, decides.
 
-    choice → exact → ratio → decimal → angle → mathruler → math_verify → decimal (of an expression)
+    choice → exact → ratio → decimal → tolerance → angle → mathruler → math_verify → decimal (of an expression)
 
 Sources: mathruler is the grader of the public Share-GRPO code (through EasyR1), math-verify the one of TRL. Both accept
 wrong answers, so cheap rules that know better come before them and end the ladder where they apply:
@@ -19,12 +19,18 @@ math-verify gets both sides wrapped in `$…$`: it parses a bare `2 \sqrt{221}` 
 default one; the plain-expression extraction stays off: it picks a number out of LaTeX that fails to parse. Its own
 time-outs (signals, main thread only, raising a BaseException) are off: a caller that cannot wait forever uses
 `VerifierPool`, because some predictions (`9^{9^{9^{9}}}`) keep sympy busy for longer than anybody lives.
+
+A tolerance (0 by default) is for numbers alone: not for an expression, nor for the text of a choice, whose neighbour
+may be near. ChartQA's relaxed accuracy (arXiv 2203.10244) is 0.05.
+
+Where a problem accepts several answers, each is a gold of its own: the prediction goes down the ladder for each, in
+order, until one accepts. See `by_any` for what they say together.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -39,7 +45,7 @@ from sharevl_lite.rewards.normalise import (
     text_key,
     unwrap_text,
 )
-from sharevl_lite.rewards.numerals import Numeral, agrees, parse_numeral, parse_ratio, ratios_agree
+from sharevl_lite.rewards.numerals import Numeral, agrees, parse_numeral, parse_ratio, ratios_agree, within
 
 # Beyond these a prediction is not worth a symbolic grader (a fraction nested 60 deep parses for minutes); it is then
 # right only if a cheap rule says so. A gold that is larger raises them to its own size.
@@ -68,14 +74,18 @@ _MISREAD_BY_MATHRULER = re.compile(
 )
 
 
+Gold = str | Sequence[str]
+"""The right answer, or all that are accepted, of which one is enough."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Outcome of a verification that ran to its end."""
 
     correct: bool
     rule: str
-    """What decided: "choice", "exact", "ratio", "decimal", "angle", "mathruler" or "math_verify" accepted; "none" did;
-    or "no_box": there was no answer to look at."""
+    """What decided: "choice", "exact", "ratio", "decimal", "tolerance", "angle", "mathruler" or "math_verify" accepted;
+    "none" did; or "no_box": there was no answer to look at."""
     extracted: str | None
     """Content of the last box of the prediction."""
 
@@ -87,21 +97,55 @@ class VerifierFailure:
     reason: str
 
 
-def verify(prediction: str, gold: str) -> Verdict:
+def verify(prediction: str, gold: Gold, tolerance: float = 0.0) -> Verdict:
     r"""Judge the last `\boxed{…}` of a response against the gold answer, in this process and without a time-out.
 
+    Args:
+        prediction: the response.
+        gold: the right answer, or all that are accepted.
+        tolerance: a number may be off by this share of a gold number.
+
     Raises:
-        ValueError: the gold answer is empty.
-        Exception: a grader cannot handle this gold. A prediction that a grader cannot handle is a wrong one.
+        ValueError: a gold answer is empty, or there is none.
+        Exception: a grader cannot handle this gold, and no other accepts. A prediction that a grader cannot handle is a
+            wrong one.
     """
     extracted = extract_boxed(prediction)
     if extracted is None:
         return Verdict(False, "no_box", None)
-    return judge(extracted, gold)
+    verdict: Verdict | None = None
+    fault: Exception | None = None
+    for one in golds_of(gold):
+        try:
+            verdict = judge(extracted, one, tolerance)
+        except Exception as error:
+            fault = fault or error
+            continue
+        if verdict.correct:
+            return verdict
+    if fault is not None or verdict is None:
+        raise fault or ValueError("there is no gold answer; give every problem one or leave the row out")
+    return verdict
 
 
-def judge(extracted: str, gold: str) -> Verdict:
-    """`verify` for an answer that is out of its box already."""
+def golds_of(gold: Gold) -> tuple[str, ...]:
+    """The accepted answers, each once, in order."""
+    return (gold,) if isinstance(gold, str) else tuple(dict.fromkeys(gold))
+
+
+def by_any(outcomes: Sequence[Verdict | VerifierFailure]) -> Verdict | VerifierFailure:
+    """What the outcomes of one answer against each of its golds say together (at least one outcome).
+
+    Right, by the first gold that accepts. Where none does and a verification failed, that gold might have accepted: a
+    failure, the first one. Wrong only where every gold says so.
+    """
+    right = [outcome for outcome in outcomes if isinstance(outcome, Verdict) and outcome.correct]
+    failed = [outcome for outcome in outcomes if isinstance(outcome, VerifierFailure)]
+    return (right or failed or outcomes)[0]
+
+
+def judge(extracted: str, gold: str, tolerance: float = 0.0) -> Verdict:
+    """`verify` for one gold and an answer that is out of its box already."""
     if not gold.strip():
         raise ValueError("the gold answer is empty; give every problem an answer or leave the row out")
     if not extracted.strip():
@@ -115,17 +159,26 @@ def judge(extracted: str, gold: str) -> Verdict:
             return Verdict(True, "choice", extracted)
         if letter is not None or not option[2]:
             return Verdict(False, "none", extracted)
-        expected = option[2]
+        expected, tolerance = option[2], 0.0
     elif late is not None:
         letter, text = _named_option(answer, "Z")
         if letter is not None and (letter != late[1] or not text):
             return Verdict(letter == late[1], "choice" if letter == late[1] else "none", extracted)
-        answer, expected = text or answer, late[2]
+        answer, expected, tolerance = text or answer, late[2], 0.0
+    rule = _accepting_rule(answer, expected, tolerance)
+    return Verdict(rule is not None, rule or "none", extracted)
+
+
+def _accepting_rule(answer: str, expected: str, tolerance: float) -> str | None:
+    """Name of the rule of the ladder that accepts; None where none does, or one knows better."""
     for name, rule in _LADDER:
         accepts = rule(answer, expected)
-        if accepts is not None:
-            return Verdict(accepts, name if accepts else "none", extracted)
-    return Verdict(False, "none", extracted)
+        if accepts is None:
+            continue
+        if not accepts and tolerance and _by_tolerance(answer, expected, tolerance):
+            return "tolerance"
+        return name if accepts else None
+    return None
 
 
 def _named_option(answer: str, last: str) -> tuple[str | None, str]:
@@ -154,7 +207,17 @@ def _by_ratio(answer: str, expected: str) -> bool | None:
 
 
 def _by_number(answer: str, expected: str) -> bool | None:
-    """Both sides are numbers. `x = 5` counts as 5, unless both sides name different things."""
+    numbers = _numbers(answer, expected)
+    return None if numbers is None else agrees(*numbers)
+
+
+def _by_tolerance(answer: str, expected: str, tolerance: float) -> bool:
+    numbers = _numbers(answer, expected)
+    return numbers is not None and within(*numbers, tolerance)
+
+
+def _numbers(answer: str, expected: str) -> tuple[Numeral, Numeral] | None:
+    """Both sides, if they are numbers. `x = 5` counts as 5, unless both sides name different things."""
     (left, answer), (gold_left, expected) = split_assignment(answer), split_assignment(expected)
     if gold_left and (not is_symbol(gold_left) or (left and text_key(left) != text_key(gold_left))):
         return None
@@ -163,7 +226,7 @@ def _by_number(answer: str, expected: str) -> bool | None:
         stated, gold = with_units  # a letter that may be a factor is a unit beside another unit
     else:
         stated, gold = parse_numeral(answer), parse_numeral(expected)
-    return None if stated is None or gold is None else agrees(stated, gold)
+    return None if stated is None or gold is None else (stated, gold)
 
 
 def _by_angle(answer: str, expected: str) -> bool | None:

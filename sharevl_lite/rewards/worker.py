@@ -1,7 +1,7 @@
 """The verifier process: `python -P -m sharevl_lite.rewards.worker`, started by `VerifierPool`.
 
-One JSON document per line. In: `[extracted, gold, seconds]`. Out: once `{"ready": true}` or `{"broken": reason}`, then
-for each line in, `{"correct": …, "rule": …}` or `{"failure": reason}`.
+One JSON document per line. In: `[extracted, gold, tolerance, seconds]`. Out: once `{"ready": true}` or
+`{"broken": reason}`, then for each line in, `{"correct": …, "rule": …}` or `{"failure": reason}`.
 
 A verifier must not outlive the run it works for, whatever happens to either:
 
@@ -43,18 +43,18 @@ def main() -> None:
         return
     _send(replies, {"ready": True})
     for line in sys.stdin.buffer:
-        extracted, gold, seconds = json.loads(line)
+        extracted, gold, tolerance, seconds = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        reply = _answer(extracted, gold)
+        reply = _answer(extracted, gold, tolerance)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _send(replies, reply)
 
 
-def _answer(extracted: str, gold: str) -> dict[str, Any]:
+def _answer(extracted: str, gold: str, tolerance: float) -> dict[str, Any]:
     from sharevl_lite.rewards.verifier import judge
 
     try:
-        verdict = judge(extracted, gold)
+        verdict = judge(extracted, gold, tolerance)
     except BaseException as error:  # graders raise BaseException subclasses too, and each is a failure of one item
         return {"failure": _describe(error)}
     return {"correct": verdict.correct, "rule": verdict.rule}

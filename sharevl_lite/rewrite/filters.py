@@ -62,11 +62,12 @@ STOP_WORDS = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A rewrite under examination: the original, the rewrite, the gold answer, and the rewrites accepted before it."""
+    """A rewrite under examination: the original, the rewrite, the gold answer (or all that are accepted), and the
+    rewrites accepted before it."""
 
     original: str
     text: str
-    answer: str
+    answer: str | tuple[str, ...]
     accepted: tuple[str, ...] = ()
 
     @property
@@ -106,13 +107,17 @@ def length(pair: Candidate) -> bool:
 
 
 def answer_hidden(pair: Candidate) -> bool:
-    """The gold answer is not said where the original does not say it."""
-    lettered = LETTERED.fullmatch(pair.answer.strip())
+    """The gold answer, or any that is accepted, is not said where the original does not say it."""
+    return all(_hidden(pair, answer) for answer in ([pair.answer] if isinstance(pair.answer, str) else pair.answer))
+
+
+def _hidden(pair: Candidate, answer: str) -> bool:
+    lettered = LETTERED.fullmatch(answer.strip())
     if lettered is not None:
         told = re.compile(rf"\b(?:answer|option|choice)\s*(?:is|:)?\s*\(?{lettered[1]}\b", re.IGNORECASE)
         if told.search(pair.after.bare) and not told.search(pair.before.bare):
             return False
-    answer = pair.answer if lettered is None else lettered[2] or ""
+    answer = answer if lettered is None else lettered[2] or ""
     values = facts(answer).numbers
     if values:
         return any(pair.after.numbers[value] <= pair.before.numbers[value] for value in values)
@@ -204,7 +209,7 @@ def rejected_by(pair: Candidate) -> str | None:
     return next((name for name, passes in FILTERS if not passes(pair)), None)
 
 
-def sift(original: str, texts: Sequence[str], answer: str) -> tuple[list[str], list[tuple[str, str]]]:
+def sift(original: str, texts: Sequence[str], answer: str | tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:
     """The accepted rewrites, and the rejected ones with the name of the filter."""
     accepted: list[str] = []
     rejected: list[tuple[str, str]] = []

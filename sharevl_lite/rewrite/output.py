@@ -1,7 +1,8 @@
 """Writing rewritten problems as Parquet in our problem-row form, batch by batch, with memory for one batch.
 
 Extra columns take the type their values show, batch after batch; where batches disagree the column becomes JSON text,
-and the manifest says so.
+and the manifest says so. `answer` is a column of texts, or of lists where a problem has a list of accepted answers: a
+single one is then a list of one, which is judged alike.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class ProblemWriter:
         extra = {(f"source_{name}" if name in OWN else name): value for name, value in problem.metadata.items()}
         images = [{"bytes": data, "path": None} for data in encoded_images(problem.images)]
         transforms = None if problem.transforms is None else sorted(problem.transforms)
-        own = (problem.id, problem.text, images, problem.answer, variants, problem.allow_mirrors, transforms)
+        own = (problem.id, problem.text, images, problem.answer_cell, variants, problem.allow_mirrors, transforms)
         self._rows.append({**dict(zip(OWN, own, strict=True)), **extra})
         if len(self._rows) >= BATCH:
             self._flush()
@@ -59,17 +60,20 @@ class ProblemWriter:
 
         self._flush()
         schemas = [pq.read_schema(part) for part in self._parts]
+        listed = any(pa.types.is_list(schema.field("answer").type) for schema in schemas)
+        if listed:
+            schemas = [_with_type(schema, {"answer"}, pa.list_(pa.string())) for schema in schemas]
         clashing = _clashing(schemas)
         self.as_json |= clashing
         schema = pa.unify_schemas(
-            [_with_text(each, self.as_json) for each in schemas], promote_options="permissive"
+            [_with_type(each, self.as_json, pa.string()) for each in schemas], promote_options="permissive"
         ).remove_metadata()
         features = Features.from_arrow_schema(schema)
         features["images"] = List(Image())
         schema = schema.with_metadata(features.arrow_schema.metadata)
         with pq.ParquetWriter(path, schema) as writer:
             for part in self._parts:
-                rows = pq.read_table(part).to_pylist()
+                rows = _listed(pq.read_table(part).to_pylist(), listed)
                 writer.write_table(pa.Table.from_pylist(_texts(rows, self.as_json), schema=schema))
                 part.unlink()
         self._folder.rmdir()
@@ -78,11 +82,12 @@ class ProblemWriter:
 def _table(rows: list[dict[str, Any]], as_json: set[str]) -> pa.Table:
     import pyarrow as pa
 
+    listed = any(isinstance(row["answer"], list) for row in rows)
     own = {
         "id": pa.string(),
         "problem": pa.string(),
         "images": pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        "answer": pa.string(),
+        "answer": pa.list_(pa.string()) if listed else pa.string(),
         "variants": pa.list_(pa.string()),
         "allow_mirrors": pa.bool_(),
         "transforms": pa.list_(pa.string()),
@@ -94,7 +99,14 @@ def _table(rows: list[dict[str, Any]], as_json: set[str]) -> pa.Table:
             as_json.add(name)
         if name in as_json:
             own[name] = pa.string()
-    return pa.Table.from_pylist(_texts(rows, as_json), schema=pa.schema(list(own.items())))
+    return pa.Table.from_pylist(_texts(_listed(rows, listed), as_json), schema=pa.schema(list(own.items())))
+
+
+def _listed(rows: list[dict[str, Any]], listed: bool) -> list[dict[str, Any]]:
+    """The rows; where answers are `listed`, with a list of one for a single answer."""
+    if not listed:
+        return rows
+    return [{**row, "answer": [row["answer"]] if isinstance(row["answer"], str) else row["answer"]} for row in rows]
 
 
 def _texts(rows: list[dict[str, Any]], as_json: set[str]) -> list[dict[str, Any]]:
@@ -123,10 +135,10 @@ def _clashing(schemas: list[pa.Schema]) -> set[str]:
     return bad
 
 
-def _with_text(schema: pa.Schema, names: set[str]) -> pa.Schema:
+def _with_type(schema: pa.Schema, names: set[str], kind: pa.DataType) -> pa.Schema:
     import pyarrow as pa
 
-    return pa.schema([pa.field(f.name, pa.string()) if f.name in names else f for f in schema])
+    return pa.schema([pa.field(f.name, kind) if f.name in names else f for f in schema])
 
 
 def counted(counts: Mapping[str, int]) -> dict[str, int]:

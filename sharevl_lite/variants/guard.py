@@ -95,14 +95,14 @@ def _may_mirror(problem: Problem, section: TransformSection) -> bool:
     if not section.allow_mirrors:
         return False
     return not section.guard or not (
-        speaks_of_sides((problem.text, *problem.variants, problem.answer))
+        speaks_of_sides((problem.text, *problem.variants, *problem.accepted))
         or any(writing(image)[0] for image in problem.images)
     )
 
 
 def asks_for_places(problem: Problem) -> bool:
-    """Whether the answer holds pixel coordinates, as in grounding: they are those of the image as it is."""
-    return BOX.search(problem.answer) is not None or PLACES.search(problem.text) is not None
+    """Whether an accepted answer holds pixel coordinates, as in grounding: they are those of the image as it is."""
+    return any(map(BOX.search, problem.accepted)) or PLACES.search(problem.text) is not None
 
 
 def speaks_of_sides(texts: Iterable[str]) -> bool:

@@ -79,6 +79,15 @@ def test_an_answer_that_is_no_option_is_a_bad_row(tmp_path):
         load(tmp_path, {**MATHVISTA, "answer": "cone"})
 
 
+def test_each_accepted_answer_is_read_by_the_layout(tmp_path):
+    (several,) = load(tmp_path, {**MATHVISTA, "answer": ["cube", "A"]})
+    assert several.answer == ("B. cube", "A. ball")
+    (tagged,) = load(tmp_path, {**ROWS["GEOQA"][0], "solution": ["<answer>145°</answer>", "so <answer>145</answer>"]})
+    assert tagged.answer == ("145°", "145")
+    with pytest.raises(BadRowError, match="'cone' is none of the options"):
+        load(tmp_path, {**MATHVISTA, "answer": ["cube", "cone"]})
+
+
 def test_a_solution_without_its_tag_is_a_bad_row(tmp_path):
     with pytest.raises(BadRowError, match="no <answer>"):
         load(tmp_path, {**ROWS["GEOQA"][0], "solution": "because"})

@@ -361,6 +361,41 @@ def test_whole_numbers_in_a_column_of_floats_are_integers(tmp_path, given, read)
     assert load(write_jsonl(tmp_path / "p.jsonl", [row(answer=given)])).problems[0].answer == read
 
 
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["3", "three"], ("3", "three")),
+        ([3, 3.0, "three", 2.5], ("3", "3", "three", "2.5")),
+        (["3"], ("3",)),
+        ("['3', 'three']", "['3', 'three']"),
+        ('["3", "three"]', '["3", "three"]'),
+        ("[4, 2, 30, 40]", "[4, 2, 30, 40]"),
+        (["4", "2", "30", "40"], ("4", "2", "30", "40")),
+    ],
+)
+def test_a_list_holds_accepted_answers_and_a_text_is_one_answer(tmp_path, given, read):
+    problem = only(write_jsonl(tmp_path / "p.jsonl", [row(answer=given)]))
+    assert problem.answer == read
+    assert problem.accepted == ((read,) if isinstance(read, str) else tuple(dict.fromkeys(read)))
+    assert problem.answer_cell == (read if isinstance(read, str) else list(read))
+
+
+def test_what_several_answers_read_like(tmp_path):
+    lists = [["3", "three", "3"], ["3"], "3"]
+    problems = load(write_jsonl(tmp_path / "p.jsonl", [row(answer=given) for given in lists])).problems
+    assert [problem.gold for problem in problems] == ["3 or three", "3", "3"]
+
+
+@pytest.mark.parametrize(
+    ("array", "read"), [(np.array(["3", "three"]), ("3", "three")), (np.array([3.0, 2.5]), ("3", "2.5"))]
+)
+def test_arrays_of_parquet_files_are_lists(tmp_path, array, read):
+    images = pa.array([[{"bytes": encoded(), "path": None}]], pa.list_(IMAGE_TYPE))
+    table = pa.table({"problem": ["<image>How many?"], "images": images, "answer": pa.array([array])})
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert only(tmp_path / "p.parquet").answer == read
+
+
 def test_exif_orientation_is_applied(tmp_path):
     photo = Image.new("RGB", (40, 20), "white")
     photo.paste("black", (0, 0, 20, 20))  # the left half
@@ -417,7 +452,18 @@ JSONL_FAULTS = {
     "answer missing": ({"problem": "a", "images": []}, r"the answer \(column 'answer'\) is empty"),
     "answer empty": (row(answer="  "), "the answer .* is empty"),
     "answer null": (row(answer=None), "the answer .* is empty"),
-    "answer list": (row(answer=["1"]), r"the answer .* is \['1'\]; give text or a number"),
+    "answer list empty": (row(answer=[]), r"the answer \(column 'answer'\) is an empty list; give at least one"),
+    "answer list nested": (
+        row(answer=["1", ["2"]]),
+        r"accepted answer 1 \(from 0, column 'answer'\) is \['2'\]; give text or a number",
+    ),
+    "answer list with nothing": (row(answer=["1", " "]), r"accepted answer 1 \(from 0, .* is empty"),
+    "answer list with null": (row(answer=[None]), r"accepted answer 0 \(from 0, .* is empty"),
+    "answer list with bool": (row(answer=["1", True]), r"accepted answer 1 .* is True; give text or a number"),
+    "answer list with nan": (row(answer=[float("nan")]), "accepted answer 0 .* is nan; give a finite number"),
+    "answer list not unicode": (row(answer=["1", "\ud83d"]), "accepted answer 1 .* has half of a UTF-16"),
+    "answer list a box": (row(answer=[4, 2, 30, 40]), r"is \[4, 2, 30, 40\], .*; write a box as one text"),
+    "answer record": (row(answer={"text": "1"}), r"the answer .* is \{'text': '1'\}; give text or a number"),
     "answer bool": (row(answer=True), "the answer .* is True; give text or a number"),
     "answer nan": (row(answer=float("nan")), "the answer .* is nan; give a finite number"),
     "too few placeholders": (row(images=["red.png"] * 2), r"the problem .* has 1 <image> for 2 image\(s\)"),

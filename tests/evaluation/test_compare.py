@@ -55,6 +55,14 @@ def test_one_response_each_is_tested_by_mcnemar():
     assert test.p_value == pytest.approx(2 / 2**5)
 
 
+def test_answers_that_were_judged_by_another_tolerance_are_not_compared():
+    relaxed = evaluation([(0,)] * 8, {"samples": 1, "numeric_tolerance": 0.05})
+    strict = evaluation([(0,)] * 8, {"samples": 1})  # as written before there was a tolerance
+    assert compare(strict, strict).differences == []
+    with pytest.raises(EvaluationError, match=r"numeric_tolerance: None and 0\.05"):
+        compare(strict, relaxed)
+
+
 def test_an_evaluation_against_itself_shows_nothing():
     found = compare(FIRST, FIRST)
     assert {test.p_value for test in found.tests.values()} == {1.0}

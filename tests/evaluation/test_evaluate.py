@@ -118,6 +118,34 @@ def test_drawn_variants_give_the_accuracy_that_training_logs(recipe_file):
     assert found.counts["responses"] == record["responses"]
 
 
+def test_one_of_several_accepted_answers_is_enough(recipe_file, tmp_path):
+    """All numbers are accepted: a boxed number is right, whichever it is, and right ones are one class."""
+    problems = load_problems("builtin:digits", load_recipe(recipe_file).data, split="test", limit=6).problems
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for number, problem in enumerate(problems):
+            problem.images[0].save(tmp_path / f"{number}.png")
+            row = {"problem": problem.text, "images": [f"{number}.png"], "answer": list(range(-9, 82))}
+            file.write(json.dumps(row) + "\n")
+    settings = Settings(data=str(tmp_path / "rows.jsonl"), recipe_file=str(recipe_file), variants="none", resamples=FEW,
+                        samples=4, out=tmp_path / "out")  # fmt: skip
+    done = evaluate_target(MODEL, settings)
+    answers = [answer for outcome in done.evaluation.problems for answer in outcome.asked[0].answers]
+    assert {answer.group for answer in answers if (answer.extracted or "").isdigit()} == {0}
+    said = [{a.extracted for a in outcome.asked[0].answers if a.correct} for outcome in done.evaluation.problems]
+    assert max(map(len, said)) > 1, "or this test shows little"
+    rows = store.read(done.place.responses, "eval").to_pylist()
+    assert {row["answer"] for row in rows} == {" or ".join(map(str, range(-9, 82)))}
+    assert done.evaluation.problems[0].gold == rows[0]["answer"]
+
+
+def test_a_tolerance_is_in_the_protocol_where_there_is_one(run_dir, evaluation):
+    assert "numeric_tolerance" not in evaluation.protocol, "as before"
+    words = ["--reward.numeric_tolerance", "0.5"]
+    settings = Settings(overrides=words, variants="none", samples=1, resamples=FEW)
+    relaxed = evaluate_target(str(run_dir), settings).evaluation
+    assert relaxed.protocol["numeric_tolerance"] == 0.5
+
+
 def test_a_checkpoint_is_evaluated_into_its_run(run_dir, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)

@@ -22,6 +22,10 @@ class Limits:
     longest: int = 3
 
 
+def soft(completions, answer, **kwargs):
+    return [a.count("5") / 4 if isinstance(a, list) else None for a in answer]
+
+
 def short(prompts, completions, completion_ids, **kwargs):
     return [float(len(ids) <= Limits().longest) for ids in completion_ids]
 
@@ -161,6 +165,25 @@ def test_functions_get_columns_as_trl_passes_them_and_none_adds_nothing(folder):
     assert algebra.total == pytest.approx(1.0)
     assert math.isnan(algebra.functions["only_geometry"])
     assert bare.total == pytest.approx(1.5), "a row without the column has None there"
+
+
+def test_one_of_several_accepted_answers_is_enough_and_functions_get_the_list(folder):
+    several = Sample("q", GOOD, (1,), ("4", "5", "five", "5"), {})
+    with RewardScorer(section(use("soft"))) as scorer:
+        right, wrong, single = scorer.score([several, sample(r"\boxed{6}", ("4", "5")), sample(GOOD)])
+    assert (right.verdict, right.functions) == (Verdict(True, "exact", "5"), {"soft": 0.5})
+    assert (wrong.accuracy, wrong.functions) == (0.0, {"soft": 0.25})
+    assert math.isnan(single.functions["soft"]), "a single answer stays text"
+
+
+def test_the_recipes_tolerance_reaches_the_verifiers():
+    near = sample(r"\boxed{104}", ("200", "100"))
+    with RewardScorer(section(numeric_tolerance=0.05)) as scorer:
+        (score,) = scorer.score([near])
+        assert scorer.same_answers([("104", "100"), ("110", "100")]) == [True, False]
+    assert score.verdict == Verdict(True, "tolerance", "104")
+    with RewardScorer(section()) as scorer:
+        assert scorer.score([near])[0].verdict == Verdict(False, "none", "104")
 
 
 def test_an_array_is_a_list_of_rewards(folder):

@@ -248,6 +248,51 @@ def test_the_rule_that_decided_is_named(answer, gold, rule):
     assert verify(boxed(answer), gold).rule == rule
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "rule"),
+    [
+        ("100", "100", "exact"),
+        ("100.0", "100", "decimal"),
+        ("3.14159", "3.14", "decimal"),
+        ("105", "100", "tolerance"),
+        ("95", "100", "tolerance"),
+        ("105.01", "100", "none"),
+        ("-95", "-100", "tolerance"),
+        ("95", "-100", "none"),
+        ("0.52", r"50\%", "tolerance"),
+        ("52", r"50\%", "tolerance"),
+        (r"52\%", "0.50", "tolerance"),
+        ("103 cm", "100 cm", "tolerance"),
+        ("103 m", "100 cm", "none"),
+        (r"\$1.02 \text{ million}", "1,000,000", "tolerance"),
+        ("x = 21", "20", "tolerance"),
+        (r"\frac{52}{100}", r"\frac{1}{2}", "tolerance"),
+        ("0.001", "0", "none"),
+        ("2031", "2024", "tolerance"),  # a year is a number: see docs/rewards.md
+        ("31", "B. 30", "none"),  # the text of a choice, next to which another may stand
+        ("31", "K. 30", "none"),
+        ("103:100", "1:1", "none"),
+        (r"\sqrt{104}", "10", "none"),
+        ("cats", "cat", "none"),
+        ("5:31", "5:30", "none"),
+    ],
+)
+def test_a_tolerance_is_for_numbers(answer, gold, rule):
+    assert verify(boxed(answer), gold, tolerance=0.05).rule == rule
+
+
+def test_a_tolerance_is_meant_as_it_is_written():
+    """As doubles 0.03 and 1.1 * 0.1 are not what they say."""
+    assert verify(boxed("103"), "100", tolerance=0.03).correct
+    assert verify(boxed("1.21"), "1.1", tolerance=0.1).correct
+    assert not verify(boxed("103.000001"), "100", tolerance=0.03).correct
+
+
+@pytest.mark.parametrize(("answer", "gold"), RIGHT)
+def test_a_tolerance_takes_nothing_away(answer, gold):
+    assert verify(boxed(answer), gold, tolerance=0.05) == verify(boxed(answer), gold)
+
+
 @pytest.mark.parametrize("gold", ["5", "None", "none", r"\boxed{5}"])
 def test_answer_without_a_box_is_wrong(gold):
     assert verify("<think>so</think> it is 5", gold) == Verdict(False, "no_box", None)

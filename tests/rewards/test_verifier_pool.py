@@ -74,6 +74,40 @@ def test_equal_items_are_verified_once():
     assert time.monotonic() - start < 15
 
 
+def test_any_accepted_answer_is_right_and_the_first_that_accepts_says_by_which_rule(pool):
+    golds = ["4", "four", "5", "five", "5"]
+    predictions = [r"\boxed{5}", r"\boxed{Five}", r"\boxed{6}", "no box"]
+    outcomes = pool.verify_many(predictions, [golds] * 4)
+    assert outcomes == [verify(prediction, golds) for prediction in predictions]
+    assert outcomes[:2] == [Verdict(True, "exact", "5"), Verdict(True, "exact", "Five")]
+    assert [outcome.rule for outcome in outcomes[2:]] == ["none", "no_box"]
+    assert pool.verify_many(predictions[:1], [("5",)]) == pool.verify_many(predictions[:1], ["5"])
+    assert pool.verify_many(predictions[:2], ["5", ["x", "Five"]]) == outcomes[:2], "one answer beside several"
+
+
+def test_a_failure_on_one_accepted_answer_is_neither_right_nor_wrong(pool):
+    late, failed, wrong = pool.verify_many([r"\boxed{5}"] * 3, [["1/0", "5"], ["6", "1/0", "7"], ["6", "7"]])
+    assert late == verify(r"\boxed{5}", ("1/0", "5")) == Verdict(True, "exact", "5")
+    assert isinstance(failed, VerifierFailure)
+    assert failed.reason.startswith("ValueError")
+    assert wrong == Verdict(False, "none", "5")
+    with pytest.raises(ValueError, match=r"."):
+        verify(r"\boxed{5}", ("6", "1/0"))
+
+
+def test_a_time_out_on_one_accepted_answer_leaves_time_for_the_next():
+    with VerifierPool(workers=1, timeout_seconds=2.0) as pool:
+        tower = HANGS.removeprefix(r"\boxed{").removesuffix("}")
+        right, unknown = pool.verify_many([HANGS, HANGS], [["5", tower], ["5", "no words of this kind"]])
+        pool.verify_many([r"\boxed{1}"], ["1"])
+        before = pool.pids
+        first = pool.verify_many([HANGS], [[tower, "7"]])
+        assert pool.pids == before, "an answer that is right by one gold is not held against the next"
+    assert right == Verdict(True, "exact", tower)
+    assert unknown == VerifierFailure("timeout after 2 s")
+    assert first == [right]
+
+
 def test_a_process_killed_at_work_costs_its_item_only():
     with VerifierPool(workers=1, timeout_seconds=60.0) as pool:
         pool.verify_many([r"\boxed{1}"], ["1"])
@@ -130,6 +164,8 @@ def test_close_ends_the_processes(pool):
 def test_lengths_must_match(pool):
     with pytest.raises(ValueError, match="2 predictions but 1 gold"):
         pool.verify_many(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match=r"response 1 \(from 0\) has no gold answer"):
+        pool.verify_many(["a", "b"], ["a", []])
     assert pool.pids == [], "nothing to verify starts nothing"
     assert pool.verify_many([], []) == []
 

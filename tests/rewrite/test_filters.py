@@ -61,6 +61,13 @@ def test_one_counts_unless_it_is_a_pronoun_or_a_part(original, variant, reason):
     assert rejected_by(Candidate(original, variant, "9")) == reason
 
 
+def test_no_accepted_answer_may_be_revealed():
+    pair = ("<image>Which animal is shown here?", "<image>Which animal, such as a cat, is shown here?")
+    assert rejected_by(Candidate(*pair, "feline")) is None
+    assert rejected_by(Candidate(*pair, ("feline", "a lion"))) is None
+    assert rejected_by(Candidate(*pair, ("feline", "cat"))) == "answer revealed"
+
+
 def test_number_words():
     found = facts("twenty-one balls, one half of them red, one blue: which one?").numbers
     assert found == {"21": 1, "1/2": 1, "1": 1}

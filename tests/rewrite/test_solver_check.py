@@ -57,6 +57,15 @@ def test_a_solver_that_fails_the_original_proves_nothing_and_rejects_nothing(tmp
     assert manifest(out)["check"]["never_solved"] == 1
 
 
+def test_the_solver_is_right_by_any_accepted_answer(tmp_path):
+    row = {"problem": "What is the sum of the two digits? Case 0.", "images": [], "answer": ["9", "731946"]}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    out = tmp_path / "out"
+    with serve_chat(solver(wrong="Determine")) as server:
+        run(*checked(tmp_path / "p.jsonl", out, server))
+    assert manifest(out)["check"] == {"samples": 8, "right": 6, "wrong": 2, "unverified": 0, "never_solved": 0}
+
+
 def test_what_cannot_be_verified_is_counted_and_not_taken_for_wrong(tmp_path):
     row = {"problem": "What is the sum of the two digits? Case 0.", "images": [], "answer": r"\frac{1}{0}"}
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")

@@ -196,6 +196,23 @@ def test_what_a_row_allows_and_its_other_columns_survive(tmp_path):
     assert all(problem.variants for problem in problems)
 
 
+@pytest.mark.parametrize("last", [["7", "seven", "7"], "7"])
+def test_lists_of_accepted_answers_survive_beside_single_ones(tmp_path, monkeypatch, last):
+    """Batches of two: the first has texts, the second both, the third may have a text alone."""
+    monkeypatch.setattr("sharevl_lite.rewrite.output.BATCH", 2)
+    answers = ["1", "[2, 3]", "4", ["5", "five"], last]
+    rows = [{"problem": "What is the sum?", "images": [], "answer": answer} for answer in answers]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(tmp_path / "p.jsonl", "--out", tmp_path / "out")
+    problems = load_problems(str(tmp_path / "out"), DataSection(), split="train").problems
+    lists = [[answer] if isinstance(answer, str) else answer for answer in answers]
+    assert [problem.answer_cell for problem in problems] == lists
+    assert all(problem.variants for problem in problems)
+    run(tmp_path / "out", "--out", tmp_path / "again")
+    again = load_problems(str(tmp_path / "again"), DataSection(), split="train").problems
+    assert [problem.answer_cell for problem in again] == lists
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

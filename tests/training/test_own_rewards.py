@@ -40,6 +40,10 @@ def named(completions, problem, images, answer, id, kind, solution, **kwargs):
     assert all(pictures[0].mode == "RGB" for pictures in images) and len(set(id)) > 1
     return [0.0 for _ in completions]
 
+def several(completions, answers, answer, **kwargs):
+    assert answers == answer and all(isinstance(row, list) and row[0] == row[1] == "never" for row in answers)
+    return [0.0 for _ in completions]
+
 def wants(completions, hardness, **kwargs):
     return [0.0 for _ in completions]
 '''
@@ -163,6 +167,26 @@ def test_functions_get_the_columns_by_the_names_of_the_data_and_of_problems(usin
     quietly(using("named", **data))
     with pytest.raises(RewardFunctionError, match="'wants' needs hardness, which the data does not have; there are"):
         quietly(using("wants", "other", **data, **{"model.path": "no/such"}))
+
+
+def test_a_run_on_lists_of_accepted_answers(using, tmp_path):
+    """Functions get the lists; a row is right by its second answer; the store says both."""
+    from sharevl_lite.data.digits import digits_problems
+
+    problems = digits_problems("train")[:8]
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for number, problem in enumerate(problems):
+            problem.images[0].save(tmp_path / f"{number}.png")
+            row = {"problem": problem.text, "images": [f"{number}.png"], "answers": ["never", "never", problem.answer]}
+            file.write(json.dumps(row) + "\n")
+    data = {"data.train": str(tmp_path / "rows.jsonl"), "data.columns": {"answer": "answers"}, "data.eval": None}
+    run = quietly(using("several", **data, **{"train.rollouts": 1})).run_dir
+    rows = store.read(run).to_pylist()
+    golds = {row["problem_id"]: row["answer"] for row in rows}
+    assert golds == {number: f"never or {problems[int(number)].answer}" for number in golds}
+    right = [row for row in rows if row["rewards"]["accuracy"] == 1.0]
+    assert right
+    assert all(row["verification"]["extracted"] in golds[row["problem_id"]].split() for row in right)
 
 
 def test_an_evaluation_reports_them(using, tmp_path, capsys):

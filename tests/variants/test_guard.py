@@ -82,6 +82,13 @@ def test_nothing_moves_where_the_answer_is_a_place_in_the_image(text, answer):
     assert kinds(there) == {"rotate_180"}
 
 
+def test_the_guard_looks_at_every_accepted_answer():
+    box = Problem(id="a", text="<image>Where is it?", images=[picture()], answer=("by the tree", "[4, 2, 30, 40]"))
+    assert not {"rotate_90_cw", "scale_50"} & kinds(box)
+    side = Problem(id="a", text="<image>Where is it?", images=[picture()], answer=("by the tree", "on the left"))
+    assert kinds(side, allow_mirrors=True).isdisjoint(MIRRORED)
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
