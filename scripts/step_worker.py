@@ -33,7 +33,7 @@ from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.rollout.engine import Response, RolloutEngine, Sampling, SamplingRequest, response_seed
-from sharevl_lite.share import SegmentGroup
+from sharevl_lite.share import PackedRow, pack_row, plan_rows
 from sharevl_lite.store import RolloutStore
 
 PASS = 4
@@ -56,8 +56,10 @@ class TimedLearner(Learner):
 class SeparateLearner(TimedLearner):
     """A prompt for every pair, as without packing."""
 
-    def _groups(self, pairs: Sequence[Pair]) -> list[SegmentGroup[Pair]]:
-        return [group for pair in pairs for group in super(SeparateLearner, self)._groups([pair])]
+    def _rows(self, pairs: Sequence[Pair]) -> list[PackedRow[Pair]]:
+        alone = [group for pair in pairs for group in self._groups([pair])]
+        planned = plan_rows(alone, self.recipe.train.token_budget, share=False)
+        return [pack_row(groups, share=False) for groups in planned]
 
 
 class RandomEngine:

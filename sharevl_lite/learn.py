@@ -29,7 +29,6 @@ from sharevl_lite.share import (
     SegmentGroup,
     cross_variant_weight,
     pack_row,
-    packed_length,
     pair_token_weights,
     plan_rows,
     policy_loss,
@@ -106,15 +105,13 @@ class Learner:
         idle = [pair for pair in valid if pair not in chosen]
         if not valid:  # every verification failed; one row is still needed, at weight 0 (see `losses`)
             idle = [Pair(problems[0], 0, 0, 0)]
-        budget = self.recipe.train.token_budget
-        active_rows = plan_rows(self._groups(active), budget)
-        idle_rows = plan_rows(self._groups(idle), budget)
+        active_rows = self._rows(active)
         return UpdatePlan(
-            active_rows=[pack_row(groups) for groups in active_rows],
-            idle_rows=[pack_row(groups) for groups in idle_rows],
+            active_rows=active_rows,
+            idle_rows=self._rows(idle),
             valid=valid,
             active=chosen,
-            tokens_packed=sum(packed_length(group) for row in active_rows for group in row),
+            tokens_packed=sum(row.ids_T.numel() for row in active_rows),
             tokens_separate=sum(self._separate_length(pair) for pair in active),
         )
 
@@ -200,6 +197,9 @@ class Learner:
 
     def _separate_length(self, pair: Pair) -> int:
         return self.rollout.prompts[pair.p][pair.k].prefix.ids_P.numel() + self.length_of(pair)
+
+    def _rows(self, pairs: Sequence[Pair]) -> list[PackedRow[Pair]]:
+        return [pack_row(groups) for groups in plan_rows(self._groups(pairs), self.recipe.train.token_budget)]
 
     def _groups(self, pairs: Sequence[Pair]) -> list[SegmentGroup[Pair]]:
         """One group per (problem, scoring variant) that has pairs among `pairs`."""

@@ -136,7 +136,16 @@ class PromptEncoder(PromptRenderer):
         pieces = [] if grids is None else _split_images(batch["pixel_values"], grids)
         keyed = [(_key(picture), image) for picture, image in zip(pictures, pieces, strict=True)]
         keys = tuple(key for key, _ in keyed)
-        return EncodedPrompt(text, Prefix(ids_P, positions_31P[:, 0], keys), token_types_P, dict(keyed), pictures)
+        prefix = Prefix(ids_P, positions_31P[:, 0], keys, self._image_of(ids_P, grids))
+        return EncodedPrompt(text, prefix, token_types_P, dict(keyed), pictures)
+
+    def _image_of(self, ids_P: Tensor, grids_I3: Tensor | None) -> Int[Tensor, "P"]:
+        """Which image a token is of, -1 for text."""
+        image_P = torch.full_like(ids_P, -1)
+        if grids_I3 is not None:
+            counts = grids_I3.prod(-1) // self.processor.image_processor.merge_size**2
+            image_P[ids_P == self.processor.image_token_id] = torch.arange(len(counts)).repeat_interleave(counts)
+        return image_P
 
 
 def pixel_bounds(processor: Any) -> tuple[int, int]:

@@ -1,11 +1,13 @@
-"""Shared-prefix packing: one row scores many responses after one copy of each prompt.
+"""Shared-prefix packing: one row scores many responses after one copy of each prompt, and of what prompts share.
 
-    [ prefix of variant k | response 1 | response 2 | … ]  [ prefix of variant k' | … ]
+    [ prompt of variant k | response 1 | response 2 | … | rest of the prompt of variant k' | response 1 | … ]  [ … ]
 
-A response token sees its own prefix and its own earlier tokens, and its position goes on from the prefix's largest
-position plus one on all three axes of the multimodal rotary embedding. The last prefix token predicts the first token
+A response token sees its own prompt and its own earlier tokens, and its position goes on from the prompt's largest
+position plus one on all three axes of the multimodal rotary embedding. The last prompt token predicts the first token
 of every response behind it, so hidden states are gathered by index before the head; the last token of a response
-predicts nothing and is not part of the row. Tokens fall from Σ (P + R) per pair to P + Σ (R - 1) per group.
+predicts nothing and is not part of the row. Variants whose images are the same begin alike up to the first word that
+differs (images stand before the text): of the second one only the rest is in the row, if anything. Tokens fall from
+Σ (P + R) per pair to P + Σ (R - 1) per group, less what groups of a row share.
 
 The row says which of its tokens see which (`layout`). Nothing here knows about models.
 """
@@ -13,13 +15,19 @@ The row says which of its tokens see which (`layout`). Nothing here knows about 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Int
-from sharevl_kernels.prefix_attention import PrefixLayout
+from sharevl_kernels.prefix_attention import PrefixLayout, Run
 from torch import Tensor
+
+LEAST_SHARED = 16
+"""Prompts that begin with fewer tokens alike stand whole in a row: the names of a chat's roles are not worth a cut."""
+LOOK_BACK = 8
+"""A prompt is compared with so many that stand before it in the row."""
 
 K = TypeVar("K")
 """The caller's keys for pairs."""
@@ -27,11 +35,28 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class Prefix:
-    """A tokenised prompt: ids with image placeholders expanded, rotary positions, and the images' keys in order."""
+    """A tokenised prompt: ids with image placeholders expanded, rotary positions, and the images' keys in order.
+
+    `image_P` says which of the images a token is of, -1 for text. Raises ValueError where there are images without it.
+    """
 
     ids_P: Int[Tensor, "P"]
     positions_3P: Int[Tensor, "3 P"]
-    image_keys: tuple[str, ...]
+    image_keys: tuple[str, ...] = ()
+    image_P: Int[Tensor, "P"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_keys and self.image_P is None:
+            raise ValueError(f"a prompt with images needs image_P, which tokens are of which of {len(self.image_keys)}")
+
+    @cached_property
+    def images_P(self) -> Int[Tensor, "P"]:
+        """`image_P`, of prompts of text as well."""
+        return torch.full_like(self.ids_P, -1) if self.image_P is None else self.image_P
+
+    def images_within(self, tokens: int) -> int:
+        """How many images stand in the first so many tokens."""
+        return int(self.images_P[:tokens].max()) + 1 if tokens else 0
 
 
 @dataclass(frozen=True)
@@ -48,14 +73,13 @@ class PackedRow(Generic[K]):
     """One packed row of T tokens with B pairs and S scored tokens.
 
     `rows_S[s]` is the token whose hidden state predicts `targets_S[s]`; pair b owns the scored tokens
-    `cu_seqlens_B1[b]:cu_seqlens_B1[b + 1]`. `group_T` numbers the prefixes; `segment_T` is 0 in a prefix and counts
-    the responses from 1.
+    `cu_seqlens_B1[b]:cu_seqlens_B1[b + 1]`. `runs` are its prompts, or what those have of their own, and its responses,
+    in order; `image_keys` names the images whose tokens are in the row, in order.
     """
 
     ids_T: Int[Tensor, "T"]
     positions_3T: Int[Tensor, "3 T"]
-    group_T: Int[Tensor, "T"]
-    segment_T: Int[Tensor, "T"]
+    runs: tuple[Run, ...]
     rows_S: Int[Tensor, "S"]
     targets_S: Int[Tensor, "S"]
     cu_seqlens_B1: Int[Tensor, "B1"]
@@ -64,33 +88,75 @@ class PackedRow(Generic[K]):
 
     def layout(self, device: torch.device) -> PrefixLayout:
         """Which of its tokens see which, for attention on `device`."""
-        return PrefixLayout(self.group_T, self.segment_T, device)
+        return PrefixLayout(self.runs, device)
 
 
-def plan_rows(groups: Sequence[SegmentGroup[K]], token_budget: int) -> list[list[SegmentGroup[K]]]:
-    """Distributes groups over rows of at most `token_budget` tokens, in order, first fit.
+def shared_length(first: Prefix, second: Prefix) -> int:
+    """How many tokens two prompts have alike from the start on: the same ids, positions and images."""
+    length = min(first.ids_P.numel(), second.ids_P.numel())
+    pairs = zip(first.image_keys, second.image_keys, strict=False)
+    other = next((number for number, (mine, yours) in enumerate(pairs) if mine != yours), None)
+    alike_L = first.ids_P[:length] == second.ids_P[:length]
+    alike_L &= (first.positions_3P[:, :length] == second.positions_3P[:, :length]).all(0)
+    alike_L &= first.images_P[:length] == second.images_P[:length]
+    if other is not None:
+        alike_L &= first.images_P[:length] != other
+    return length if bool(alike_L.all()) else int((~alike_L).to(torch.uint8).argmax())
+
+
+def _best_start(before: Sequence[Prefix], prefix: Prefix) -> tuple[int, int]:
+    """Which of the prompts before it in a row a prompt has most tokens alike with, and how many; 0 where too few."""
+    recent = range(max(0, len(before) - LOOK_BACK), len(before))
+    length, place = max(((shared_length(before[place], prefix), place) for place in recent), default=(0, 0))
+    return (place, length) if length >= LEAST_SHARED else (0, 0)
+
+
+@dataclass
+class _OpenRow(Generic[K]):
+    """A row that is being filled."""
+
+    room: int
+    groups: list[SegmentGroup[K]] = field(default_factory=list)
+
+    def add(self, group: SegmentGroup[K], length: int) -> None:
+        self.groups.append(group)
+        self.room -= length
+
+    def length_of(self, group: SegmentGroup[K]) -> int:
+        """What the group would take in this row."""
+        return packed_length(group) - _best_start([other.prefix for other in self.groups], group.prefix)[1]
+
+
+def plan_rows(
+    groups: Sequence[SegmentGroup[K]], token_budget: int, *, share: bool = True
+) -> list[list[SegmentGroup[K]]]:
+    """Distributes groups over rows of at most `token_budget` tokens, in order: a group goes where the one before it
+    went if it can share a beginning there (`share`) and there is room, else first fit.
 
     A group longer than the budget is split by responses and its prefix repeated. A single pair longer than the budget
     gets a row of its own: nothing is dropped or cut. Raises ValueError for a group without responses or an empty
     response.
     """
-    rows: list[list[SegmentGroup[K]]] = []
-    room: list[int] = []
+    rows: list[_OpenRow[K]] = []
+    latest: _OpenRow[K] | None = None
     for group in groups:
-        for part in _split(group, token_budget):
+        parts = _split(group, token_budget)
+        length = latest.length_of(group) if share and latest is not None else packed_length(group)
+        if latest is not None and length < packed_length(group) and length <= latest.room:
+            latest.add(group, length)
+            continue
+        for part in parts:
             length = packed_length(part)
-            slot = next((r for r, free in enumerate(room) if length <= free), None)
-            if slot is None:
-                rows.append([part])
-                room.append(token_budget - length)
-            else:
-                rows[slot].append(part)
-                room[slot] -= length
-    return rows
+            latest = next((row for row in rows if length <= row.room), None)
+            if latest is None:
+                latest = _OpenRow(token_budget)
+                rows.append(latest)
+            latest.add(part, length)
+    return [row.groups for row in rows]
 
 
 def packed_length(group: SegmentGroup) -> int:
-    """Tokens the group takes in a row."""
+    """Tokens the group takes in a row, without what it may share there."""
     return group.prefix.ids_P.numel() + sum(r.numel() - 1 for r in group.responses)
 
 
@@ -110,39 +176,48 @@ def _split(group: SegmentGroup[K], token_budget: int) -> list[SegmentGroup[K]]:
     return parts
 
 
-def pack_row(groups: Sequence[SegmentGroup[K]]) -> PackedRow[K]:
-    """Lays groups one after another in a row (see the module's head)."""
-    ids, positions, group_numbers, segments, rows, targets, lengths = [], [], [], [], [], [], []
+def pack_row(groups: Sequence[SegmentGroup[K]], *, share: bool = True) -> PackedRow[K]:
+    """Lays groups one after another in a row (see the module's head); with `share`, prompts share how they begin."""
+    ids, positions, rows, targets, lengths = [], [], [], [], []
+    runs: list[Run] = []
     pairs: list[K] = []
     image_keys: list[str] = []
-    offset = segment = 0
+    stems: list[tuple[int, Tensor]] = []  # of each prompt: the run that ends it, and where its tokens are
+    offset = 0
+
+    def append(ids_L: Tensor, positions_3L: Tensor, parent: int | None, shared: int) -> Tensor:
+        nonlocal offset
+        ids.append(ids_L)
+        positions.append(positions_3L)
+        runs.append(Run(ids_L.numel(), parent, shared))
+        offset += ids_L.numel()
+        return torch.arange(offset - ids_L.numel(), offset)
+
     for number, group in enumerate(groups):
-        prefix_length = group.prefix.ids_P.numel()
-        next_position = group.prefix.positions_3P.max() + 1
-        last_of_prefix = offset + prefix_length - 1
-        ids.append(group.prefix.ids_P)
-        positions.append(group.prefix.positions_3P)
-        segments.append(torch.zeros(prefix_length, dtype=torch.long))
-        offset += prefix_length
+        prefix = group.prefix
+        place, shared = _best_start([g.prefix for g in groups[:number]], prefix) if share else (0, 0)
+        stem, places_P = stems[place] if shared else (None, torch.arange(0))
+        places_P = places_P[:shared]
+        if shared < prefix.ids_P.numel():
+            own_L = append(prefix.ids_P[shared:], prefix.positions_3P[:, shared:], stem, shared)
+            stem, places_P = len(runs) - 1, torch.cat([places_P, own_L])
+        assert stem is not None  # an empty prompt has nothing that predicts a response
+        stems.append((stem, places_P))
+        image_keys.extend(prefix.image_keys[prefix.images_within(shared) :])
+        next_position = prefix.positions_3P.max() + 1
         for response_R in group.responses:
             inputs = response_R.numel() - 1
-            segment += 1
-            ids.append(response_R[:-1])
-            positions.append((next_position + torch.arange(inputs)).expand(3, -1))
-            segments.append(torch.full((inputs,), segment, dtype=torch.long))
-            rows.append(torch.tensor([last_of_prefix]))
-            rows.append(torch.arange(offset, offset + inputs))
+            places_R = append(
+                response_R[:-1], (next_position + torch.arange(inputs)).expand(3, -1), stem, places_P.numel()
+            )
+            rows.extend([places_P[-1:], places_R])
             targets.append(response_R)
             lengths.append(response_R.numel())
-            offset += inputs
-        group_numbers.append(torch.full((packed_length(group),), number, dtype=torch.long))
         pairs.extend(group.pairs)
-        image_keys.extend(group.prefix.image_keys)
     return PackedRow(
         ids_T=torch.cat(ids),
         positions_3T=torch.cat(positions, dim=1),
-        group_T=torch.cat(group_numbers),
-        segment_T=torch.cat(segments),
+        runs=tuple(runs),
         rows_S=torch.cat(rows),
         targets_S=torch.cat(targets),
         cu_seqlens_B1=torch.tensor([0, *lengths]).cumsum(0),

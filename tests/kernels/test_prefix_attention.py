@@ -1,26 +1,38 @@
 """Packed attention from its definition, in float64, gathered and masked; the layout; gradients of shared keys."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 from devices import GPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sharevl_kernels.prefix_attention import PrefixLayout, choose_backend, prefix_attention
+from sharevl_kernels.prefix_attention import PrefixLayout, Run, choose_backend, prefix_attention
 from sharevl_kernels.prefix_attention.reference import masked_attention, reference_attention
 
 CPU = torch.device("cpu")
 
 
-def tokens(groups):
-    """group_T and segment_T of groups (prefix length, lengths of the responses' inputs)."""
-    group_T, segment_T, segment = [], [], 0
-    for number, (prefix, lengths) in enumerate(groups):
-        group_T += [number] * (prefix + sum(lengths))
-        segment_T += [0] * prefix
-        for length in lengths:
-            segment += 1
-            segment_T += [segment] * length
-    return torch.tensor(group_T), torch.tensor(segment_T)
+def runs_of(groups):
+    """Runs of groups (prefix length, lengths of the responses' inputs)."""
+    runs = []
+    for prefix, lengths in groups:
+        stem = len(runs)
+        runs += [Run(prefix), *(Run(length, stem, prefix) for length in lengths)]
+    return runs
+
+
+def seen_in(runs):
+    """Places that each token sees, from the definition: where its run goes on from, and its run's earlier tokens."""
+    starts = [0, *accumulate(run.length for run in runs)]
+
+    def read(number):
+        run = runs[number]
+        before = [] if run.parent is None else read(run.parent)[: run.shared]
+        return before + list(range(starts[number], starts[number + 1]))
+
+    ends = [read(number) for number in range(len(runs))]
+    return [ends[number][: run.shared + place + 1] for number, run in enumerate(runs) for place in range(run.length)]
 
 
 def inputs(count, heads=4, shared=2, head_dim=8, seed=0, dtype=torch.float64, device=CPU):
@@ -29,30 +41,40 @@ def inputs(count, heads=4, shared=2, head_dim=8, seed=0, dtype=torch.float64, de
     return [torch.randn(*s, generator=draw).to(device, dtype).requires_grad_(True) for s in shapes]
 
 
-rows = st.lists(st.tuples(st.integers(1, 5), st.lists(st.integers(0, 4), max_size=4)), min_size=1, max_size=3)
+@st.composite
+def trees(draw):
+    """Runs that go on from any part of what any earlier one has read, or from nothing."""
+    runs, read = [], []
+    for number in range(draw(st.integers(1, 7))):
+        parent = draw(st.none() | st.integers(0, number - 1)) if number else None
+        parent = None if parent is None or not read[parent] else parent
+        shared = 0 if parent is None else draw(st.integers(1, read[parent]))
+        length = draw(st.integers(0 if number else 1, 4))
+        runs.append(Run(length, parent, shared))
+        read.append(shared + length)
+    return runs
 
 
-@settings(max_examples=60, deadline=None)
-@given(rows, st.sampled_from([1, 2, 4]), st.sampled_from([prefix_attention, masked_attention]))
-def test_every_token_attends_to_what_it_may_see(groups, shared, attention):
-    group_T, segment_T = tokens(groups)
-    query, key, value = inputs(group_T.numel(), shared=shared)
-    layout = PrefixLayout(group_T, segment_T, CPU)
+@settings(max_examples=120, deadline=None)
+@given(trees(), st.sampled_from([1, 2, 4]), st.sampled_from([prefix_attention, masked_attention]))
+def test_every_token_attends_to_what_it_may_see(runs, shared, attention):
+    layout = PrefixLayout(runs, CPU)
+    query, key, value = inputs(layout.num_tokens, shared=shared)
     found = attention(query, key, value, layout, scale=0.4)
-    expected = reference_attention(*(x.detach().transpose(0, 1) for x in (query, key, value)), group_T, segment_T, 0.4)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)  # float64, sums of at most 9 terms
+    case = (x.detach().transpose(0, 1) for x in (query, key, value))
+    # float64, sums of at most 28 terms
+    torch.testing.assert_close(found, reference_attention(*case, seen_in(runs), 0.4), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("attention", [prefix_attention, masked_attention])
 def test_gradients_of_prefix_keys_are_sums_over_the_responses(attention):
-    group_T, segment_T = tokens([(4, [2, 3, 1]), (3, [2])])
-    layout = PrefixLayout(group_T, segment_T, CPU)
-    torch.autograd.gradcheck(lambda *qkv: attention(*qkv, layout), inputs(group_T.numel(), head_dim=3))
+    runs = [Run(4), Run(2, 0, 4), Run(3, 0, 4), Run(2, 0, 3), Run(1, 3, 5), Run(2, 0, 2), Run(3), Run(2, 6, 3)]
+    layout = PrefixLayout(runs, CPU)
+    torch.autograd.gradcheck(lambda *qkv: attention(*qkv, layout), inputs(layout.num_tokens, head_dim=3))
 
 
 def test_the_sequences_are_the_prefixes_and_the_responses_that_have_inputs():
-    group_T, segment_T = tokens([(3, [2, 0, 1]), (2, [])])
-    sequences = PrefixLayout(group_T, segment_T, CPU).sequences
+    sequences = PrefixLayout(runs_of([(3, [2, 0, 1]), (2, [])]), CPU).sequences
     assert sequences.queries == (0, 3, 5, 6, 8)
     assert sequences.keys == (0, 3, 8, 12, 14)
     assert sequences.gathered.index_G.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7]
@@ -62,18 +84,33 @@ def test_the_sequences_are_the_prefixes_and_the_responses_that_have_inputs():
     assert sequences.queries_N1.dtype == sequences.keys_N1.dtype == torch.int32  # what FlashAttention takes
 
 
+def test_a_prompt_that_begins_like_another_brings_what_it_has_of_its_own():
+    """A prompt of 4 with a response of 2; one that has its first 3 and goes on with 2, and its response of 1."""
+    layout = PrefixLayout([Run(4), Run(2, 0, 4), Run(2, 0, 3), Run(1, 2, 5)], CPU)
+    assert layout.num_tokens == 9
+    assert layout.sequences.keys == (0, 4, 10, 15, 21)
+    places = [0, 1, 2, 3, *[0, 1, 2, 3, 4, 5], *[0, 1, 2, 6, 7], *[0, 1, 2, 6, 7, 8]]
+    assert layout.sequences.gathered.index_G.tolist() == places
+    assert layout.mask[0, 0, 8].nonzero()[:, 0].tolist() == [0, 1, 2, 6, 7, 8]
+
+
 @pytest.mark.parametrize(
-    ("group", "segment"),
-    [([0, 0, 0], [1, 0, 0]), ([0, 0, 0, 0], [0, 1, 2, 1]), ([0, 1, 0], [0, 0, 1]), ([0, 0, 0], [0, 1, 0])],
-    ids=["no prefix first", "torn response", "torn group", "torn prefix"],
+    ("runs", "told"),
+    [
+        ([Run(3, 0, 1)], "run 0 of a packed row goes on from run 0, which is not an earlier one"),
+        ([Run(3), Run(2, 2, 1), Run(2, 0, 3)], "run 1 of a packed row goes on from run 2"),
+        ([Run(3), Run(2, 0, 4)], r"run 1 of a packed row goes on from 4 tokens, and its parent \(0\) has read 3"),
+        ([Run(3), Run(2, 0, 0)], "run 1 of a packed row goes on from 0 tokens"),
+        ([Run(3, None, 2)], r"run 0 of a packed row goes on from 2 tokens, and its parent \(None\) has read 0"),
+    ],
 )
-def test_a_row_that_is_not_packed_is_refused(group, segment):
-    with pytest.raises(ValueError, match="out of place"):
-        PrefixLayout(torch.tensor(group), torch.tensor(segment), CPU)
+def test_a_row_that_is_not_packed_is_refused(runs, told):
+    with pytest.raises(ValueError, match=told):
+        PrefixLayout(runs, CPU)
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    layout = PrefixLayout(*tokens([(3, [2])]), CPU)
+    layout = PrefixLayout(runs_of([(3, [2])]), CPU)
     query, key, value = inputs(5)
     with pytest.raises(ValueError, match="of 5 tokens, there are 4"):
         prefix_attention(query[:, :4], key, value, layout)
@@ -93,11 +130,11 @@ def test_the_backend_follows_the_device():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_flash_attention_sees_what_the_mask_shows(device, shared, dtype):
     assert choose_backend(torch.device(device), dtype, 128) == "varlen"
-    group_T, segment_T = tokens([(130, [40, 1, 77]), (64, [200])])
-    layout = PrefixLayout(group_T, segment_T, torch.device(device))
-    case = inputs(group_T.numel(), heads=16, shared=shared, head_dim=128, dtype=dtype, device=device)
+    runs = [*runs_of([(130, [40, 1, 77]), (64, [200])]), Run(30, 0, 101), Run(90, 6, 131)]
+    layout = PrefixLayout(runs, torch.device(device))
+    case = inputs(layout.num_tokens, heads=16, shared=shared, head_dim=128, dtype=dtype, device=device)
     exact = [x.detach().double().requires_grad_(True) for x in case]
-    weights = torch.randn(group_T.numel(), 16, 128, device=device)
+    weights = torch.randn(layout.num_tokens, 16, 128, device=device)
     found = prefix_attention(*case, layout)
     expected = masked_attention(*exact, layout)
     gradients = torch.autograd.grad((found.float() * weights).sum(), case)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sharevl_kernels.prefix_attention import PrefixLayout
+from sharevl_kernels.prefix_attention import PrefixLayout, Run
 from tiny_models import FAMILIES, tiny_model, tiny_policy
 
 from sharevl_lite.cli import main
@@ -86,7 +86,7 @@ def test_attention_dropout_is_refused():
 def test_a_packed_row_is_never_attended_otherwise(wrong):
     policy = tiny_policy("qwen2_5_vl")
     layer = policy.base.model.language_model.layers[0].self_attn
-    layout = PrefixLayout(torch.zeros(4, dtype=torch.long), torch.tensor([0, 0, 1, 1]), torch.device("cpu"))
+    layout = PrefixLayout([Run(2), Run(2, 0, 2)], torch.device("cpu"))
     query, key = torch.randn(1, 4, 4, 8), torch.randn(1, 2, 4, 8)
     with pytest.raises(ValueError, match="one row, scored with full attention"):
         attend(layer, query, key, key, None, prefix_layout=layout, **wrong)

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from sharevl_kernels.prefix_attention import Run
 from sharevl_kernels.prefix_attention.reference import masked_attention
 from tiny_models import FAMILIES, encoder, picture, tiny_model, tiny_policy
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
@@ -211,7 +212,13 @@ def damaged(kind, groups):
     if kind == "positions":
         fields["positions_3T"] = torch.arange(row.ids_T.numel()).expand(3, -1)
     elif kind == "mask":
-        fields["segment_T"] = torch.zeros_like(row.segment_T)  # plain causal attention within a group
+        # Plain causal attention within a group: every run goes on from the one before it.
+        read, runs = 0, []
+        for number, run in enumerate(row.runs):
+            read = run.length if run.parent is None else read + run.length
+            whole = (None, 0) if run.parent is None else (number - 1, read - run.length)
+            runs.append(Run(run.length, *whole))
+        fields["runs"] = tuple(runs)
     else:
         fields["rows_S"] = row.rows_S.roll(1)
     return type(row)(**fields)

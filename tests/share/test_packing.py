@@ -4,10 +4,12 @@ from itertools import count, pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sharevl_kernels.prefix_attention import Run
 
-from sharevl_lite.share import Prefix, SegmentGroup, pack_row, packed_length, plan_rows
+from sharevl_lite.share import Prefix, SegmentGroup, pack_row, packed_length, packing, plan_rows
+from sharevl_lite.share.packing import LEAST_SHARED, shared_length
 
 
 def prefix(length, start=0, images=(), height=3):
@@ -15,7 +17,8 @@ def prefix(length, start=0, images=(), height=3):
     ids_P = torch.arange(start, start + length)
     places = torch.arange(length)
     positions_3P = torch.stack([places.clamp(max=height), places // 2, places % height])
-    return Prefix(ids_P, positions_3P, tuple(images))
+    image_P = (places // height).clamp(max=len(images) - 1) if images else None
+    return Prefix(ids_P, positions_3P, tuple(images), image_P)
 
 
 def group(prefix_length, lengths, first_pair=0, start=0, images=()):
@@ -27,7 +30,7 @@ def group(prefix_length, lengths, first_pair=0, start=0, images=()):
 
 @st.composite
 def group_lists(draw, min_groups=0):
-    """Groups with unequal prompts and responses, their pairs numbered through."""
+    """Groups with unequal prompts, nothing of which is alike, and responses, their pairs numbered through."""
     shapes = draw(
         st.lists(
             st.tuples(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=6)),
@@ -179,11 +182,131 @@ def test_a_row_written_out():
     ]
     row = pack_row(groups)
     assert row.ids_T.tolist() == [10, 11, 12, 1, 2, 20, 21, 6]
-    assert row.group_T.tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
-    assert row.segment_T.tolist() == [0, 0, 0, 1, 1, 0, 0, 3]
+    assert row.runs == (Run(3), Run(2, 0, 3), Run(0, 0, 3), Run(2), Run(1, 3, 2))
     assert row.positions_3T[0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     assert row.rows_S.tolist() == [2, 3, 4, 2, 6, 7]
     assert row.targets_S.tolist() == [1, 2, 3, 4, 6, 8]
     assert row.cu_seqlens_B1.tolist() == [0, 3, 4, 6]
     assert row.pairs == (7, 5, 9)
     assert row.image_keys == ("a", "b", "a")
+
+
+# ---------------------------------------------------------------- prompts that begin alike
+
+
+@pytest.fixture
+def any_start(monkeypatch):
+    """One token alike is enough."""
+    monkeypatch.setattr(packing, "LEAST_SHARED", 1)
+
+
+@st.composite
+def variants(draw):
+    """Groups whose prompts are words of a small alphabet: some with pictures, of two kinds, three tokens each."""
+    groups, numbers = [], count()
+    for _ in range(draw(st.integers(1, 6))):
+        words = draw(st.lists(st.sampled_from([1, 2, "a", "b"]), min_size=1, max_size=5))
+        ids, image_P, keys = [], [], []
+        for word in words:
+            picture = isinstance(word, str)
+            ids += [9, 9, 9] if picture else [word]
+            image_P += [len(keys)] * 3 if picture else [-1]
+            keys += [word] if picture else []
+        positions_3P = torch.arange(len(ids)).expand(3, -1)
+        lengths = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+        responses = tuple(torch.arange(100 * (k + 1), 100 * (k + 1) + length) for k, length in enumerate(lengths))
+        prompt = Prefix(torch.tensor(ids), positions_3P, tuple(keys), torch.tensor(image_P))
+        groups.append(SegmentGroup(prompt, responses, tuple(next(numbers) for _ in lengths)))
+    return groups
+
+
+def content(ids, image_keys, image_P):
+    """Tokens with pictures by their names."""
+    return [int(i) if place < 0 else image_keys[place] for i, place in zip(ids, image_P, strict=True)]
+
+
+@pytest.mark.usefixtures("any_start")
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(variants())
+def test_a_shared_start_stands_in_a_row_once_and_every_response_reads_its_own_prompt(groups):
+    row = pack_row(groups)
+    pictures = list(row.image_keys)
+    # Pictures are spliced in where the row has their tokens, in order: three each.
+    named = [int(i) if i != 9 else None for i in row.ids_T]
+    marks = iter([name for name in pictures for _ in range(3)])
+    named = [next(marks) if token is None else token for token in named]
+    assert next(marks, None) is None
+    mask_TT = row.layout(torch.device("cpu")).mask[0, 0]
+    number = 0
+    for g in groups:
+        prompt = content(g.prefix.ids_P, g.prefix.image_keys, g.prefix.images_P)
+        first = int(g.prefix.positions_3P.max()) + 1
+        for response in g.responses:
+            owned = slice(int(row.cu_seqlens_B1[number]), int(row.cu_seqlens_B1[number + 1]))
+            for t, query in enumerate(row.rows_S[owned].tolist()):
+                seen = mask_TT[query].nonzero()[:, 0].tolist()
+                assert [named[place] for place in seen] == prompt + response[:t].tolist()
+                where = g.prefix.positions_3P[0].tolist() + list(range(first, first + t))
+                assert row.positions_3T[0][seen].tolist() == where
+            number += 1
+    starts = [tuple(content(g.prefix.ids_P, g.prefix.image_keys, g.prefix.images_P)) for g in groups]
+    known = {start[:length] for start in starts for length in range(1, len(start) + 1)}
+    responses = sum(response.numel() - 1 for g in groups for response in g.responses)
+    # Every beginning of a prompt once (pictures whole): a tree of words.
+    assert row.ids_T.numel() == len(known) + responses
+
+
+@pytest.mark.usefixtures("any_start")
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(variants(), st.integers(1, 40))
+def test_rows_with_shared_starts_keep_to_the_budget(groups, budget):
+    rows = plan_rows(groups, budget)
+    assert scored([part for row in rows for part in row]) == scored(groups)
+    for row in rows:
+        length = pack_row(row).ids_T.numel()
+        assert length <= budget or (len(row) == 1 and len(row[0].pairs) == 1)
+        assert length <= pack_row(row, share=False).ids_T.numel() == sum(map(packed_length, row))
+    apart = plan_rows(groups, budget, share=False)
+    assert all(sum(map(packed_length, row)) <= budget or len(row[0].pairs) == len(row) == 1 for row in apart)
+
+
+def test_a_variant_goes_where_its_sibling_is():
+    """Prompts of 40 tokens, 38 of them alike, with responses of 11 inputs: 51 and 13 tokens; a stranger takes 51."""
+    siblings = [group(40, [12], number, 1000) for number in range(3)]
+    siblings[1:] = [
+        SegmentGroup(
+            Prefix(torch.cat([g.prefix.ids_P[:38], torch.tensor([7, number])]), g.prefix.positions_3P),
+            g.responses,
+            g.pairs,
+        )
+        for number, g in enumerate(siblings[1:])
+    ]
+    stranger = group(40, [12], 3, 5000)
+    planned = [[part.pairs for part in row] for row in plan_rows([siblings[0], stranger, *siblings[1:]], 64)]
+    assert planned == [[(0,)], [(3,)], [(1,), (2,)]]
+    planned = [[part.pairs for part in row] for row in plan_rows([*siblings, stranger], 77)]
+    assert planned == [[(0,), (1,), (2,)], [(3,)]]
+    assert pack_row(siblings).ids_T.numel() == 51 + 13 + 12  # the third has 39 alike with the second
+
+
+def test_the_names_of_a_chats_roles_are_not_worth_a_cut():
+    few, enough = ([group(LEAST_SHARED + 4, [3], 0, 1000), group(LEAST_SHARED + 4, [3], 1, 1000)] for _ in range(2))
+    for groups, alike in ((few, LEAST_SHARED - 1), (enough, LEAST_SHARED)):
+        ids_P = groups[1].prefix.ids_P.clone()
+        ids_P[alike] = 7
+        groups[1] = SegmentGroup(Prefix(ids_P, groups[1].prefix.positions_3P), groups[1].responses, (1,))
+        assert shared_length(groups[0].prefix, groups[1].prefix) == alike
+    assert pack_row(few).ids_T.numel() == sum(map(packed_length, few))
+    assert pack_row(enough).ids_T.numel() == sum(map(packed_length, enough)) - LEAST_SHARED
+
+
+def test_pictures_positions_and_ids_must_agree():
+    first = prefix(9, images=["a", "b"])
+    assert shared_length(first, prefix(9, images=["a", "b"])) == 9
+    assert shared_length(first, prefix(7, images=["a", "b"])) == 7
+    assert shared_length(first, prefix(9, images=["a", "c"])) == 3
+    assert shared_length(first, prefix(9, images=["c", "b"])) == 0
+    assert shared_length(first, prefix(9)) == 0
+    assert shared_length(prefix(9), prefix(9, height=5)) == 3
+    with pytest.raises(ValueError, match="needs image_P, which tokens are of which of 1"):
+        Prefix(torch.arange(3), torch.zeros(3, 3), ("a",))

@@ -1,6 +1,6 @@
 """Attention over packed rows whose responses share a prompt."""
 
-from sharevl_kernels.prefix_attention.layout import PrefixLayout
+from sharevl_kernels.prefix_attention.layout import PrefixLayout, Run
 from sharevl_kernels.prefix_attention.op import Backend, choose_backend, prefix_attention
 
-__all__ = ["Backend", "PrefixLayout", "choose_backend", "prefix_attention"]
+__all__ = ["Backend", "PrefixLayout", "Run", "choose_backend", "prefix_attention"]

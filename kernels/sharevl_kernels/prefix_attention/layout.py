@@ -1,23 +1,36 @@
 """Who sees whom in a packed row, in the form each attention backend wants.
 
-    [ prefix | response | response | … ]  [ prefix | … ]
+    [ prompt | response | response | … | rest of a prompt | response | … ]  [ prompt | … ]
 
-A prefix token sees the earlier tokens of its prefix. A response token sees its prefix and the earlier tokens of its own
-response. As a dense mask that is T² entries; as variable-length attention it is one sequence per prefix and per
-response, whose keys are [prefix | own tokens], gathered, and whose causal mask is aligned to the last key.
+A row is a sequence of runs of tokens. A run goes on from what an earlier one has read, or from the first so many tokens
+of that; a token sees what its run goes on from, and the earlier tokens of its run. So responses go on from a whole
+prompt, and a prompt that begins like an earlier one is a run of what it has of its own. As a dense mask that is T²
+entries; as variable-length attention it is one sequence per run, whose keys are [what it goes on from | own tokens],
+gathered, and whose causal mask is aligned to the last key.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sharevl_kernels.index_sum import RowIndex, sort_index
+
+
+class Run(NamedTuple):
+    """`length` tokens of a row, which go on from the first `shared` tokens that run number `parent` has read (what it
+    goes on from itself, and its own); no parent: from nothing."""
+
+    length: int
+    parent: int | None = None
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,61 +57,60 @@ class Sequences:
 
 
 class PrefixLayout:
-    """The layout of one packed row of T tokens on a device; each form is made once and serves every layer.
+    """The layout of one packed row on a device; each form is made once and serves every layer.
 
-    `group_T` numbers the prefixes in row order. `segment_T` is 0 in a prefix and another number in each response.
-    Raises ValueError for a group that does not begin with its prefix, or is torn apart.
+    Raises ValueError for a run that goes on from a later one, or from more than was read.
     """
 
-    def __init__(self, group_T: Int[Tensor, "T"], segment_T: Int[Tensor, "T"], device: torch.device) -> None:
-        self.group_T = group_T.cpu()
-        self.segment_T = segment_T.cpu()
+    def __init__(self, runs: Sequence[Run], device: torch.device) -> None:
+        self.runs = tuple(runs)
         self.device = device
-        self._runs = _runs(self.group_T, self.segment_T)
+        self.num_tokens = sum(run.length for run in runs)
+        self._read = _read(self.runs)
 
     @cached_property
     def mask(self) -> Bool[Tensor, "1 1 T T"]:
         """True where a query token (first T) may see a key token. T² bytes, a few times that while it is made."""
-        group_T, segment_T = self.group_T.to(self.device), self.segment_T.to(self.device)
-        places_T = torch.arange(group_T.numel(), device=self.device)
-        earlier_TT = places_T[:, None] >= places_T[None, :]
-        same_group_TT = group_T[:, None] == group_T[None, :]
-        own_TT = segment_T[:, None] == segment_T[None, :]
-        prefix_1T = (segment_T == 0)[None, :]
-        return (earlier_TT & same_group_TT & (own_TT | prefix_1T))[None, None]
+        mask_TT = torch.zeros(self.num_tokens, self.num_tokens, dtype=torch.bool)
+        start = 0
+        for run, read in zip(self.runs, self._read, strict=True):
+            own = slice(start, start + run.length)
+            mask_TT[own, read[: run.shared]] = True
+            mask_TT[own, own] = torch.ones(run.length, run.length, dtype=torch.bool).tril()
+            start += run.length
+        return mask_TT.to(self.device)[None, None]
 
     @cached_property
     def sequences(self) -> Sequences:
         """The row as sequences; index tensors on the device, bounds known without asking it."""
         queries, keys, places = [0], [0], []
-        prefix = torch.arange(0)
-        for start, end, is_prefix in self._runs:
-            own = torch.arange(start, end)
-            if is_prefix:
-                prefix = own
-            seen = own if is_prefix else torch.cat([prefix, own])
-            queries.append(end)
-            keys.append(keys[-1] + seen.numel())
-            places.append(seen)
+        for run, read in zip(self.runs, self._read, strict=True):
+            if run.length:
+                queries.append(queries[-1] + run.length)
+                keys.append(keys[-1] + read.numel())
+                places.append(read)
         bounds = (torch.tensor(ends, dtype=torch.int32, device=self.device) for ends in (queries, keys))
-        gathered = sort_index(torch.cat(places), self.group_T.numel()).to(self.device)
+        gathered = sort_index(torch.cat(places), self.num_tokens).to(self.device)
         return Sequences(tuple(queries), tuple(keys), gathered, *bounds)
 
 
-def _runs(group_T: Int[Tensor, "T"], segment_T: Int[Tensor, "T"]) -> list[tuple[int, int, bool]]:
-    """(start, end, whether a prefix) of every prefix and response of the row."""
-    pairs, lengths = torch.stack([group_T, segment_T]).unique_consecutive(dim=1, return_counts=True)
-    runs: list[tuple[int, int, bool]] = []
-    start, seen, current = 0, set(), None
-    for (group, segment), length in zip(pairs.T.tolist(), lengths.tolist(), strict=True):
-        if segment == 0:
-            current = group
-        if current != group or (group, segment) in seen:
+def _read(runs: Sequence[Run]) -> list[Int[Tensor, "K"]]:
+    """For each run, the places of all tokens that its last one sees, in order."""
+    found: list[Tensor] = []
+    start = 0
+    for number, run in enumerate(runs):
+        before = torch.arange(0) if run.parent is None else _of_parent(found, run.parent)
+        if not 0 <= run.shared <= before.numel() or (run.parent is not None and not run.shared):
             raise ValueError(
-                f"token {start} of a packed row: every group is one prefix (segment 0) and then its responses, "
-                f"each in one piece; group {group}, segment {segment} is out of place"
+                f"run {number} of a packed row goes on from {run.shared} tokens, and its parent "
+                f"({run.parent}) has read {before.numel()}"
             )
-        seen.add((group, segment))
-        runs.append((start, start + length, segment == 0))
-        start += length
-    return runs
+        found.append(torch.cat([before[: run.shared], torch.arange(start, start + run.length)]))
+        start += run.length
+    return found
+
+
+def _of_parent(found: Sequence[Tensor], parent: int) -> Tensor:
+    if not 0 <= parent < len(found):
+        raise ValueError(f"run {len(found)} of a packed row goes on from run {parent}, which is not an earlier one")
+    return found[parent]

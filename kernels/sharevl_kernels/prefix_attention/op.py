@@ -44,8 +44,8 @@ def prefix_attention(
     Raises ValueError for shapes that do not fit the layout or each other.
     """
     heads, tokens, head_dim = query_QTD.shape
-    if tokens != layout.group_T.numel() or key_KTD.shape[1] != tokens or value_KTD.shape[1] != tokens:
-        raise ValueError(f"the layout is of {layout.group_T.numel()} tokens, there are {tokens}, {key_KTD.shape[1]}")
+    if tokens != layout.num_tokens or key_KTD.shape[1] != tokens or value_KTD.shape[1] != tokens:
+        raise ValueError(f"the layout is of {layout.num_tokens} tokens, there are {tokens}, {key_KTD.shape[1]}")
     if heads % key_KTD.shape[0]:
         raise ValueError(f"{heads} query heads cannot share {key_KTD.shape[0]} key heads")
     scale = head_dim**-0.5 if scale is None else scale

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -14,17 +16,13 @@ def reference_attention(
     query_THD: Float[Tensor, "T Q D"],
     key_THD: Float[Tensor, "T K D"],
     value_THD: Float[Tensor, "T K D"],
-    group_T: Int[Tensor, "T"],
-    segment_T: Int[Tensor, "T"],
+    seen_T: Sequence[Sequence[int]],
     scale: float,
 ) -> Float[Tensor, "T Q D"]:
-    """Every token over the tokens it sees: earlier ones of its group, of the prefix or of its own segment."""
+    """Every token t over the tokens `seen_T[t]` that it sees."""
     heads, shared = query_THD.shape[1], query_THD.shape[1] // key_THD.shape[1]
     out_THD = torch.zeros_like(query_THD, dtype=torch.float64)
-    for t in range(group_T.numel()):
-        seen = [
-            s for s in range(t + 1) if group_T[s] == group_T[t] and (segment_T[s] == 0 or segment_T[s] == segment_T[t])
-        ]
+    for t, seen in enumerate(map(list, seen_T)):
         for head in range(heads):
             scores = key_THD[seen, head // shared].double() @ query_THD[t, head].double() * scale
             out_THD[t, head] = scores.softmax(0) @ value_THD[seen, head // shared].double()
