@@ -62,6 +62,23 @@ def test_the_sequences_are_the_prefixes_and_the_responses_that_have_inputs():
     assert sequences.queries_N1.dtype == sequences.keys_N1.dtype == torch.int32  # what FlashAttention takes
 
 
+@pytest.mark.parametrize("device", [GPU])
+def test_a_layout_reaches_a_gpu_without_waiting_for_it(device):
+    group_T, segment_T = tokens([(3, [2, 0, 1]), (2, [])])
+    expected = PrefixLayout(group_T, segment_T, CPU).sequences
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        sequences = PrefixLayout(group_T, segment_T, torch.device(device)).sequences
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sequences.longest == expected.longest
+    for found, wanted in zip(
+        (sequences.keys_N1, *sequences.gathered), (expected.keys_N1, *expected.gathered), strict=True
+    ):
+        assert found.is_cuda
+        assert torch.equal(found.cpu(), wanted)
+
+
 @pytest.mark.parametrize(
     ("group", "segment"),
     [([0, 0, 0], [1, 0, 0]), ([0, 0, 0, 0], [0, 1, 2, 1]), ([0, 1, 0], [0, 0, 1]), ([0, 0, 0], [0, 1, 0])],
