@@ -42,7 +42,6 @@ def measure(file: Path, layers: int | None) -> dict[str, float | str]:
     found = find_config(name)
     assert found is not None
     plan = plan_memory(recipe, measure_shape(found[0]), total=80 * GIB, half=True)
-    planned = {part: size for part, size in plan.training.items() if "vLLM" not in part}
     with tempfile.TemporaryDirectory(prefix="sharevl-model-") as folder:
         dtype = torch.float16 if recipe.model.dtype == "float16" else torch.bfloat16
         write_random_model(name, Path(folder), dtype=dtype, layers=layers)
@@ -52,15 +51,21 @@ def measure(file: Path, layers: int | None) -> dict[str, float | str]:
     torch.cuda.reset_peak_memory_stats()
     optimizer = update(policy.train(), recipe)
     record["update"], record["update reserved"] = peak()
-    record["planned"] = (sum(planned.values()) - planned["CUDA and slack"]) / GIB
+    record["planned"] = measured_part(plan.training) / GIB
     if recipe.rollout.engine == "hf":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         sample(policy, recipe)  # beside Adam's averages
         record["sampling"], record["sampling reserved"] = peak()
-        record["sampling planned"] = (sum(plan.sampling.values()) - planned["CUDA and slack"]) / GIB
+        record["sampling planned"] = measured_part(plan.sampling) / GIB
     del optimizer
     return record | {"device": torch.cuda.get_device_name()}
+
+
+def measured_part(planned: dict[str, int]) -> int:
+    """Bytes of a plan that this script can see: neither what torch does not allocate, nor vLLM, nor pictures."""
+    unseen = ("CUDA and slack", "features of pictures")
+    return sum(size for part, size in planned.items() if part not in unseen and "vLLM" not in part)
 
 
 def peak() -> tuple[float, float]:

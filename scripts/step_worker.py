@@ -43,14 +43,16 @@ WARM_UP = 2
 
 
 class TimedLearner(Learner):
-    """Tells on standard error when each row of an update was done: a step that is cut off still has a speed."""
+    """Tells on standard error when each row of an update was done, and the next one's forward pass, which waits for the
+    device: a step that is cut off still has a speed."""
 
     def losses(self, model: nn.Module, plan: UpdatePlan, count: int, tokens: int) -> Iterator[RowLoss]:
         """The rows' losses."""
         began = time.monotonic()
-        for number, loss in enumerate(super().losses(model, plan, count, tokens), 1):
+        for number, loss in enumerate(super().losses(model, plan, count, tokens)):
+            if number:
+                print(f"row {number} of {len(plan.trained_rows)}, {time.monotonic() - began:.2f} s", file=sys.stderr)
             yield loss
-            print(f"row {number} of {len(plan.trained_rows)}, {time.monotonic() - began:.2f} s", file=sys.stderr)
 
 
 class SeparateLearner(TimedLearner):

@@ -11,7 +11,7 @@ recipe says so those that were cut off, take no part in anything here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -78,6 +78,11 @@ class RowLoss:
     loss: Tensor
     facts: PolicyLoss
     row: PackedRow[Pair]
+
+    def detached(self) -> RowLoss:
+        """The same numbers, without what a backward pass needs."""
+        loss = self.loss.detach()
+        return RowLoss(loss, replace(self.facts, loss=loss), self.row)
 
 
 class Learner:

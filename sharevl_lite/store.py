@@ -46,6 +46,9 @@ _REPEATING = [
     *("run_id", "problem_id", "variant_text", "transform", "image_sha.list.element", "answer", "text"),
     *("token_ids.list.element", "verification.extracted", "verification.rule", "verification.failure"),
 ]
+PNG_LEVEL = 1
+"""zlib's fastest. Pictures are written while the GPU waits; the usual level takes five times as long over noise on
+white, for 15% less."""
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -91,7 +94,7 @@ class RolloutStore:
             self._make_ready(path.parent)
             # From the bytes alone: a camera's ICC profile and notes stay out of the run.
             bare = Image.frombytes("RGB", rgb.size, rgb.tobytes())
-            write_atomically(path, lambda file: bare.save(file, format="PNG"))
+            write_atomically(path, lambda file: bare.save(file, format="PNG", compress_level=PNG_LEVEL))
         return sha
 
     def image(self, sha: str) -> Image.Image:

@@ -31,7 +31,7 @@ from sharevl_lite.difficulty import SuccessRates, visits_of
 from sharevl_lite.dynamic import everything_asked, replace_silent
 from sharevl_lite.heldout import Evaluator
 from sharevl_lite.hub import AdapterUploads
-from sharevl_lite.learn import Learner, Pair, UpdatePlan
+from sharevl_lite.learn import Learner, Pair, RowLoss, UpdatePlan
 from sharevl_lite.loss_scale import LossScale
 from sharevl_lite.metrics import (
     Attempt,
@@ -211,13 +211,16 @@ class ShareGRPOTrainer(Trainer):
         factor = self.accelerator.num_processes * self._loss_scale.scale
         rows = len(plan.trained_rows)
         losses = self._learner.losses(model, plan, count, tokens)
+        done: list[RowLoss] = []
         for place in range(rows):
             with nullcontext() if place == rows - 1 else self.accelerator.no_sync(model):
                 row_loss = next(losses)
                 self.accelerator.backward(row_loss.loss * factor)
-            attempt.loss += row_loss.loss.detach()
-            if plan.active:
-                attempt.add(row_loss)
+            done.append(row_loss.detached())
+            attempt.loss += done[-1].loss
+        # Read at the end: it waits for the device, which the next row can be prepared for meanwhile.
+        for row_loss in done if plan.active else ():
+            attempt.add(row_loss)
 
     def _finish_rollout(self) -> None:
         tally_rollout(self._tally, self._rollout)

@@ -4,9 +4,10 @@ import contextlib
 import io
 import sys
 
+import pytest
 import torch
 
-from sharevl_lite.vllm_start import starting_vllm
+from sharevl_lite.vllm_start import starting_vllm, threads_of_vllm
 
 
 def sizes_in_a_graph():
@@ -47,3 +48,36 @@ def test_standard_output_has_a_file_there():
 def test_standard_output_that_is_a_file_stays(tmp_path):
     with open(tmp_path / "out", "w") as file, contextlib.redirect_stdout(file), starting_vllm():
         assert sys.stdout is file
+
+
+@pytest.fixture
+def three_threads(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_that_vllm_takes_are_for_sampling_alone(three_threads):
+    """vLLM 0.31 leaves one for the whole process when its worker on a GPU has loaded a model."""
+    for taken in (1, 3):  # the second engine takes none
+        with starting_vllm():
+            torch.set_num_threads(taken)
+        assert torch.get_num_threads() == 3
+        with threads_of_vllm():
+            assert torch.get_num_threads() == taken
+        assert torch.get_num_threads() == 3
+
+
+def test_threads_come_back_from_a_start_or_a_rollout_that_fails(three_threads):
+    def fail():
+        torch.set_num_threads(1)
+        raise ValueError("no memory")
+
+    with pytest.raises(ValueError, match="no memory"), starting_vllm():
+        fail()
+    assert torch.get_num_threads() == 3
+    with pytest.raises(ValueError, match="no memory"), threads_of_vllm():
+        fail()
+    assert torch.get_num_threads() == 3

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from sharevl_kernels.devices import send
 from sharevl_kernels.grouped_logprob import grouped_logprob
 from torch import Tensor, nn
 
@@ -114,8 +115,8 @@ class PackedPolicy(nn.Module):
             scores = grouped_logprob(
                 hidden_TH,
                 self.base.get_output_embeddings().weight,
-                row.targets_S.to(device),
-                rows_T=row.rows_S.to(device),
+                send(row.targets_S, device),
+                rows_T=send(row.rows_S, device),
                 temperature=self.temperature,
                 return_entropy=entropy,
             )
@@ -123,15 +124,15 @@ class PackedPolicy(nn.Module):
 
     def _hidden(self, row: PackedRow, features: list[ImageFeatures]) -> Float[Tensor, "T H"]:
         device = self.device
-        ids_T = row.ids_T.to(device)
-        embeds_TH = self.base.get_input_embeddings()(ids_T)
-        visual_T = ids_T == self.config.image_token_id
-        expected = sum(f.embeds_LH.shape[0] for f in features)
-        if int(visual_T.sum()) != expected:
+        visual_T = row.ids_T == self.config.image_token_id
+        found, expected = int(visual_T.sum()), sum(f.embeds_LH.shape[0] for f in features)
+        if found != expected:
             raise ValueError(
-                f"a packed row holds {int(visual_T.sum())} image tokens for {expected} image features; its prompts and "
+                f"a packed row holds {found} image tokens for {expected} image features; its prompts and "
                 "their images must come from the same processor"
             )
+        visual_T = send(visual_T, device)
+        embeds_TH = self.base.get_input_embeddings()(send(row.ids_T, device))
         extra: dict[str, Any] = {}
         if features:
             visual_LH = torch.cat([f.embeds_LH for f in features]).to(embeds_TH.dtype)
@@ -149,7 +150,7 @@ class PackedPolicy(nn.Module):
             embeds_TH.requires_grad_(True)  # reentrant checkpointing needs an input with a gradient
         return self.base.model.language_model(
             inputs_embeds=embeds_TH[None],
-            position_ids=row.positions_3T[:, None].to(device),
+            position_ids=send(row.positions_3T[:, None], device),
             use_cache=False,
             **packed_arguments(row.layout(device)),
             **extra,

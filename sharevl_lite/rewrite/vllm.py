@@ -17,7 +17,7 @@ from sharevl_lite.rewrite.cache import Reply
 from sharevl_lite.rewrite.chat import ChatRequest, NoReplyError, openai_message
 from sharevl_lite.rewrite.errors import VariantsError
 from sharevl_lite.rewrite.fingerprint import model_identity
-from sharevl_lite.vllm_start import set_environment, starting_vllm
+from sharevl_lite.vllm_start import set_environment, starting_vllm, threads_of_vllm
 
 LONGEST_PROMPT = 16384
 """Tokens of a question with its images; a longer context of the model would only cost memory."""
@@ -76,7 +76,8 @@ class VLLMModel(BatchedModel):
             for request in requests
         ]
         try:
-            outputs = self._llm.chat([self._turns(request) for request in requests], parameters, use_tqdm=False)
+            with threads_of_vllm():
+                outputs = self._llm.chat([self._turns(request) for request in requests], parameters, use_tqdm=False)
         except VariantsError:
             raise
         except ValueError as error:

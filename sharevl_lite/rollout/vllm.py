@@ -29,7 +29,7 @@ from sharevl_lite.policy.prompts import pixel_settings
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.limits import BAN, check_frozen_vision, check_recipe, engine_dtype, is_quantised, vllm_rank
-from sharevl_lite.vllm_start import set_environment, starting_vllm
+from sharevl_lite.vllm_start import set_environment, starting_vllm, threads_of_vllm
 
 if TYPE_CHECKING:
     from sharevl_lite.config import Recipe
@@ -116,12 +116,13 @@ class VLLMRolloutEngine:
         self._forget()
         adapter = LoRARequest(f"sync-{self._synced}", self._synced, str(self._adapter))
         try:
-            outputs = self._llm.generate(
-                [self._prompt(request) for request in requests],
-                [self._parameters(request, sampling) for request in requests],
-                lora_request=adapter,
-                use_tqdm=False,
-            )
+            with threads_of_vllm():
+                outputs = self._llm.generate(
+                    [self._prompt(request) for request in requests],
+                    [self._parameters(request, sampling) for request in requests],
+                    lora_request=adapter,
+                    use_tqdm=False,
+                )
         finally:
             self.sleep()
         return [self._responses(request, output) for request, output in zip(requests, outputs, strict=True)]

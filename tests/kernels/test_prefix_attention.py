@@ -94,6 +94,23 @@ def test_a_prompt_that_begins_like_another_brings_what_it_has_of_its_own():
     assert layout.mask[0, 0, 8].nonzero()[:, 0].tolist() == [0, 1, 2, 6, 7, 8]
 
 
+@pytest.mark.parametrize("device", [GPU])
+def test_a_layout_reaches_a_gpu_without_waiting_for_it(device):
+    runs = [*runs_of([(3, [2, 0, 1]), (2, [])]), Run(2, 0, 2)]
+    expected = PrefixLayout(runs, CPU).sequences
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        sequences = PrefixLayout(runs, torch.device(device)).sequences
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sequences.longest == expected.longest
+    for found, wanted in zip(
+        (sequences.keys_N1, *sequences.gathered), (expected.keys_N1, *expected.gathered), strict=True
+    ):
+        assert found.is_cuda
+        assert torch.equal(found.cpu(), wanted)
+
+
 @pytest.mark.parametrize(
     ("runs", "told"),
     [

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from sharevl_lite import metrics_log, store, train
 from sharevl_lite.learn import Learner
+from sharevl_lite.metrics import Attempt
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.rollout.hf import HFRolloutEngine
 
@@ -87,3 +88,20 @@ def test_a_sampler_with_another_model_is_noticed_before_the_optimizer_moves(smal
     with pytest.raises(ValueError, match="disagree by 2"):
         run(small_recipe(**BRIEF))
     assert not moved
+
+
+def test_facts_of_rows_are_read_when_all_rows_were_asked_for(small_recipe, monkeypatch, passes):
+    """Reading them waits for the device, which had nothing to do while the next row was prepared."""
+    honest, when = Attempt.add, []
+
+    def add(self, row_loss):
+        assert row_loss.loss.grad_fn is None, "what a backward pass needs would be held until the end"
+        assert row_loss.facts.loss.grad_fn is None
+        when.append(sum(graded for _, graded in passes))
+        honest(self, row_loss)
+
+    monkeypatch.setattr(Attempt, "add", add)
+    run(small_recipe("reading", **BRIEF | {"train.rollouts": 1, "train.problems_per_update": 4}))
+    rows = sum(graded for _, graded in passes)
+    assert rows > 1
+    assert when == [rows] * rows

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sharevl_kernels.devices import runs_triton
+from sharevl_kernels.devices import runs_triton, send
 
 
 class RowIndex(NamedTuple):
@@ -27,7 +27,7 @@ class RowIndex(NamedTuple):
 
     def to(self, device: torch.device) -> RowIndex:
         """The same on a device."""
-        return RowIndex(*(part.to(device) for part in self))
+        return RowIndex(*(send(part, device) for part in self))
 
 
 def sort_index(index_G: Int[Tensor, "G"], num_rows: int) -> RowIndex:

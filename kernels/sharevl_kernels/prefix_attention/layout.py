@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sharevl_kernels.devices import send
 from sharevl_kernels.index_sum import RowIndex, sort_index
 
 
@@ -47,7 +48,7 @@ class Sequences:
     queries_N1: Int[Tensor, "N1"]
     keys_N1: Int[Tensor, "N1"]
 
-    @property
+    @cached_property
     def longest(self) -> tuple[int, int]:
         """Most queries and most keys of a sequence."""
         longest_queries, longest_keys = (
@@ -89,7 +90,7 @@ class PrefixLayout:
                 queries.append(queries[-1] + run.length)
                 keys.append(keys[-1] + read.numel())
                 places.append(read)
-        bounds = (torch.tensor(ends, dtype=torch.int32, device=self.device) for ends in (queries, keys))
+        bounds = (send(torch.tensor(ends, dtype=torch.int32), self.device) for ends in (queries, keys))
         gathered = sort_index(torch.cat(places), self.num_tokens).to(self.device)
         return Sequences(tuple(queries), tuple(keys), gathered, *bounds)
 
