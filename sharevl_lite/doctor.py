@@ -32,12 +32,15 @@ from sharevl_lite.memory_plan import (
     measure_shape,
     plan_memory,
     reliefs,
+    sequences_at_once,
 )
 from sharevl_lite.policy.hf import has_bfloat16
 
 Status = Literal["ok", "warning", "failure", "skipped"]
 MARKS: dict[Status, str] = {"ok": "ok", "warning": "warn", "failure": "FAIL", "skipped": "skip"}
 LEAST_DISK = 2 * GIB
+FEW_SEQUENCES = 8
+"""Responses at once below which sampling takes most of a step."""
 
 TESTED: dict[str, tuple[str, ...]] = {
     "torch": ("2.11.0", "2.13.0", "2.14.1"),
@@ -315,13 +318,29 @@ def _plan_check(name: str, parts: dict[str, int], plan: MemoryPlan, total: int |
     return Check(name, status, finding, facts={"parts": parts, "total": total, "fits": status == "ok"})
 
 
+def _room_for_sequences(recipe: Recipe, shape: ModelShape, total: int, *, half: bool) -> Check:
+    """What vLLM's share suffices for."""
+    name, share = "memory, vLLM", recipe.rollout.vllm_gpu_memory_utilization * total
+    least, count = engine_needs(recipe, shape, half=half), sequences_at_once(recipe, shape, total=total, half=half)
+    if share < least:
+        advice = f"set rollout.vllm_gpu_memory_utilization to {least / total + 0.005:.2f} or more"
+        return Check(name, "failure", f"{share / GIB:.1f} GiB for vLLM, which needs {least / GIB:.1f}", advice)
+    asked, longest = recipe.rollout.batch_size, recipe.max_sequence_length
+    finding = (
+        f"keys and values for {min(count, asked)} of {asked} responses at once, at full length ({longest:,} tokens)"
+    )
+    if count < min(FEW_SEQUENCES, asked):
+        advice = (
+            "sampling will be slow: raise rollout.vllm_gpu_memory_utilization where the plan allows, or lower "
+            "rollout.max_completion_length, model.max_pixels and data.max_prompt_length"
+        )
+        return Check(name, "warning", finding, advice)
+    return Check(name, "ok", finding)
+
+
 def _advice(recipe: Recipe, shape: ModelShape, plan: MemoryPlan, total: int, *, half: bool) -> Iterator[Check]:
     if recipe.rollout.engine in ("vllm", "unsloth"):
-        share, least = recipe.rollout.vllm_gpu_memory_utilization * total, engine_needs(recipe, shape, half=half)
-        if share < least:
-            finding = f"{share / GIB:.1f} GiB for vLLM, which needs {least / GIB:.1f}"
-            advice = f"set rollout.vllm_gpu_memory_utilization to {least / total + 0.005:.2f} or more"
-            yield Check("memory, vLLM", "failure", finding, advice)
+        yield _room_for_sequences(recipe, shape, total, half=half)
     if plan.fits(total):
         if (room := fewest_recomputed(recipe, shape, total=total, half=half)) is not None:
             finding = f"enough to recompute fewer layers ({room.peak / GIB:.1f} GiB), which is faster"

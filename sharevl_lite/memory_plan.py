@@ -317,6 +317,13 @@ def engine_needs(recipe: Recipe, shape: ModelShape, *, half: bool) -> int:
     return _weight_bytes(recipe, shape, width) + recipe.max_sequence_length * shape.kv_numbers * width + GIB
 
 
+def sequences_at_once(recipe: Recipe, shape: ModelShape, *, total: int, half: bool) -> int:
+    """Sequences of full length that vLLM's share has keys and values for, beside weights and 1 GiB to work in."""
+    width = _bytes_each(recipe.model, half=half)
+    free = recipe.rollout.vllm_gpu_memory_utilization * total - _weight_bytes(recipe, shape, width) - GIB
+    return max(0, int(free // (recipe.max_sequence_length * shape.kv_numbers * width)))
+
+
 def _with(recipe: Recipe, knob: str, value: Any) -> Recipe:
     data = recipe.model_dump()
     section, name = knob.split(".")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sharevl_lite import load_recipe
-from sharevl_lite.memory_plan import GIB, engine_needs, find_config, measure_shape, plan_memory
+from sharevl_lite.doctor import FEW_SEQUENCES
+from sharevl_lite.memory_plan import GIB, engine_needs, find_config, measure_shape, plan_memory, sequences_at_once
 from sharevl_lite.preview import preview, step_size
 from sharevl_lite.recipes import dump_recipe
 
@@ -48,6 +49,7 @@ def test_recipes_say_which_memory_they_were_planned_for_and_fit_it(path):
     assert plan_memory(recipe, shape, total=total, half=half).fits(total)
     if recipe.rollout.engine == "vllm":
         assert recipe.rollout.vllm_gpu_memory_utilization * total >= engine_needs(recipe, shape, half=half)
+        assert sequences_at_once(recipe, shape, total=total, half=half) >= FEW_SEQUENCES
 
 
 def test_the_geometry_baseline_differs_in_sharing_alone():

@@ -191,6 +191,16 @@ def test_memory_that_does_not_suffice_comes_with_advice(gib, knob):
     assert any(knob in check.advice for check in checks.values()), checks
 
 
+@pytest.mark.parametrize(("gib", "status"), [(22, "warning"), (32, "ok")])
+def test_how_many_responses_vllm_samples_at_once(gib, status):
+    check = found(examine(load_recipe(CONFIGS / "geometry3k_qwen3_vl_4b.yaml"), memory_gib=gib))["memory, vLLM"]
+    assert check.status == status
+    # 144 KiB a token: 0.55 of the card, without 8.27 GiB of weights and 1 to work in, over 432 MiB a sequence.
+    count = int((0.55 * gib - 8.27 - 1.0) * 1024 / 432)
+    assert check.finding == f"room for {count} of 96 responses of full length (3,072 tokens) at once"
+    assert ("sampling will be slow" in check.advice) is (status == "warning")
+
+
 def test_room_for_activations_is_pointed_out():
     checks = found(examine(load_recipe(CONFIGS / "geometry3k_qwen2_5_vl_3b.yaml"), memory_gib=24))
     assert checks["memory, room"].status == "ok"

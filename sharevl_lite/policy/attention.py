@@ -1,9 +1,14 @@
-"""`sharevl_prefix`: the attention that a policy's text layers use, registered with transformers.
+"""`sharevl_prefix` and `sharevl_flash_blocks`: the attention of a policy's layers, registered with transformers.
 
 A scoring pass hands a :class:`PrefixLayout` through the model's keyword arguments (they survive gradient checkpointing
 and PEFT), and its layers attend as the layout says. Any other pass, sampling above all, has none and is plain `sdpa`
 with the masks transformers makes for it. So the setting stays for good: a backward pass that computes layers again,
 long after the forward pass, finds the same attention.
+
+The vision tower attends within windows and images. With transformers' own choice, `sdpa`, that is a call for each of
+them in each layer (1,796 for a picture of 896 × 896 in Qwen2.5-VL's), and a wait for the device before; where
+FlashAttention runs it is one call a layer. transformers hands bounds of all blocks to attentions with `flash` in their
+name.
 """
 
 from __future__ import annotations
@@ -11,10 +16,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sharevl_kernels.prefix_attention import PrefixLayout, prefix_attention
+from sharevl_kernels.prefix_attention import PrefixLayout, block_attention, choose_backend, prefix_attention
 from torch import Tensor, nn
 
 NAME = "sharevl_prefix"
+BLOCKS = "sharevl_flash_blocks"
 LAYOUT = "prefix_layout"
 """The keyword under which a layout travels."""
 
@@ -49,6 +55,25 @@ def attend(
     return packed[None], None
 
 
+def attend_within_blocks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    cu_seq_lens_q: Tensor,
+    max_length_q: int,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface for a vision tower: [1, heads, T, D] each in, [1, T, heads, D] out."""
+    dtype = value.dtype
+    blocks = (cu_seq_lens_q.to(torch.int32), max_length_q)
+    attended = block_attention(query[0].to(dtype), key[0].to(dtype), value[0], *blocks, scale=scaling)
+    return attended[None], None
+
+
 def check_full_attention(config: Any) -> None:
     """Raises ValueError where a text layer is not full attention: a response could not see its whole prompt."""
     text = config.get_text_config()
@@ -63,7 +88,8 @@ def check_full_attention(config: Any) -> None:
 
 
 def use_prefix_attention(model: Any) -> None:
-    """Sets the text layers of a conditional-generation model to `sharevl_prefix`; the vision tower keeps its own.
+    """Sets the text layers of a conditional-generation model to `sharevl_prefix`, and its vision tower to
+    `sharevl_flash_blocks` where FlashAttention runs; else that keeps its own.
 
     Raises ValueError as :func:`check_full_attention`.
     """
@@ -75,9 +101,25 @@ def use_prefix_attention(model: Any) -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation({"text_config": NAME})
     # Unsloth's model with shared weights has copies of the configuration in its layers, which are not found by that.
-    for module in model.model.language_model.modules():
+    _set_attention(model.model.language_model, NAME)
+    tower = model.model.visual
+    weight, sizes = next(tower.parameters()), model.config.vision_config
+    if choose_backend(weight.device, weight.dtype, sizes.hidden_size // sizes.num_heads) == "varlen":
+        use_block_attention(tower)
+
+
+def use_block_attention(tower: nn.Module) -> None:
+    """Sets a vision tower to `sharevl_flash_blocks`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(BLOCKS, attend_within_blocks)
+    _set_attention(tower, BLOCKS)  # not by the model's own setter, which looks for a package of the name
+
+
+def _set_attention(part: nn.Module, name: str) -> None:
+    for module in part.modules():
         if (config := getattr(module, "config", None)) is not None:
-            config._attn_implementation = NAME
+            config._attn_implementation = name
 
 
 def packed_arguments(layout: PrefixLayout) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import torch
 from devices import GPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sharevl_kernels.prefix_attention import PrefixLayout, Run, choose_backend, prefix_attention
+from sharevl_kernels.prefix_attention import PrefixLayout, Run, block_attention, choose_backend, prefix_attention
 from sharevl_kernels.prefix_attention.reference import masked_attention, reference_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 CPU = torch.device("cpu")
 
@@ -137,6 +138,27 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_the_backend_follows_the_device():
     assert choose_backend(CPU, torch.bfloat16, 128) == "sequences"
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", torch.float64), pytest.param(*GPU.values, torch.bfloat16, marks=GPU.marks)]
+)
+def test_blocks_see_themselves_alone(device, dtype):
+    query, key, value = inputs(24, heads=4, shared=1, head_dim=16, dtype=dtype, device=device)
+    bounds = torch.tensor([0, 7, 8, 24], dtype=torch.int32, device=device)
+    mask_TT = torch.block_diag(*(torch.ones(n, n) for n in (7, 1, 16))).bool().to(device)
+    exact = [x.detach().double().requires_grad_(True) for x in (query, key, value)]
+    found = block_attention(query, key, value, bounds, 16, scale=0.3)
+    expected = scaled_dot_product_attention(*(x[None] for x in exact), attn_mask=mask_TT, scale=0.3)[0].transpose(0, 1)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(device).double()
+    slopes = torch.autograd.grad((found.double() * weights).sum(), (query, key, value))
+    expected_slopes = torch.autograd.grad((expected * weights).sum(), exact)
+    # Sums of 16 terms in float64; a few roundings of the largest value in half precision.
+    limit = 1e-13 if dtype == torch.float64 else 4 * torch.finfo(dtype).eps
+    for mine, reference in zip((found, *slopes), (expected, *expected_slopes), strict=True):
+        assert (mine.double() - reference).abs().max() <= limit * reference.abs().max()
+    with pytest.raises(ValueError, match="24, 16"):
+        block_attention(query, key[:2], value[:2], bounds, 16)
 
 
 # ---------------------------------------------------------------- on a GPU

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from sharevl_kernels.prefix_attention import PrefixLayout, Run
-from tiny_models import FAMILIES, tiny_model, tiny_policy
+from tiny_models import FAMILIES, encoder, picture, tiny_model, tiny_policy
 
 from sharevl_lite.cli import main
-from sharevl_lite.policy.attention import NAME, attend, use_prefix_attention
+from sharevl_lite.policy.attention import NAME, attend, attend_within_blocks, use_block_attention, use_prefix_attention
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -31,6 +31,69 @@ def test_layers_with_a_configuration_of_their_own_have_it(family):
     use_prefix_attention(model)
     assert all(layer.self_attn.config._attn_implementation == NAME for layer in model.model.language_model.layers)
     assert model.model.visual.blocks[0].attn.config._attn_implementation != NAME
+
+
+def features_and_slopes(policy, images):
+    """A vision tower's features of pictures of several windows, and gradients of its adapters."""
+    features = [policy._image_features(key, images) for key in images]
+    tensors = [tensor for found in features for tensor in (found.embeds_LH, *found.deepstack)]
+    policy.zero_grad()
+    sum(
+        (tensor.double() * torch.linspace(-1, 1, tensor.numel()).view_as(tensor).to(tensor)).sum() for tensor in tensors
+    ).backward()
+    slopes = [p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None and "visual" in name]
+    assert slopes
+    return [tensor.detach() for tensor in tensors], slopes
+
+
+def pictures_of(policy):
+    family = policy.config.model_type
+    prompts = [encoder(policy).encode("<image>", [picture(family, *size, 1)]) for size in ((3, 5), (4, 2), (1, 1))]
+    return {key: image for prompt in prompts for key, image in prompt.images.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_of_a_vision_tower_are_attended_in_one_call_a_layer(family, monkeypatch):
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs["cu_seq_lens_q"].diff().tolist())
+        return attend_within_blocks(*args, **kwargs)
+
+    monkeypatch.setattr("sharevl_lite.policy.attention.attend_within_blocks", counted)
+    policy = tiny_policy(family, dtype=torch.float64, adapt_vision=True)
+    images = pictures_of(policy)
+    expected, slopes = features_and_slopes(policy, images)
+    assert not calls
+    use_block_attention(policy.base.model.visual)
+    found, learned = features_and_slopes(policy, images)
+    assert len(calls) == len(images) * policy.config.vision_config.depth
+    assert max(map(len, calls)) == (6 if family == "qwen2_5_vl" else 1)  # windows of 2 × 2 tokens
+    # float64; both round in float32 at norms and rotations, alike.
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(learned, slopes, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_vision_tower_on_a_gpu_is_as_close_to_float64_as_sdpa(family):
+    exact = tiny_policy(family, dtype=torch.bfloat16).double()
+    images = pictures_of(exact)
+    truth = [exact._image_features(key, images).embeds_LH for key in images]
+    errors = []
+    for name in ("sdpa", "sharevl_flash_blocks"):
+        policy = tiny_policy(family, dtype=torch.bfloat16).cuda()
+        use_prefix_attention(policy.base)
+        assert policy.base.model.visual.config._attn_implementation == "sharevl_flash_blocks"
+        for module in policy.base.model.visual.modules():
+            if hasattr(module, "config"):
+                module.config._attn_implementation = name
+        with policy.autocast():
+            found = [policy._image_features(key, images).embeds_LH for key in images]
+        differences = [(mine.double().cpu() - true).square().mean() for mine, true in zip(found, truth, strict=True)]
+        errors.append(torch.stack(differences).mean().sqrt().item())
+    assert 0 < errors[1] <= 1.5 * errors[0]  # two draws of the same roundings
 
 
 @pytest.mark.parametrize("family", FAMILIES)

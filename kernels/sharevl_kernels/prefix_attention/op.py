@@ -1,4 +1,4 @@
-"""Attention of a packed row, over [prefix | own] keys gathered per response.
+"""Attention of a packed row, over [prefix | own] keys gathered per response; and of blocks that see themselves alone.
 
 `varlen` is one call of `torch.nn.attention.varlen.varlen_attn` (FlashAttention) for all sequences of the row.
 `sequences` is one scaled-dot-product attention after another, for CPUs and for cards and dtypes that FlashAttention
@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -56,6 +56,34 @@ def prefix_attention(
     return _varlen_attention(query_QTD.transpose(0, 1).contiguous(), key_GKD, value_GKD, sequences, scale)
 
 
+def block_attention(
+    query_QTD: Float[Tensor, "Q T D"],
+    key_QTD: Float[Tensor, "Q T D"],
+    value_QTD: Float[Tensor, "Q T D"],
+    bounds_N1: Int[Tensor, "N1"],
+    longest: int,
+    *,
+    scale: float | None = None,
+) -> Float[Tensor, "T Q D"]:
+    """Attention in both directions within blocks of tokens, one call for all of them where FlashAttention runs.
+
+    Block i has the tokens `bounds_N1[i]:bounds_N1[i + 1]` (int32), at most `longest`. `scale`: None is 1/√D.
+
+    Raises ValueError where key or value have another shape than the query.
+    """
+    if key_QTD.shape != query_QTD.shape or value_QTD.shape != query_QTD.shape:
+        raise ValueError(f"{tuple(query_QTD.shape)} queries, {tuple(key_QTD.shape)}, {tuple(value_QTD.shape)}")
+    scale = query_QTD.shape[-1] ** -0.5 if scale is None else scale
+    if choose_backend(query_QTD.device, query_QTD.dtype, query_QTD.shape[-1]) == "varlen":
+        query_TQD, key_TQD, value_TQD = (x.transpose(0, 1).contiguous() for x in (query_QTD, key_QTD, value_QTD))
+        bounds = (bounds_N1, bounds_N1, longest, longest)
+        return _flash_attention(query_TQD, key_TQD, value_TQD, *bounds, scale=scale)
+    lengths = bounds_N1.diff().tolist()
+    blocks = zip(*(x.split(lengths, dim=1) for x in (query_QTD, key_QTD, value_QTD)), strict=True)
+    pieces = [scaled_dot_product_attention(q[None], k[None], v[None], scale=scale)[0] for q, k, v in blocks]
+    return torch.cat(pieces, dim=1).transpose(0, 1)
+
+
 def _attend(
     query_QTD: Tensor, key_QSD: Tensor, value_QSD: Tensor, scale: float, mask: Tensor | None = None
 ) -> Float[Tensor, "Q T D"]:
@@ -90,19 +118,15 @@ def _varlen_attention(
     sequences: Sequences,
     scale: float,
 ) -> Float[Tensor, "T Q D"]:
+    bounds = (sequences.queries_N1, sequences.keys_N1, *sequences.longest)
+    causal = {"window_size": (-1, 0), **_grouped_heads()}  # aligned to the last key
+    return _flash_attention(query_TQD, key_GKD, value_GKD, *bounds, scale=scale, **causal)
+
+
+def _flash_attention(*args: Any, **kwargs: Any) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    out_TQD = varlen_attn(
-        query_TQD,
-        key_GKD,
-        value_GKD,
-        sequences.queries_N1,
-        sequences.keys_N1,
-        *sequences.longest,
-        scale=scale,
-        window_size=(-1, 0),  # causal, aligned to the last key
-        **_grouped_heads(),
-    )
+    out_TQD = varlen_attn(*args, **kwargs)
     assert isinstance(out_TQD, Tensor)  # no log-sum-exp was asked for
     return out_TQD
 
