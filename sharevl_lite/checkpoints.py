@@ -53,6 +53,14 @@ def discard_later_checkpoints(folder: Path, update: int) -> None:
             remove_checkpoint(checkpoint)
 
 
+def keep_newest(folder: Path, limit: int | None, *, best: str | None) -> None:
+    """Deletes all checkpoints but the newest `limit` (None: keeps all) and the best, named by its path."""
+    checkpoints = list_checkpoints(folder)
+    for checkpoint in [] if limit is None else checkpoints[:-limit]:
+        if str(checkpoint) != best:
+            remove_checkpoint(checkpoint)
+
+
 def remove_checkpoint(checkpoint: Path) -> None:
     """Deletes a checkpoint; under its name it is whole until it is gone."""
     doomed = temporary_beside(checkpoint)

@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from sharevl_lite.ahead import Ahead
 from sharevl_lite.atomic import publish_directory, temporary_beside
-from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, list_checkpoints, reading, remove_checkpoint
+from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, keep_newest, list_checkpoints, reading
 from sharevl_lite.collect import Collector, Rollout
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem
@@ -301,7 +301,11 @@ class ShareGRPOTrainer(Trainer):
         if self.accelerator.is_main_process:
             publish_directory(staging, final, replace=True)
             self._finish_current_push()  # the checkpoint being sent may be one that goes now
-            self._rotate_checkpoints()
+            keep_newest(
+                Path(self.args.output_dir),
+                self.recipe.train.save_total_limit,
+                best=self.state.best_model_checkpoint,
+            )
         self.accelerator.wait_for_everyone()
         if self.uploads is not None:
             self.uploads.start(final, f"step {self.rollouts_done}")
@@ -357,15 +361,6 @@ class ShareGRPOTrainer(Trainer):
         """Called by the Trainer at the end of training."""
         if self.uploads is not None:
             self.uploads.finish()
-
-    def _rotate_checkpoints(self) -> None:
-        limit = self.recipe.train.save_total_limit
-        if limit is None:
-            return
-        kept = list_checkpoints(Path(self.args.output_dir))[-limit:]
-        for checkpoint in list_checkpoints(Path(self.args.output_dir)):
-            if checkpoint not in kept and str(checkpoint) != self.state.best_model_checkpoint:
-                remove_checkpoint(checkpoint)
 
     # -- several processes ---------------------------------------------------------------------------------------
 
