@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def update_of(checkpoint: Path) -> int:
     """Number of the update that a checkpoint was saved after."""
     return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
+
+
+def updates_made(checkpoint: Path) -> int:
+    """Number of updates behind a checkpoint, whatever its folder is called. Raises CheckpointError."""
+    with reading(checkpoint):
+        return int(json.loads((checkpoint / STATE_FILE).read_text())["global_step"])
 
 
 def discard_later_checkpoints(folder: Path, update: int) -> None:
