@@ -338,6 +338,7 @@ class ShareGRPOTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._keep_to_learning_rate()
+            self.state.compute_steps(self.args, self.state.max_steps)  # when to save: the checkpoint has its own
 
     def _keep_to_learning_rate(self) -> None:
         """The recipe's peak, where the checkpoint was saved under another one; nothing else of the schedule moves."""

@@ -204,3 +204,10 @@ def test_fewer_than_are_done(trained, command, capsys):
     trained(1, resume=str(run / "checkpoints" / "checkpoint-2"))
     assert saved(run) == [2]
     assert [record["step"] for record in figures(run)] == [1]
+
+
+def test_when_to_save_may_change(trained):
+    """The checkpoint that a run goes on from knows when it was to save; the recipe's word counts."""
+    run, _ = trained(2, **{"train.save_rollouts": None})
+    trained(5, resume="auto", **{"train.save_rollouts": 3})
+    assert saved(run) == [4, 6, 10]
