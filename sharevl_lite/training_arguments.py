@@ -18,7 +18,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     every = recipe.eval.every_rollouts if recipe.data.eval else None
     if "tensorboard" in train.report_to:  # the Trainer takes the folder from nowhere else
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(recipe.run_dir / "tensorboard")
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(recipe.run_dir / CHECKPOINTS_DIR),
         run_name=recipe.name,
         seed=recipe.seed,
@@ -49,3 +49,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         log_level="error",
     )
+    if arguments.device.type == "cpu":
+        # Accelerate numbers the processes' CPUs (`cpu:1`), and torch.load knows none with a number: no checkpoint could
+        # be read again.
+        arguments._setup_devices = torch.device("cpu")
+    return arguments
