@@ -38,6 +38,7 @@ from sharevl_lite.collect import Collector, check_rewards
 from sharevl_lite.config import Recipe
 from sharevl_lite.display import OF_UPDATE, StepDisplay, before_after_table
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
+from sharevl_lite.errors import ToldError
 from sharevl_lite.heldout import SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
@@ -189,8 +190,9 @@ def _train(
             if done == 0 and trainer.evaluator is not None:
                 trainer.evaluate()
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except (RewardFunctionError, RolloutError):
-        if trainer.save_before_failure():
+    except (RewardFunctionError, RolloutError, ToldError) as error:
+        together = trainer.accelerator.num_processes == 1 or isinstance(error, ToldError)
+        if together and trainer.save_before_failure():
             console.print(f"Saved after step {trainer.rollouts_done}. Continue with --resume auto.", soft_wrap=True)
         raise
     finally:
