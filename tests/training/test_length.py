@@ -92,7 +92,7 @@ def test_a_finished_run_made_longer_is_the_longer_run(trained, schedule):
 
 
 def test_a_stopped_run_made_longer_and_one_that_ends_where_it_stopped(trained, caplog):
-    """As a kill leaves it, in its third step of four; without a save at the end before it was stopped."""
+    """As a kill leaves it, in its third step of four."""
     run, _ = trained(4, **{"train.save_total_limit": None})
     whole = shutil.copytree(run, run.parent / "whole")
     (run / "summary.json").unlink()
@@ -102,7 +102,7 @@ def test_a_stopped_run_made_longer_and_one_that_ends_where_it_stopped(trained, c
     stopped = shutil.copytree(run, run.parent / "stopped")
     with caplog.at_level("WARNING"):
         trained(5, resume="auto")
-    assert "train.rollouts was 4; the run goes on to 5" in caplog.text
+    assert [r.getMessage() for r in caplog.records] == ["train.rollouts was 4; the run goes on to 5"]
     longer, _ = trained(5, "longer")
     assert_same_training(run, longer)
     shutil.rmtree(run)
@@ -208,6 +208,8 @@ def test_fewer_than_are_done(trained, command, capsys):
 
 def test_when_to_save_may_change(trained):
     """The checkpoint that a run goes on from knows when it was to save; the recipe's word counts."""
-    run, _ = trained(2, **{"train.save_rollouts": None})
-    trained(5, resume="auto", **{"train.save_rollouts": 3})
-    assert saved(run) == [4, 6, 10]
+    run, _ = trained(1, **{"train.save_rollouts": None})
+    trained(3, resume="auto", **{"train.save_rollouts": None})
+    assert saved(run) == [2, 6]
+    trained(5, resume="auto", **{"train.save_rollouts": 4})
+    assert saved(run) == [6, 8, 10]  # the newest three
