@@ -3,11 +3,13 @@
 import json
 import shutil
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from sharevl_lite import load_recipe, metrics_log, store, train
 from sharevl_lite.checkpoints import list_checkpoints, remove_checkpoint, update_of
@@ -24,15 +26,23 @@ BRIEF = {**STEADY, "data.eval": None}
 
 @pytest.fixture
 def trained(small_recipe):
-    """`trained(rollouts, name, resume=None, **changes)`: the folder of a run of that length, and what it said."""
+    """`trained(rollouts, name, resume=None, callbacks=(), **changes)`: the folder of a run of that length, and what it
+    said."""
 
-    def make(rollouts, name="run", /, resume=None, **changes):
+    def make(rollouts, name="run", /, resume=None, callbacks=(), **changes):
         output = StringIO()
         recipe = small_recipe(name, **{**BRIEF, **changes, "train.rollouts": rollouts})
-        run = train(recipe, resume=resume, console=Console(file=output, width=140)).run_dir
+        run = train(recipe, resume=resume, console=Console(file=output, width=140), callbacks=callbacks).run_dir
         return run, output.getvalue()
 
     return make
+
+
+class Looks(TrainerCallback):
+    """What is in the run's folder while it trains."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.seen = {path.name for path in Path(args.output_dir).parent.iterdir()}
 
 
 def figures(run):
@@ -76,7 +86,9 @@ def test_a_finished_run_made_longer_is_the_longer_run(trained, schedule):
     assert saved(run) == [4]
     _, told = trained(2, resume="auto", **changes)
     assert f"{run} is finished; to train on, repeat this with --train.rollouts above 2." in told
-    _, told = trained(4, resume="auto", **changes)
+    looks = Looks()
+    _, told = trained(4, resume="auto", callbacks=[looks], **changes)
+    assert {"summary.json", "adapter"}.isdisjoint(looks.seen), "a kill would leave a run that seems to be finished"
     assert "resuming after step 2; 4 steps of" in told
     assert [line.split()[1] for line in told.splitlines() if line.startswith("step ")] == ["3/4", "4/4"]
     assert_same_training(run, whole)
