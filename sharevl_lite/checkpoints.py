@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,10 +47,24 @@ def update_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
 
 
+def updates_made(checkpoint: Path) -> int:
+    """Number of updates behind a checkpoint, whatever its folder is called. Raises CheckpointError."""
+    with reading(checkpoint):
+        return int(json.loads((checkpoint / STATE_FILE).read_text())["global_step"])
+
+
 def discard_later_checkpoints(folder: Path, update: int) -> None:
     """Deletes the checkpoints after an update, for a resume there. The last goes first: a kill leaves no hole."""
     for checkpoint in reversed(list_checkpoints(folder)):
         if update_of(checkpoint) > update:
+            remove_checkpoint(checkpoint)
+
+
+def keep_newest(folder: Path, limit: int | None, *, best: str | None) -> None:
+    """Deletes all checkpoints but the newest `limit` (None: keeps all) and the best, named by its path."""
+    checkpoints = list_checkpoints(folder)
+    for checkpoint in [] if limit is None else checkpoints[:-limit]:
+        if str(checkpoint) != best:
             remove_checkpoint(checkpoint)
 
 

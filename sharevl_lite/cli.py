@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from sharevl_lite import __version__
-from sharevl_lite.errors import UserError
+from sharevl_lite.errors import ToldError, UserError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 _PLAIN_KNOBS = frozenset({"name", "output_dir", "seed"})
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped without saving", file=sys.stderr)
         return EXIT_INTERRUPTED
     except UserError as error:
-        print(f"sharevl-lite: {error}", file=sys.stderr)
+        if not isinstance(error, ToldError):
+            print(f"sharevl-lite: {error}", file=sys.stderr)
         return EXIT_USAGE
     return code
 

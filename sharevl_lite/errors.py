@@ -11,6 +11,13 @@ class UserError(ValueError):
     """
 
 
+class ToldError(UserError):
+    """A mistake that one of several processes met and has told, so that the command line prints it no more.
+
+    All of them raise it, at the same place.
+    """
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its type's name where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

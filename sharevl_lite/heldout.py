@@ -63,15 +63,22 @@ class Evaluator:
         )
 
     def evaluate(self, step: int) -> HeldOut:
-        """Accuracy over all (`accuracy`), of plain questions and of variants, at rollout `step`; `reward` in all and by
-        each of the user's functions, format and lengths over all."""
+        """Asks this process's problems at rollout `step`; the figures are those of all processes."""
+        return self.figures(self.ask(step))
+
+    def ask(self, step: int) -> Rollout:
+        """This process's problems, answered and rewarded."""
         blocks = []
         for start in range(0, max(1, len(self.problems)), BLOCK):
             asked = self.problems[start : start + BLOCK]
             part = self.collector.ask(step, "eval", asked, self.share, self.sampling, visit=EVAL_VISIT)
             part.prompts.clear()  # the pixels of one block at a time
             blocks.append(part)
-        rollout = join_rollouts(blocks)
+        return join_rollouts(blocks)
+
+    def figures(self, rollout: Rollout) -> HeldOut:
+        """Accuracy over all (`accuracy`), of plain questions and of variants; `reward` in all and by each of the user's
+        functions, format and lengths over all."""
         tally = Tally()
         tally_responses(tally, rollout)
         for name, variant in (("accuracy_plain", 0), ("accuracy_variants", 1)):

@@ -50,15 +50,21 @@ class MetricsLog:
         if fresh:
             sync_directory(self.path.parent)
 
-    def truncate_after(self, step: int) -> int:
-        """Drop the records of later steps and a torn last line; returns how many whole records were dropped.
+    def truncate_after(self, step: int, *, without: str | None = None) -> int:
+        """Drop the records of later steps, those with the key `without` and a torn last line; returns how many whole
+        records were dropped.
 
         The rewrite is atomic. A missing file has nothing to drop.
         """
         if not self.path.exists():
             return 0
         lines = _whole_lines(self.path)
-        kept = [line for number, line in enumerate(lines, 1) if _step_of(*_parse(self.path, number, line)) <= step]
+        records = [_parse(self.path, number, line) for number, line in enumerate(lines, 1)]
+        kept = [
+            line
+            for line, (record, where) in zip(lines, records, strict=True)
+            if _step_of(record, where) <= step and without not in record
+        ]
         write_atomically(self.path, b"".join(kept))
         return len(lines) - len(kept)
 

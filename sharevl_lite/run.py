@@ -33,11 +33,12 @@ from sharevl_lite.atomic import (
     write_atomically,
     write_json,
 )
-from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, discard_later_checkpoints, reading
+from sharevl_lite.checkpoints import CHECKPOINTS_DIR, discard_later_checkpoints, updates_made
 from sharevl_lite.collect import Collector, check_rewards
 from sharevl_lite.config import Recipe
 from sharevl_lite.display import OF_UPDATE, StepDisplay, before_after_table
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
+from sharevl_lite.errors import ToldError
 from sharevl_lite.heldout import SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
@@ -59,7 +60,10 @@ from sharevl_lite.run_folder import (
     data_record,
     has_steps,
     held,
+    is_finished,
     prepare,
+    reopen,
+    words_on_more,
 )
 from sharevl_lite.store import RolloutStore
 from sharevl_lite.trainer import BEST_SPLIT, ShareGRPOTrainer
@@ -86,7 +90,8 @@ def train(
     """Trains by the recipe and returns what came out.
 
     `resume`: "auto" for the run's newest checkpoint (or its beginning, when there is none), or a checkpoint's folder.
-    `callbacks` are transformers' trainer callbacks; one of its steps is an update. A finished run is not trained again.
+    `callbacks` are transformers' trainer callbacks; one of its steps is an update. A finished run is not trained
+    again unless the recipe asks for more rollouts.
     Raises RunError when the run exists and `resume` is not given, or was started by another recipe; and the errors of
     the recipe's data, model and rewards.
     """
@@ -105,10 +110,9 @@ def _train_in_folder(
 ) -> RunResult:
     run_dir = recipe.run_dir
     checkpoint = prepare(recipe, resume)
-    summary_file = run_dir / SUMMARY_FILE
-    if resume is not None and summary_file.is_file():
-        summary = json.loads(summary_file.read_text())
-        console.print(f"{run_dir} is finished.")
+    if resume is not None and is_finished(recipe):
+        summary = json.loads((run_dir / SUMMARY_FILE).read_text())
+        console.print(f"{run_dir} is finished; {words_on_more(recipe)}.", highlight=False, soft_wrap=True)
         _last_words(console, recipe, summary)
         return RunResult(run_dir, summary)
     check_servers(recipe)
@@ -186,8 +190,9 @@ def _train(
             if done == 0 and trainer.evaluator is not None:
                 trainer.evaluate()
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except (RewardFunctionError, RolloutError):
-        if trainer.save_before_failure():
+    except (RewardFunctionError, RolloutError, ToldError) as error:
+        together = trainer.accelerator.num_processes == 1 or isinstance(error, ToldError)
+        if together and trainer.save_before_failure():
             console.print(f"Saved after step {trainer.rollouts_done}. Continue with --resume auto.", soft_wrap=True)
         raise
     finally:
@@ -212,13 +217,13 @@ def _train(
 def _settle(recipe: Recipe, trainer: ShareGRPOTrainer) -> None:
     """Leaves the policy as the run ends with it: the last one or the best, evaluated once."""
     state = trainer.state
+    if trainer.evaluator is not None and not trainer.from_main(lambda: _is_evaluated(trainer)):
+        trainer._determine_best_metric(trainer.evaluate(), trial=None)
     best = state.best_model_checkpoint if recipe.train.load_best_model_at_end else None
     if best is not None and state.best_global_step != state.global_step:
         load_adapter(trainer.policy, Path(best))
         trainer.eval_split = BEST_SPLIT  # beside the last step's evaluation, not instead of it
-    elif trainer.evaluator is None or trainer.from_main(lambda: _is_evaluated(trainer)):
-        return
-    trainer.evaluate()
+        trainer.evaluate()
 
 
 def _is_evaluated(trainer: ShareGRPOTrainer) -> bool:
@@ -233,20 +238,19 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
     run_dir.mkdir(parents=True, exist_ok=True)
     for folder in (run_dir, run_dir / CHECKPOINTS_DIR):
         remove_stale_temporaries(folder, older_than_seconds=0)
+    reopen(run_dir)
     write_atomically(run_dir / RECIPE_FILE, dump_recipe(recipe).encode())
     write_json(run_dir / DATA_FILE, data_record(list(trainer.problems)))
     if checkpoint is None or not (run_dir / TOKENIZER_FILE).is_file():
         _keep_tokenizer(trainer, run_dir / TOKENIZER_FILE)
-    done = 0
+    updates = 0 if checkpoint is None else updates_made(checkpoint)
     if checkpoint is not None:
-        with reading(checkpoint):
-            state = json.loads((checkpoint / STATE_FILE).read_text())
-            done = state["global_step"] // recipe.train.updates_per_rollout
-        discard_later_checkpoints(run_dir / CHECKPOINTS_DIR, state["global_step"])
+        discard_later_checkpoints(run_dir / CHECKPOINTS_DIR, updates)
+    done = updates // recipe.train.updates_per_rollout
     keep = done if checkpoint is not None else -1
-    trainer.metrics_log.truncate_after(keep)
-    for split in ("train", "eval", BEST_SPLIT):
-        trainer.store.discard_after(split, keep)
+    trainer.metrics_log.truncate_after(keep, without=OF_UPDATE)  # the best checkpoint is evaluated again at the end
+    for split, last in (("train", keep), ("eval", keep), (BEST_SPLIT, -1)):
+        trainer.store.discard_after(split, last)
     return done
 
 

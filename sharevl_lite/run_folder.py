@@ -12,7 +12,7 @@ from typing import Any
 
 from sharevl_lite import metrics_log
 from sharevl_lite.atomic import locked
-from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, list_checkpoints
+from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, list_checkpoints, remove_checkpoint, updates_made
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import Problem
 from sharevl_lite.errors import UserError
@@ -23,16 +23,18 @@ RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.j
 DATA_FILE, TOKENIZER_FILE = "data.json", "tokenizer.json"
 # What a resumed run may change: nothing that decides what is asked, rewarded or optimised, but for the learning rate:
 # who sees a run diverge goes back to a checkpoint and on at a lower one. ROUNDING is only about how sums are grouped:
-# the run goes on as it would have, but not bit for bit.
+# the run goes on as it would have, but not bit for bit. LENGTH may change where no step that was made depends on it.
 CHECKPOINTING = ("model.gradient_checkpointing", "model.checkpointing_layers")
 REPORTING = frozenset({"train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub"})
 ROUNDING = frozenset({"train.token_budget", "rollout.batch_size", *CHECKPOINTING})
 SERVERS = frozenset(f"rollout.server_{knob}" for knob in ("urls", "model", "adapter_dir", "timeout_seconds", "retries"))
 ENGINE = frozenset({"rollout.vllm_gpu_memory_utilization", "rollout.vllm_enforce_eager", "rollout.max_sampler_gap"})
 VERIFIER = frozenset({"reward.timeout_seconds", "reward.workers"})
-RATE, START = "train.learning_rate", "model.lora.start_from"
+RATE, START, LENGTH = "train.learning_rate", "model.lora.start_from", "train.rollouts"
 PLACES = frozenset({"data.train", "data.eval", "model.path"})
-RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | ENGINE | VERIFIER | {"train.hub_model_id", RATE}
+RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | ENGINE | VERIFIER | {"train.hub_model_id", RATE, LENGTH}
+STEADY = frozenset({"constant", "constant_with_warmup"})
+"""Schedules whose rate at a step does not depend on how many come after it."""
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +90,13 @@ def prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
             raise RunError(f"--resume {resume}: not a checkpoint of {run_dir}; set --name and --output-dir to its run")
     elif not recipe_file.exists() or not has_steps(run_dir):
         return None
-    _check_same_recipe(recipe, recipe_file)
-    if resume != "auto":
-        return Path(resume)
-    checkpoints = list_checkpoints(run_dir / CHECKPOINTS_DIR)
-    return checkpoints[-1] if checkpoints else None
+    started = load_recipe(recipe_file)
+    _check_same_recipe(started, recipe, recipe_file)
+    newest = list_checkpoints(run_dir / CHECKPOINTS_DIR)[-1:]
+    start = Path(resume) if resume != "auto" else newest[0] if newest else None
+    if started.train.rollouts != recipe.train.rollouts:
+        _check_length(started.train.rollouts, recipe, start)
+    return start
 
 
 def has_steps(run_dir: Path) -> bool:
@@ -102,8 +106,55 @@ def has_steps(run_dir: Path) -> bool:
     return bool(list_checkpoints(run_dir / CHECKPOINTS_DIR)) or any("loss" in record for record in records)
 
 
-def _check_same_recipe(recipe: Recipe, recipe_file: Path) -> None:
-    before, now = _flat(load_recipe(recipe_file).model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+def is_finished(recipe: Recipe) -> bool:
+    """Whether the run has come to the end that the recipe asks for."""
+    file = recipe.run_dir / RECIPE_FILE
+    ended = (recipe.run_dir / SUMMARY_FILE).is_file()
+    return ended and (not file.is_file() or load_recipe(file).train.rollouts == recipe.train.rollouts)
+
+
+def words_on_more(recipe: Recipe) -> str:
+    """How a finished run can be trained further."""
+    if _decided_by_length(recipe) is None:
+        return f"to train on, repeat this with --{LENGTH} above {recipe.train.rollouts}"
+    return f"to train on, start another run with --name NAME --{START} {recipe.run_dir}"
+
+
+def reopen(run_dir: Path) -> None:
+    """Takes away what only a finished run has; first of all what says that it is finished."""
+    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
+    if (run_dir / ADAPTER_DIR).is_dir():
+        remove_checkpoint(run_dir / ADAPTER_DIR)
+
+
+def _check_length(was: int, recipe: Recipe, start: Path | None) -> None:
+    """Raises RunError where a run that goes on from the checkpoint `start` cannot have another length."""
+    run_dir, now = recipe.run_dir, recipe.train.rollouts
+    told = f"{run_dir}: {LENGTH} was {was}, now {now}"
+    source = run_dir if (run_dir / ADAPTER_DIR).is_dir() else start
+    elsewhere = f"go on in another run with --name NAME --{START} {source}"
+    if start is not None:
+        decided = _decided_by_length(recipe)
+        if decided is not None:
+            raise RunError(f"{told}; {decided}, also of those that were made: keep {was}, or {elsewhere}")
+        done = updates_made(start) // recipe.train.updates_per_rollout
+        if now < done:
+            raise RunError(f"{told}; {done} are done: give {done} or more, or an older checkpoint with --resume PATH")
+    elif (run_dir / SUMMARY_FILE).is_file():
+        raise RunError(f"{told}; its checkpoints are gone, and with them the optimizer's state: {elsewhere}")
+    logger.warning("%s was %d; the run goes on to %d", LENGTH, was, now)
+
+
+def _decided_by_length(recipe: Recipe) -> str | None:
+    """What of every step depends on how many there are, in words; None where nothing does."""
+    schedule, decay = recipe.train.lr_scheduler_type, recipe.share.transforms.noise_decay
+    if schedule not in STEADY:
+        return f"train.lr_scheduler_type: {schedule} makes the length decide the rate of every step"
+    return None if decay == "none" else f"noise_decay: {decay} makes the length decide the noise of every step"
+
+
+def _check_same_recipe(started: Recipe, recipe: Recipe, recipe_file: Path) -> None:
+    before, now = _flat(started.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     changed = [k for k in changed if not (k in PLACES and _may_be_moved(before.get(k), now.get(k)))]
     if list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from sharevl_lite.ahead import Ahead
 from sharevl_lite.atomic import publish_directory, temporary_beside
-from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, list_checkpoints, reading, remove_checkpoint
+from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, keep_newest, list_checkpoints, reading
 from sharevl_lite.collect import Collector, Rollout
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem
@@ -51,8 +51,10 @@ from sharevl_lite.records import rollout_rows
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.schedule import Schedule, UpdateStep
 from sharevl_lite.store import RolloutStore
+from sharevl_lite.together import in_all
 from sharevl_lite.training_arguments import training_arguments
 
+T = TypeVar("T")
 BEST_SPLIT = "best"
 """Split of the store for the evaluation of the best checkpoint, put back at the end of a run."""
 
@@ -127,7 +129,7 @@ class ShareGRPOTrainer(Trainer):
         with self._watch.part("update"):
             loss = self._update(model, self._plans[step.update % self.schedule.chunks])
         if step.update == 0:
-            self._check_sampler()
+            self.in_all(self._check_sampler)
         if step.update == self.recipe.train.updates_per_rollout - 1:
             self._finish_rollout()
         return loss
@@ -149,10 +151,10 @@ class ShareGRPOTrainer(Trainer):
     def _sample(self, number: int) -> Rollout:
         """Rollout `number`: what was sampled while the one before was trained, or samples of the current weights."""
         waiting = time.perf_counter()
-        rollout, sampled_at = self._ahead.take() or (None, self.state.global_step)
-        self.collector.engine.sync()
+        rollout, sampled_at = self.in_all(self._ahead.take) or (None, self.state.global_step)
+        self.in_all(self.collector.engine.sync)
         if rollout is None:
-            rollout = self._collect(number, self._success)
+            rollout = self.in_all(lambda: self._collect(number, self._success))
         else:
             rollout.stopwatch.seconds["wait"] = time.perf_counter() - waiting
         if self.recipe.rollout.overlap:
@@ -262,13 +264,14 @@ class ShareGRPOTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Held-out accuracy of the current policy; logged and stored as the split `eval`."""
-        if self.evaluator is None:
+        evaluator = self.evaluator
+        if evaluator is None:
             raise ValueError("there is nothing to evaluate on; set data.eval in the recipe")
         step = self.rollouts_done
         self._ahead.wait()  # it samples with the weights of its time
         self.collector.engine.sync()
         self.collector.trainer_state = self.state
-        evaluation = self.evaluator.evaluate(step)
+        evaluation = evaluator.figures(self.in_all(lambda: evaluator.ask(step)))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.record.items()}
         if self.eval_split == BEST_SPLIT:
             metrics[f"{metric_key_prefix}_of_update"] = float(self.state.best_global_step or 0)
@@ -304,7 +307,8 @@ class ShareGRPOTrainer(Trainer):
         if self.accelerator.is_main_process:
             publish_directory(staging, final, replace=True)
             self._finish_current_push()  # the checkpoint being sent may be one that goes now
-            self._rotate_checkpoints()
+            limit = self.recipe.train.save_total_limit
+            keep_newest(Path(self.args.output_dir), limit, best=self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self.uploads is not None:
             self.uploads.start(final, f"step {self.rollouts_done}")
@@ -312,14 +316,14 @@ class ShareGRPOTrainer(Trainer):
     def save_before_failure(self) -> bool:
         """Saves a checkpoint of the finished steps where the next one failed before its first update; whether it did.
 
-        Only of one process: others may not know of the failure. Not where an evaluation failed, which a resumed run
-        would pass over: it repeats the step instead.
+        All processes must call it. Not where an evaluation failed, which a resumed run would pass over: it repeats the
+        step instead.
         """
         done = int(self.state.global_step)
-        newest = [checkpoint.name for checkpoint in list_checkpoints(Path(self.args.output_dir))][-1:]
+        newest = self.from_main(lambda: [path.name for path in list_checkpoints(Path(self.args.output_dir))][-1:])
         fresh = done > 0 and newest != [f"{CHECKPOINT_PREFIX}{done}"]
         begun = done % self.recipe.train.updates_per_rollout or self.control.should_evaluate
-        if not fresh or begun or self.accelerator.num_processes > 1:
+        if not fresh or begun:
             return False
         self._save_checkpoint(self.model, None)
         return True
@@ -337,6 +341,7 @@ class ShareGRPOTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._keep_to_learning_rate()
+            self.state.compute_steps(self.args, self.state.max_steps)  # when to save: the checkpoint has its own
 
     def _keep_to_learning_rate(self) -> None:
         """The recipe's peak, where the checkpoint was saved under another one; nothing else of the schedule moves."""
@@ -361,21 +366,16 @@ class ShareGRPOTrainer(Trainer):
         if self.uploads is not None:
             self.uploads.finish()
 
-    def _rotate_checkpoints(self) -> None:
-        limit = self.recipe.train.save_total_limit
-        if limit is None:
-            return
-        kept = list_checkpoints(Path(self.args.output_dir))[-limit:]
-        for checkpoint in list_checkpoints(Path(self.args.output_dir)):
-            if checkpoint not in kept and str(checkpoint) != self.state.best_model_checkpoint:
-                remove_checkpoint(checkpoint)
-
     # -- several processes ---------------------------------------------------------------------------------------
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every process, in order."""
         gathered: list[Any] = gather_object([value])
         return gathered
+
+    def in_all(self, work: Callable[[], T]) -> T:
+        """What `work` gives in this process, where it fails in none; see :mod:`sharevl_lite.together`."""
+        return in_all(work, self.gather, self.accelerator.process_index)
 
     def from_main(self, make: Callable[[], Any]) -> Any:
         """What the main process makes, on all of them."""

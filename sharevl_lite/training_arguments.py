@@ -10,6 +10,9 @@ from transformers import TrainingArguments
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR
 from sharevl_lite.config import Recipe
 
+NEVER = 2**31
+"""Rollouts: no run is so long. Its end is saved anyway; a number that follows its length would change with it."""
+
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """The Trainer's arguments of a recipe. Checkpoints and evaluations fall on rollout boundaries."""
@@ -18,7 +21,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     every = recipe.eval.every_rollouts if recipe.data.eval else None
     if "tensorboard" in train.report_to:  # the Trainer takes the folder from nowhere else
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(recipe.run_dir / "tensorboard")
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(recipe.run_dir / CHECKPOINTS_DIR),
         run_name=recipe.name,
         seed=recipe.seed,
@@ -34,7 +37,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         logging_steps=updates,
         logging_nan_inf_filter=False,
         save_strategy="steps",
-        save_steps=(train.save_rollouts or train.rollouts) * updates,
+        save_steps=(train.save_rollouts or NEVER) * updates,
         # Not save_total_limit: the Trainer would drop the newest checkpoint for the best one, and with it the resume.
         eval_strategy="steps" if every else "no",
         eval_steps=(every or 1) * updates,
@@ -49,3 +52,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         log_level="error",
     )
+    if arguments.device.type == "cpu":
+        # Accelerate numbers the processes' CPUs (`cpu:1`), and torch.load knows none with a number: no checkpoint could
+        # be read again.
+        arguments._setup_devices = torch.device("cpu")
+    return arguments

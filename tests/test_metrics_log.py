@@ -86,6 +86,8 @@ def test_truncation_keeps_the_steps_up_to_the_checkpoint(tmp_path):
     with open(path, "ab") as file:
         file.write(b'{"step": 0')
     assert log.truncate_after(1) == 2
+    log.append({"step": 1, "of": 3})
+    assert log.truncate_after(1, without="of") == 1
     assert path.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 1}\n'
     log.append({"step": 2})
     assert [record["step"] for record in read(path)] == [0, 1, 1, 2]

@@ -1,4 +1,4 @@
-"""Two processes on a CPU (gloo) train as one process does."""
+"""Two processes on a CPU (gloo) train as one process does, and stop together where one of them fails."""
 
 import json
 import sys
@@ -70,3 +70,61 @@ def test_two_processes_replace_and_choose_as_one_does(command, finish, tmp_path)
         for name in ("one", "two")
     ]
     assert rates[0] == rates[1]
+
+
+REWARDS = '''
+import os
+from pathlib import Path
+
+def fragile(completions, trainer_state, **kwargs):
+    """Its judge is away until somebody mends it: in the second step, from the second process alone."""
+    if os.environ["RANK"] == "1" and trainer_state.global_step == 2 and not Path(__file__).with_name("mended").exists():
+        raise ConnectionError("no judge")
+    return [float(len(text) % 3) for text in completions]
+
+def away(completions, **kwargs):
+    raise ConnectionError("no judge for " + os.environ["RANK"])
+'''
+
+
+@pytest.fixture
+def rewarded(command, tmp_path):
+    """`rewarded(function, name, *words, **changes)`: a run in two processes with a function of `rewards.py`."""
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29534"]
+
+    def make(function, name, *words, **changes):
+        knobs = {"train.rollouts": 2, "train.save_rollouts": "null", "train.lr_scheduler_type": "constant"}
+        knobs |= {"reward.functions": f"[{{path: '{tmp_path}/rewards.py:{function}', weight: 0.5}}]", **changes}
+        return [*launch, *command(*words, name=name, **knobs)[1:]]
+
+    return make
+
+
+@pytest.mark.slow
+def test_one_process_whose_reward_fails_stops_both_after_saving(rewarded, finish, tmp_path):
+    """And the run goes on, even to a new length, as if nothing had been."""
+    failed = finish(rewarded("fragile", "run", **{"data.eval": "null"}), code=1)  # the launcher's own
+    assert failed.stderr.count("process 1: reward function 'fragile' raised ConnectionError: no judge") == 1
+    assert failed.stdout.count("Saved after step 1. Continue with --resume auto.") == 1
+    assert "sharevl-lite:" not in failed.stderr
+    assert "exitcode  : 2" in failed.stderr
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint-2"]
+    (tmp_path / "mended").touch()
+    longer = {"data.eval": "null", "train.rollouts": 3}
+    assert "resuming after step 1; 3 steps" in finish(rewarded("fragile", "run", "--resume", "auto", **longer)).stdout
+    finish(rewarded("fragile", "other", **longer))
+    one, other = (load_file(str(tmp_path / run / "adapter" / "adapter_model.safetensors")) for run in ("run", "other"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    tables = [store.read(tmp_path / run).drop_columns(["run_id"]) for run in ("run", "other")]
+    assert tables[0].equals(tables[1])
+
+
+@pytest.mark.slow
+def test_what_fails_in_both_is_told_once(rewarded, finish, tmp_path):
+    """Held-out problems are asked first; there is nothing to save."""
+    failed = finish(rewarded("away", "run"), code=1)
+    assert failed.stderr.count("process 0: reward function 'away' raised ConnectionError: no judge for 0") == 1
+    assert "no judge for 1" not in failed.stderr
+    assert "sharevl-lite:" not in failed.stderr
+    assert "Saved" not in failed.stdout

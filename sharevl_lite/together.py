@@ -1,0 +1,36 @@
+"""Processes that train together stop together: where one fails, the others learn of it instead of waiting for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from sharevl_lite.errors import ToldError, UserError
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+def in_all(work: Callable[[], T], gather: Callable[[Any], list[Any]], process: int) -> T:
+    """What `work`, which all processes do at the same place, gives in this one, number `process`.
+
+    `gather` gives a value of every process, in order. Raises the UserError of `work`; of several processes ToldError in
+    all of them, after the first of those in which it failed has logged why.
+    """
+    made, failure = None, None
+    try:
+        made = work()
+    except UserError as error:
+        failure = error
+    told = gather(None if failure is None else str(failure))
+    failed = [number for number, text in enumerate(told) if text is not None]
+    if failed and len(told) > 1:
+        words = f"process {failed[0]}: {told[failed[0]]}"
+        if failed[0] == process:
+            logger.error("%s", words)
+        raise ToldError(words) from failure
+    if failure is not None:
+        raise failure
+    return cast(T, made)
