@@ -326,9 +326,7 @@ def _room_for_sequences(recipe: Recipe, shape: ModelShape, total: int, *, half: 
         advice = f"set rollout.vllm_gpu_memory_utilization to {least / total + 0.005:.2f} or more"
         return Check(name, "failure", f"{share / GIB:.1f} GiB for vLLM, which needs {least / GIB:.1f}", advice)
     asked, longest = recipe.rollout.batch_size, recipe.max_sequence_length
-    finding = (
-        f"keys and values for {min(count, asked)} of {asked} responses at once, at full length ({longest:,} tokens)"
-    )
+    finding = f"room for {min(count, asked)} of {asked} responses of full length ({longest:,} tokens) at once"
     if count < min(FEW_SEQUENCES, asked):
         advice = (
             "sampling will be slow: raise rollout.vllm_gpu_memory_utilization where the plan allows, or lower "
