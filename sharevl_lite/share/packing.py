@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -176,51 +176,69 @@ def _split(group: SegmentGroup[K], token_budget: int) -> list[SegmentGroup[K]]:
     return parts
 
 
+class _Tokens:
+    """The tokens of a row as they are laid down, run after run."""
+
+    def __init__(self) -> None:
+        self.ids: list[Tensor] = []
+        self.positions: list[Tensor] = []
+        self.runs: list[Run] = []
+        self.count = 0
+
+    def append(self, ids_L: Tensor, positions_3L: Tensor, parent: int | None, shared: int) -> Int[Tensor, "L"]:
+        """Lays down a run; returns the places of its tokens."""
+        self.ids.append(ids_L)
+        self.positions.append(positions_3L)
+        self.runs.append(Run(ids_L.numel(), parent, shared))
+        self.count += ids_L.numel()
+        return torch.arange(self.count - ids_L.numel(), self.count)
+
+
+class _Stem(NamedTuple):
+    """A prompt in a row: the run that has read it, as its first tokens, and the places of its tokens."""
+
+    run: int
+    places_P: Int[Tensor, "P"]
+
+    @classmethod
+    def of(cls, tokens: _Tokens, prefix: Prefix, start: _Stem | None, shared: int) -> _Stem:
+        """Lays down what a prompt has of its own behind the `shared` tokens that it has alike with `start`."""
+        if start is None:
+            run, places_P = None, torch.arange(0)
+        else:
+            run, places_P = start.run, start.places_P[:shared]
+        if shared < prefix.ids_P.numel():
+            own_L = tokens.append(prefix.ids_P[shared:], prefix.positions_3P[:, shared:], run, shared)
+            run, places_P = len(tokens.runs) - 1, torch.cat([places_P, own_L])
+        assert run is not None  # an empty prompt has nothing that predicts a response
+        return cls(run, places_P)
+
+
 def pack_row(groups: Sequence[SegmentGroup[K]], *, share: bool = True) -> PackedRow[K]:
     """Lays groups one after another in a row (see the module's head); with `share`, prompts share how they begin."""
-    ids, positions, rows, targets, lengths = [], [], [], [], []
-    runs: list[Run] = []
-    pairs: list[K] = []
+    tokens = _Tokens()
+    stems: list[_Stem] = []
+    rows: list[Tensor] = []
     image_keys: list[str] = []
-    stems: list[tuple[int, Tensor]] = []  # of each prompt: the run that ends it, and where its tokens are
-    offset = 0
-
-    def append(ids_L: Tensor, positions_3L: Tensor, parent: int | None, shared: int) -> Tensor:
-        nonlocal offset
-        ids.append(ids_L)
-        positions.append(positions_3L)
-        runs.append(Run(ids_L.numel(), parent, shared))
-        offset += ids_L.numel()
-        return torch.arange(offset - ids_L.numel(), offset)
-
     for number, group in enumerate(groups):
         prefix = group.prefix
         place, shared = _best_start([g.prefix for g in groups[:number]], prefix) if share else (0, 0)
-        stem, places_P = stems[place] if shared else (None, torch.arange(0))
-        places_P = places_P[:shared]
-        if shared < prefix.ids_P.numel():
-            own_L = append(prefix.ids_P[shared:], prefix.positions_3P[:, shared:], stem, shared)
-            stem, places_P = len(runs) - 1, torch.cat([places_P, own_L])
-        assert stem is not None  # an empty prompt has nothing that predicts a response
-        stems.append((stem, places_P))
+        stem = _Stem.of(tokens, prefix, stems[place] if shared else None, shared)
+        stems.append(stem)
         image_keys.extend(prefix.image_keys[prefix.images_within(shared) :])
         next_position = prefix.positions_3P.max() + 1
         for response_R in group.responses:
-            inputs = response_R.numel() - 1
-            places_R = append(
-                response_R[:-1], (next_position + torch.arange(inputs)).expand(3, -1), stem, places_P.numel()
-            )
-            rows.extend([places_P[-1:], places_R])
-            targets.append(response_R)
-            lengths.append(response_R.numel())
-        pairs.extend(group.pairs)
+            positions_R = next_position + torch.arange(response_R.numel() - 1)
+            places_R = tokens.append(response_R[:-1], positions_R.expand(3, -1), stem.run, prefix.ids_P.numel())
+            rows.extend([stem.places_P[-1:], places_R])
+    targets = [response_R for group in groups for response_R in group.responses]
     return PackedRow(
-        ids_T=torch.cat(ids),
-        positions_3T=torch.cat(positions, dim=1),
-        runs=tuple(runs),
+        ids_T=torch.cat(tokens.ids),
+        positions_3T=torch.cat(tokens.positions, dim=1),
+        runs=tuple(tokens.runs),
         rows_S=torch.cat(rows),
         targets_S=torch.cat(targets),
-        cu_seqlens_B1=torch.tensor([0, *lengths]).cumsum(0),
-        pairs=tuple(pairs),
+        cu_seqlens_B1=torch.tensor([0, *(target.numel() for target in targets)]).cumsum(0),
+        pairs=tuple(pair for group in groups for pair in group.pairs),
         image_keys=tuple(image_keys),
     )
