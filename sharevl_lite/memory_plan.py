@@ -303,7 +303,7 @@ def reliefs(recipe: Recipe, shape: ModelShape, *, total: int, half: bool) -> lis
 def fewest_recomputed(recipe: Recipe, shape: ModelShape, *, total: int, half: bool) -> Relief | None:
     """The fewest layers to recompute that fit a GPU, in steps of an eighth of them; None where that saves none."""
     step = max(1, shape.layers // 8)
-    now = recipe.model.checkpointing_layers or shape.layers
+    now = min(recipe.model.checkpointing_layers or shape.layers, shape.layers)
     for layers in range(step, now, step) if recipe.model.gradient_checkpointing else ():
         plan = plan_memory(_with(recipe, "model.checkpointing_layers", layers), shape, total=total, half=half)
         if plan.fits(total):

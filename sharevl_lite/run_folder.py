@@ -115,7 +115,7 @@ def is_finished(recipe: Recipe) -> bool:
 
 def words_on_more(recipe: Recipe) -> str:
     """How a finished run can be trained further."""
-    if _decided_by_length(recipe) is None:
+    if _decided_by_length(recipe) is None and list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR):
         return f"to train on, repeat this with --{LENGTH} above {recipe.train.rollouts}"
     return f"to train on, start another run with --name NAME --{START} {recipe.run_dir}"
 

@@ -269,7 +269,7 @@ class ShareGRPOTrainer(Trainer):
             raise ValueError("there is nothing to evaluate on; set data.eval in the recipe")
         step = self.rollouts_done
         self._ahead.wait()  # it samples with the weights of its time
-        self.collector.engine.sync()
+        self.in_all(self.collector.engine.sync)
         self.collector.trainer_state = self.state
         evaluation = evaluator.figures(self.in_all(lambda: evaluator.ask(step)))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.record.items()}

@@ -161,6 +161,21 @@ def test_fewer_layers_are_recomputed_where_there_is_room(recipe):
     ]
 
 
+def test_a_number_above_that_of_the_layers_is_all_of_them(recipe):
+    shape = shape_of("Qwen/Qwen2.5-VL-3B-Instruct")  # 36: a multiple of the steps
+    long = {**BIG, "model.path": "Qwen/Qwen2.5-VL-3B-Instruct", "model.gradient_checkpointing": True}
+    long["train.token_budget"] = 131072
+    chosen, more = recipe(**long), recipe(**long, **{"model.checkpointing_layers": shape.layers + 9})
+    assert plan_memory(more, shape, total=80 * GIB, half=True) == plan_memory(chosen, shape, total=80 * GIB, half=True)
+    tight = next(total for total in range(GIB, 200 * GIB, GIB // 8) if fits(chosen, shape, total))
+    assert fewest_recomputed(chosen, shape, total=tight, half=True) is None
+    assert fewest_recomputed(more, shape, total=tight, half=True) is None
+
+
+def fits(recipe, shape, total):
+    return plan_memory(recipe, shape, total=total, half=True).fits(total)
+
+
 def test_a_fused_mlp_keeps_half_of_its_width(recipe):
     """Not in 4 bits, with dropout or where a projection has no adapter; then its backward pass holds nothing more."""
     shape = shape_of(BIG["model.path"])

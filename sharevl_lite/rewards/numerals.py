@@ -59,6 +59,7 @@ _UNIT = re.compile(
 )
 _RATIO = re.compile(r"\d+(?:\.\d+)?(?:(?:\s*:\s*|\s+to\s+)\d+(?:\.\d+)?)+")
 _RATIO_SIGN = re.compile(r":|to")
+_DATE = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})|(\d{1,2})([-/.])(\d{1,2})\6(\d{4})")
 
 _UNIT_NAMES = {
     "mm": "mm millimeter millimetre",
@@ -200,6 +201,12 @@ def ratios_agree(prediction: tuple[str, ...], gold: tuple[str, ...]) -> bool:
     if not sum(left) or not sum(right):
         return False
     return all(a * sum(right) == b * sum(left) for a, b in zip(left, right, strict=True))
+
+
+def parse_date(answer: str) -> tuple[int, ...] | None:
+    """Parts of a date in digits with a year of four (`2024-01-03`, `3/1/2024`), in order; None for anything else."""
+    found = _DATE.fullmatch(unwrap_text(answer).strip())
+    return None if found is None else tuple(int(part) for part in found.groups() if part and part.isdigit())
 
 
 def _units_differ(prediction: Numeral, gold: Numeral) -> bool:

@@ -8,12 +8,14 @@ wrong answers, so cheap rules that know better come before them and end the ladd
 * words are compared as words: as products of letters "act" equals "cat", and mathruler takes "on" for "no";
 * two numbers are compared as numbers (see `numerals`): to mathruler `5e-9` is `1.2e-8`, to both 2e-8 is 1e-8;
 * `3:4` is a ratio, equal to 6:8 and not to 3/4, which says "of the whole"; math-verify divides;
+* a date is no subtraction: to math-verify 1998-05-12 is 1998-06-11;
 * an angle is named by its points in order, ABC or CBA; as products of letters ABC equals ACB;
 * neither grader is asked where both drop what matters: the base of `101_2`, a prime, text between two numbers
   (`2 \text{ hours } 30 \text{ minutes}`; but `3 \text{ or } 4` lists them);
 * mathruler is not asked about two equations (it drops both left sides, so y=3 would be x=3), digits with a space
-  between (it would read `1 1/2` as 11/2), listed numbers (it takes 5 for `5 \text{ or } 6`), nor LaTeX commands beyond
-  a few: it drops what it does not know, so `\sqrt[3]{16}` would be `\sqrt{16}` and `0.\overline{3}` 0.3.
+  between (it would read `1 1/2` as 11/2) or a zero in front (`03` would be 0 times 3), listed numbers (it takes 5 for
+  `5 \text{ or } 6`), nor LaTeX commands beyond a few: it drops what it does not know, so `\sqrt[3]{16}` would be
+  `\sqrt{16}` and `0.\overline{3}` 0.3.
 
 math-verify gets both sides wrapped in `$…$`: it parses a bare `2 \sqrt{221}` as 221. Its LaTeX extraction is the
 default one; the plain-expression extraction stays off: it picks a number out of LaTeX that fails to parse. Its own
@@ -45,7 +47,7 @@ from sharevl_lite.rewards.normalise import (
     text_key,
     unwrap_text,
 )
-from sharevl_lite.rewards.numerals import Numeral, agrees, parse_numeral, parse_ratio, ratios_agree, within
+from sharevl_lite.rewards.numerals import Numeral, agrees, parse_date, parse_numeral, parse_ratio, ratios_agree, within
 
 # Beyond these a prediction is not worth a symbolic grader (a fraction nested 60 deep parses for minutes); it is then
 # right only if a cheap rule says so. A gold that is larger raises them to its own size.
@@ -70,7 +72,8 @@ _BASE = re.compile(r"\d\s*_\s*\{?\s*\d")
 _PRIME = re.compile(r"(?<=[A-Za-z0-9)'])'(?![A-Za-z])|\\prime(?![A-Za-z])")
 _READ_BY_MATHRULER = "frac|sqrt|sin|cos|tan|pi|theta|alpha|beta|infty|cup|cdot|times|circ|text|mathrm"
 _MISREAD_BY_MATHRULER = re.compile(
-    rf"\d \{{?\d|\\text\s*\{{\s*(?:or|and)\s*\}}|\\sqrt\s*\[|\\(?!(?:{_READ_BY_MATHRULER})(?![A-Za-z]))[A-Za-z]"
+    rf"\d \{{?\d|(?<![\d.,])0\d|\\text\s*\{{\s*(?:or|and)\s*\}}|\\sqrt\s*\["
+    rf"|\\(?!(?:{_READ_BY_MATHRULER})(?![A-Za-z]))[A-Za-z]"
 )
 
 
@@ -206,6 +209,11 @@ def _by_ratio(answer: str, expected: str) -> bool | None:
     return stated is not None and gold is not None and ratios_agree(stated, gold)
 
 
+def _by_date(answer: str, expected: str) -> bool | None:
+    stated, gold = parse_date(answer), parse_date(expected)
+    return None if stated is None and gold is None else stated == gold
+
+
 def _by_number(answer: str, expected: str) -> bool | None:
     numbers = _numbers(answer, expected)
     return None if numbers is None else agrees(*numbers)
@@ -286,6 +294,7 @@ def _by_rounding(answer: str, expected: str) -> bool | None:
 
 _LADDER: tuple[tuple[str, Callable[[str, str], bool | None]], ...] = (
     ("exact", _by_text),
+    ("exact", _by_date),
     ("ratio", _by_ratio),
     ("decimal", _by_number),
     ("angle", _by_angle),

@@ -99,7 +99,8 @@ class HFRolloutEngine:
             torch.stack(uniforms).to(device), sampling.temperature, sampling.top_p, self.policy.vision_token_ids
         )
         inputs = self._batch([request for request, _ in jobs])
-        with self.policy.autocast(), without_own_settings(self.policy.base):
+        base = self.policy.base
+        with self.policy.autocast(), without_own_settings(base), recomputing_as_before(base):
             output = self.policy.model.generate(
                 **{name: tensor.to(device) for name, tensor in inputs.items()},
                 logits_processor=LogitsProcessorList([sampler]),
@@ -158,3 +159,19 @@ def without_own_settings(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+@contextlib.contextmanager
+def recomputing_as_before(model: Any) -> Iterator[None]:
+    """Layers that the backward pass is to recompute are so afterwards as well.
+
+    The `generate` of a model that Unsloth has loaded switches that off for good, and leaves it to Unsloth's own trainer
+    to switch it on again.
+    """
+    switched = [module for module in model.modules() if "gradient_checkpointing" in vars(module)]
+    flags = [module.gradient_checkpointing for module in switched]
+    try:
+        yield
+    finally:
+        for module, flag in zip(switched, flags, strict=True):
+            module.gradient_checkpointing = flag

@@ -201,6 +201,35 @@ def test_the_reference_and_other_adapters_are_peft_s_own():
         assert worst(plain, own) > 1e-3
 
 
+def test_merged_adapters_count_once():
+    policy = tiny_policy("qwen2_5_vl", dtype=torch.float64)
+    case = make_case(policy)
+    fuse(policy.model)
+    with torch.no_grad():
+        own = packed_scores(policy, case, ALL)
+        policy.model.merge_adapter()
+        assert worst(packed_scores(policy, case, ALL), own) < 1e-10
+        policy.model.unmerge_adapter()
+        assert worst(packed_scores(policy, case, ALL), own) < 1e-10
+
+
+def test_an_mlp_of_another_kind_keeps_its_own_way():
+    """Another activation; a projection with a base that trains, or without an adapter."""
+    wanted = ["gate_proj", "up_proj", "down_proj"]
+    for name in ("gelu", "base", "bare"):
+        model = tiny_model("qwen2_5_vl")
+        if name == "gelu":
+            model.config.get_text_config().hidden_act = "gelu"
+        adapted = get_peft_model(model, LoraConfig(r=3, target_modules=wanted[: 2 if name == "bare" else 3]))
+        mlps = [layer.mlp for layer in model.model.language_model.layers]
+        if name == "base":
+            for mlp in mlps:
+                mlp.down_proj.base_layer.weight.requires_grad_()
+        fuse(adapted)
+        assert all("forward" in vars(mlp.gate_proj) for mlp in mlps), name
+        assert not any("forward" in vars(mlp) for mlp in mlps), name
+
+
 def test_what_it_cannot_compute_stays_as_it_was():
     targets = {"lora_dropout": {"lora_dropout": 0.1}, "dora": {"use_dora": True}, "bias": {"lora_bias": True}}
     for name, options in targets.items():

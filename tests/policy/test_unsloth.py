@@ -83,6 +83,22 @@ def test_as_many_layers_are_recomputed_as_were_asked_for(tmp_path):
     assert flags == [True] * 3 + [False] * (len(flags) - 3)
 
 
+def test_sampling_leaves_what_is_recomputed(tmp_path, monkeypatch):
+    """Unsloth's `generate` switches it off for the whole model."""
+    from sharevl_lite.policy import unsloth as loading
+    from sharevl_lite.rollout.engine import Sampling, SamplingRequest
+    from sharevl_lite.rollout.hf import HFRolloutEngine
+
+    if not torch.cuda.is_available():  # its own kind of recomputing copies with CUDA streams
+        monkeypatch.setattr(loading, "_checkpointing", lambda section: section.gradient_checkpointing)
+    _, theirs = policies(tmp_path, **{"model.gradient_checkpointing": True, "model.checkpointing_layers": 3})
+    layers = theirs.base.model.language_model.layers
+    before = [layer.gradient_checkpointing for layer in layers]
+    request = SamplingRequest("a", make_case(theirs).prompts[0], 2)
+    HFRolloutEngine(theirs, 4).sample([request], Sampling(1.0, 1.0, 4, 0))
+    assert [layer.gradient_checkpointing for layer in layers] == before == [True] * 3 + [False] * (len(layers) - 3)
+
+
 @NEEDS_GPU
 @pytest.mark.parametrize("packed", [False, True], ids=["16 bits", "4 bits"])
 def test_both_loaders_agree_in_half_precision(tmp_path, packed):

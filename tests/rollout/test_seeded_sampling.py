@@ -254,3 +254,20 @@ def test_half_precision_scores_are_normalised_in_float32_and_left_as_they_are(dt
     expected_B = logits_BV.log_softmax(-1).gather(1, drawn_B1)[:, 0]
     # float32: a few roundings of numbers up to 20
     torch.testing.assert_close(sampler.logprobs[0].double(), expected_B, rtol=0, atol=1e-5)
+
+
+def test_what_is_recomputed_stays_so(monkeypatch):
+    """`generate` of a model that Unsloth has loaded leaves every layer without (see tests/policy/test_unsloth.py)."""
+    policy = tiny_policy("qwen2_5_vl", checkpointing=True).train()
+    layers = policy.base.model.language_model.layers
+    layers[-1].gradient_checkpointing = False
+    flags, generate = [layer.gradient_checkpointing for layer in layers], policy.base.generate
+
+    def forget(*args, **kwargs):
+        for layer in layers:
+            layer.gradient_checkpointing = False
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(policy.base, "generate", forget)
+    sample(policy)
+    assert [layer.gradient_checkpointing for layer in layers] == flags == [True] * (len(flags) - 1) + [False]

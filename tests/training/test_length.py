@@ -202,6 +202,13 @@ def test_where_the_length_decides_every_step_it_stays(trained, small_recipe, cha
     assert is_finished(small_recipe("run", **{**BRIEF, **changes, "train.rollouts": 2}))
 
 
+def test_a_finished_run_without_checkpoints_is_not_said_to_go_on(trained):
+    run, _ = trained(1)
+    shutil.rmtree(run / "checkpoints")
+    _, told = trained(1, resume="auto")
+    assert f"{run} is finished; to train on, start another run with --name NAME --model.lora.start_from {run}." in told
+
+
 def test_fewer_than_are_done(trained, command, capsys):
     run, _ = trained(2)
     kept = (run / "metrics.jsonl").read_bytes()

@@ -84,6 +84,15 @@ def fragile(completions, trainer_state, **kwargs):
 
 def away(completions, **kwargs):
     raise ConnectionError("no judge for " + os.environ["RANK"])
+
+if Path(__file__).with_name("no_server").exists():
+    from sharevl_lite.rollout.errors import RolloutError
+    from sharevl_lite.rollout.hf import HFRolloutEngine
+
+    def sync(self):
+        raise RolloutError("no server")
+
+    HFRolloutEngine.sync = sync
 '''
 
 
@@ -128,3 +137,12 @@ def test_what_fails_in_both_is_told_once(rewarded, finish, tmp_path):
     assert "no judge for 1" not in failed.stderr
     assert "sharevl-lite:" not in failed.stderr
     assert "Saved" not in failed.stdout
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_from_an_evaluation_is_told_once(rewarded, finish, tmp_path):
+    """An engine that takes the weights of servers raises in all processes alike."""
+    (tmp_path / "no_server").touch()
+    failed = finish(rewarded("fragile", "run"), code=1)
+    assert failed.stderr.count("no server") == failed.stderr.count("process 0: no server") == 1
+    assert "sharevl-lite:" not in failed.stderr
