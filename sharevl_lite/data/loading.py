@@ -33,7 +33,6 @@ from sharevl_lite.data.sources import RawRow, parse_json_line, read_rows
 BUILTIN = "builtin:"
 VARIANTS_ALIAS = "new_questions"
 MIRRORS_COLUMN, TRANSFORMS_COLUMN = "allow_mirrors", "transforms"
-BOX_NUMBERS = 4
 OWN_COLUMNS = frozenset({MIRRORS_COLUMN, TRANSFORMS_COLUMN})
 
 logger = logging.getLogger(__name__)
@@ -238,10 +237,10 @@ def _answers(value: Any, column: str) -> str | tuple[str, ...]:
         return _answer(value, f"the answer (column {column!r})")
     if not value:
         raise RowFault(f"the answer (column {column!r}) is an empty list; give at least one accepted answer")
-    if len(value) == BOX_NUMBERS and all(_is_number(entry) for entry in value):
+    if len(value) > 1 and all(_is_number(entry) for entry in value):
         raise RowFault(
-            f"the answer (column {column!r}) is {reprlib.repr(value)}, each of them right alone; write a box "
-            "as one text ('[4, 2, 30, 40]'), or accepted answers as texts"
+            f"the answer (column {column!r}) is {reprlib.repr(value)}, each of them right alone; write a point, a box "
+            "or a set as one text ('[4, 2, 30, 40]'), or accepted answers as texts"
         )
     return tuple(
         _answer(entry, f"accepted answer {index} (from 0, column {column!r})") for index, entry in enumerate(value)

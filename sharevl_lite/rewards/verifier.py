@@ -8,7 +8,8 @@ wrong answers, so cheap rules that know better come before them and end the ladd
 * words are compared as words: as products of letters "act" equals "cat", and mathruler takes "on" for "no";
 * two numbers are compared as numbers (see `numerals`): to mathruler `5e-9` is `1.2e-8`, to both 2e-8 is 1e-8;
 * `3:4` is a ratio, equal to 6:8 and not to 3/4, which says "of the whole"; math-verify divides;
-* a date is no subtraction: to math-verify 1998-05-12 is 1998-06-11;
+* a date is no subtraction, nor are the pages, the score or the telephone number that a gold answer names by digits and
+  hyphens: to math-verify 1998-05-12 is 1998-06-11, and 5-12 is 6-13;
 * an angle is named by its points in order, ABC or CBA; as products of letters ABC equals ACB;
 * neither grader is asked where both drop what matters: the base of `101_2`, a prime, text between two numbers
   (`2 \text{ hours } 30 \text{ minutes}`; but `3 \text{ or } 4` lists them);
@@ -68,6 +69,7 @@ _OTHER_OPTION = {
 }
 _ANGLE = re.compile(r"(?:m\s*)?\\angle\s*\{?([A-Z]'*)\s*([A-Z]'*)\s*([A-Z]'*)\}?")
 _TEXT_IN_BETWEEN = re.compile(r"\d\s*\\(?:text|textrm|mathrm|rm)\s*\{(?!\s*(?:or|and)\s*\})[^{}]*[A-Za-z][^{}]*\}\s*\d")
+_HYPHENED = re.compile(r"\d+(?:\s*[-–]\s*\d+)+")
 _BASE = re.compile(r"\d\s*_\s*\{?\s*\d")
 _PRIME = re.compile(r"(?<=[A-Za-z0-9)'])'(?![A-Za-z])|\\prime(?![A-Za-z])")
 _READ_BY_MATHRULER = "frac|sqrt|sin|cos|tan|pi|theta|alpha|beta|infty|cup|cdot|times|circ|text|mathrm"
@@ -248,7 +250,7 @@ def _by_reading(answer: str, expected: str) -> bool | None:
     """False where both graders would drop something that the exact rule has found to differ."""
     (left, right), (gold_left, gold_right) = split_assignment(answer), split_assignment(expected)
     stated, gold = (answer, expected) if left and gold_left else (right, gold_right)
-    if len(_PRIME.findall(stated)) != len(_PRIME.findall(gold)):
+    if len(_PRIME.findall(stated)) != len(_PRIME.findall(gold)) or _HYPHENED.fullmatch(gold):
         return False
     misread = any(pattern.search(side) for pattern in (_BASE, _TEXT_IN_BETWEEN) for side in (answer, expected))
     return False if misread else None

@@ -124,7 +124,7 @@ def test_one_of_several_accepted_answers_is_enough(recipe_file, tmp_path):
     with (tmp_path / "rows.jsonl").open("w") as file:
         for number, problem in enumerate(problems):
             problem.images[0].save(tmp_path / f"{number}.png")
-            row = {"problem": problem.text, "images": [f"{number}.png"], "answer": list(range(-9, 82))}
+            row = {"problem": problem.text, "images": [f"{number}.png"], "answer": [str(n) for n in range(-9, 82)]}
             file.write(json.dumps(row) + "\n")
     settings = Settings(data=str(tmp_path / "rows.jsonl"), recipe_file=str(recipe_file), variants="none", resamples=FEW,
                         samples=4, out=tmp_path / "out")  # fmt: skip
