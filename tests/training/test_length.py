@@ -76,10 +76,9 @@ def assert_same_training(run, whole):
     assert tables[0].equals(tables[1])
 
 
-@pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup"])
-def test_a_finished_run_made_longer_is_the_longer_run(trained, schedule):
+def test_a_finished_run_made_longer_is_the_longer_run(trained):
     """Its end fell between two saves, within the warm-up; the checkpoint there is what it goes on from."""
-    changes = {"train.lr_scheduler_type": schedule, "data.eval": "builtin:digits", "train.save_rollouts": 3}
+    changes = {"data.eval": "builtin:digits", "train.save_rollouts": 3}
     whole, _ = trained(4, "whole", **changes)
     run, told = trained(2, **changes)
     before = json.loads((run / "summary.json").read_text())
@@ -177,7 +176,6 @@ def test_a_run_that_ends_where_it_stopped_counts_its_last_step_among_the_best(tr
     ("changes", "reason"),
     [
         ({"train.lr_scheduler_type": "cosine"}, "lr_scheduler_type: cosine makes the length decide the rate of every"),
-        ({"train.lr_scheduler_type": "linear"}, "lr_scheduler_type: linear makes the length decide the rate of every"),
         ({"share.transforms.noise_decay": "linear"}, "noise_decay: linear makes the length decide the noise of every"),
     ],
 )
