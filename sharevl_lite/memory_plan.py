@@ -2,10 +2,11 @@
 
 Weights, adapters and optimizer are counted from the model's configuration, exactly. The rest is estimated:
 
-- activations of a packed row of T tokens: a layer keeps, per token, about 8 widths, the keys and values and 4
-  intermediate widths in the base's precision, and 2 widths in float32. With checkpointing one layer keeps that at a
-  time and every layer its input (Unsloth moves the inputs to the host). Fused layers keep 5 widths less, which the plan
-  leaves as a reserve until a GPU has shown it, and a fused MLP 2 intermediate widths less; its backward pass holds 4;
+- activations of a packed row of T tokens: a layer keeps, per token, about 8 widths and 4 intermediate widths in the
+  base's precision, 2 widths in float32, and as many keys and values as a row may gather (`share.row_plan`). With
+  checkpointing one layer keeps that at a time and every layer its input (Unsloth moves the inputs to the host). Fused
+  layers keep 5 widths less, which the plan leaves as a reserve until a GPU has shown it, and a fused MLP 2 intermediate
+  widths less; its backward pass holds 4;
 - features of a rollout's pictures are kept until it is trained, up to a bound: at most a prompt's tokens each;
 - the head keeps the hidden gradients [T, H] in float32 and a workspace that is bounded (kernels/README.md);
 - sampling with transformers holds keys and values of a whole batch, and its logits in float32 three times over; while
@@ -27,6 +28,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.config_model import ModelSection
 from sharevl_lite.policy.hf import has_ending, linear_layers_of_text, resolve_model_path
 from sharevl_lite.policy.packed import FEATURE_CACHE_BYTES
+from sharevl_lite.share.row_plan import KEYS_PER_TOKEN
 
 GIB = 2**30
 USABLE = 0.95
@@ -251,7 +253,8 @@ def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool,
 def _activation_bytes(model: ModelSection, shape: ModelShape, width: int) -> int:
     """Most that a token of a packed row holds between forward and backward, over all layers."""
     fused = _fuses_mlp(model, width)
-    kept = width * (8 * shape.hidden + 2 * shape.kv_width + (2 if fused else 4) * shape.intermediate) + 8 * shape.hidden
+    keys_and_values = 2 * KEYS_PER_TOKEN * shape.kv_width  # at most so many are gathered
+    kept = width * (8 * shape.hidden + keys_and_values + (2 if fused else 4) * shape.intermediate) + 8 * shape.hidden
     passing = width * 4 * shape.intermediate if fused else 0
     if not model.gradient_checkpointing:
         return shape.layers * kept + passing

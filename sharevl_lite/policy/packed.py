@@ -42,7 +42,7 @@ class ImageFeatures:
 
 
 class TokenScores(NamedTuple):
-    """Of the S scored tokens of a row: log-probs, and entropies where asked for (nats, detached)."""
+    """The S scores of a row: log-probs, and entropies where asked for (nats, detached)."""
 
     logprobs_S: Float[Tensor, "S"]
     entropies_S: Float[Tensor, "S"] | None
@@ -102,12 +102,12 @@ class PackedPolicy(nn.Module):
             yield
 
     def forward(self, row: PackedRow, images: Mapping[str, ImagePixels], *, entropy: bool = False) -> TokenScores:
-        """Log-probs, and with `entropy` entropies, of the row's scored tokens.
+        """Log-probs, and with `entropy` entropies, of the row's pairs, token by token.
 
         Raises ValueError for a vision token in a response and where the row's placeholders and its images disagree.
         """
         device = self.device
-        if bool(torch.isin(row.targets_S, torch.tensor(self.vision_token_ids)).any()):
+        if bool(torch.isin(row.targets_U, torch.tensor(self.vision_token_ids)).any()):
             raise ValueError("a response must not contain vision tokens (every engine bans them)")
         with self.autocast():
             features = {key: self._image_features(key, images) for key in dict.fromkeys(row.image_keys)}
@@ -115,12 +115,16 @@ class PackedPolicy(nn.Module):
             scores = grouped_logprob(
                 hidden_TH,
                 self.base.get_output_embeddings().weight,
-                send(row.targets_S, device),
-                rows_T=send(row.rows_S, device),
+                send(row.targets_U, device),
+                rows_T=send(row.rows_U, device),
                 temperature=self.temperature,
                 return_entropy=entropy,
             )
-        return TokenScores(scores.logprobs_T, scores.entropies_T)
+        if row.scores_S is None:
+            return TokenScores(scores.logprobs_T, scores.entropies_T)
+        which_S = send(row.scores_S, device)
+        entropies_T = scores.entropies_T
+        return TokenScores(scores.logprobs_T[which_S], None if entropies_T is None else entropies_T[which_S])
 
     def _hidden(self, row: PackedRow, features: list[ImageFeatures]) -> Float[Tensor, "T H"]:
         device = self.device

@@ -9,7 +9,8 @@ from sharevl_lite.share.objective import (
     pair_token_weights,
     policy_loss,
 )
-from sharevl_lite.share.packing import PackedRow, Prefix, SegmentGroup, pack_row, packed_length, plan_rows
+from sharevl_lite.share.packing import PackedRow, Prefix, SegmentGroup, pack_row
+from sharevl_lite.share.row_plan import packed_length, plan_rows
 
 __all__ = [
     "Advantages",

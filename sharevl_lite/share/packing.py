@@ -6,8 +6,9 @@ A response token sees its own prompt and its own earlier tokens, and its positio
 position plus one on all three axes of the multimodal rotary embedding. The last prompt token predicts the first token
 of every response behind it, so hidden states are gathered by index before the head; the last token of a response
 predicts nothing and is not part of the row. Variants whose images are the same begin alike up to the first word that
-differs (images stand before the text): of the second one only the rest is in the row, if anything. Tokens fall from
-Σ (P + R) per pair to P + Σ (R - 1) per group, less what groups of a row share.
+differs (images stand before the text): of the second one only the rest is in the row, if anything. Short answers are
+often given more than once: a response stands in the row once after each prompt, and its scores are those of all pairs
+that have it. Tokens fall from Σ (P + R) per pair to P + Σ (R - 1) per group, less what is alike in a row.
 
 The row says which of its tokens see which (`layout`). Nothing here knows about models.
 """
@@ -15,9 +16,9 @@ The row says which of its tokens see which (`layout`). Nothing here knows about 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -50,6 +51,12 @@ class Prefix:
             raise ValueError(f"a prompt with images needs image_P, which tokens are of which of {len(self.image_keys)}")
 
     @cached_property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for prompts that are alike from the first token to the last."""
+        tensors = (self.ids_P, self.positions_3P, self.images_P)
+        return (self.image_keys, *(tuple(tensor.flatten().tolist()) for tensor in tensors))
+
+    @cached_property
     def images_P(self) -> Int[Tensor, "P"]:
         """`image_P`, of prompts of text as well."""
         return torch.full_like(self.ids_P, -1) if self.image_P is None else self.image_P
@@ -70,18 +77,20 @@ class SegmentGroup(Generic[K]):
 
 @dataclass(frozen=True)
 class PackedRow(Generic[K]):
-    """One packed row of T tokens with B pairs and S scored tokens.
+    """One packed row of T tokens, U of them with a target, that has S scores for B pairs.
 
-    `rows_S[s]` is the token whose hidden state predicts `targets_S[s]`; pair b owns the scored tokens
-    `cu_seqlens_B1[b]:cu_seqlens_B1[b + 1]`. `runs` are its prompts, or what those have of their own, and its responses,
-    in order; `image_keys` names the images whose tokens are in the row, in order.
+    `rows_U[u]` is the token whose hidden state predicts `targets_U[u]`; score s is that of `scores_S[s]` (of s itself
+    where that is None, and U is S), and pair b owns the scores `cu_seqlens_B1[b]:cu_seqlens_B1[b + 1]`. `runs` are its
+    prompts, or what those have of their own, and its responses, in order; `image_keys` names the images whose tokens
+    are in the row, in order.
     """
 
     ids_T: Int[Tensor, "T"]
     positions_3T: Int[Tensor, "3 T"]
     runs: tuple[Run, ...]
-    rows_S: Int[Tensor, "S"]
-    targets_S: Int[Tensor, "S"]
+    rows_U: Int[Tensor, "U"]
+    targets_U: Int[Tensor, "U"]
+    scores_S: Int[Tensor, "S"] | None
     cu_seqlens_B1: Int[Tensor, "B1"]
     pairs: tuple[K, ...]
     image_keys: tuple[str, ...]
@@ -104,76 +113,16 @@ def shared_length(first: Prefix, second: Prefix) -> int:
     return length if bool(alike_L.all()) else int((~alike_L).to(torch.uint8).argmax())
 
 
-def _best_start(before: Sequence[Prefix], prefix: Prefix) -> tuple[int, int]:
+def best_start(before: Sequence[Prefix], prefix: Prefix) -> tuple[int, int]:
     """Which of the prompts before it in a row a prompt has most tokens alike with, and how many; 0 where too few."""
     recent = range(max(0, len(before) - LOOK_BACK), len(before))
     length, place = max(((shared_length(before[place], prefix), place) for place in recent), default=(0, 0))
     return (place, length) if length >= LEAST_SHARED else (0, 0)
 
 
-@dataclass
-class _OpenRow(Generic[K]):
-    """A row that is being filled."""
-
-    room: int
-    groups: list[SegmentGroup[K]] = field(default_factory=list)
-
-    def add(self, group: SegmentGroup[K], length: int) -> None:
-        self.groups.append(group)
-        self.room -= length
-
-    def length_of(self, group: SegmentGroup[K]) -> int:
-        """What the group would take in this row."""
-        return packed_length(group) - _best_start([other.prefix for other in self.groups], group.prefix)[1]
-
-
-def plan_rows(
-    groups: Sequence[SegmentGroup[K]], token_budget: int, *, share: bool = True
-) -> list[list[SegmentGroup[K]]]:
-    """Distributes groups over rows of at most `token_budget` tokens, in order: a group goes where the one before it
-    went if it can share a beginning there (`share`) and there is room, else first fit.
-
-    A group longer than the budget is split by responses and its prefix repeated. A single pair longer than the budget
-    gets a row of its own: nothing is dropped or cut. Raises ValueError for a group without responses or an empty
-    response.
-    """
-    rows: list[_OpenRow[K]] = []
-    latest: _OpenRow[K] | None = None
-    for group in groups:
-        parts = _split(group, token_budget)
-        length = latest.length_of(group) if share and latest is not None else packed_length(group)
-        if latest is not None and length < packed_length(group) and length <= latest.room:
-            latest.add(group, length)
-            continue
-        for part in parts:
-            length = packed_length(part)
-            latest = next((row for row in rows if length <= row.room), None)
-            if latest is None:
-                latest = _OpenRow(token_budget)
-                rows.append(latest)
-            latest.add(part, length)
-    return [row.groups for row in rows]
-
-
-def packed_length(group: SegmentGroup) -> int:
-    """Tokens the group takes in a row, without what it may share there."""
-    return group.prefix.ids_P.numel() + sum(r.numel() - 1 for r in group.responses)
-
-
-def _split(group: SegmentGroup[K], token_budget: int) -> list[SegmentGroup[K]]:
-    if not group.responses or len(group.responses) != len(group.pairs):
-        raise ValueError(f"a group needs responses and a key for each, got {len(group.responses)}, {group.pairs}")
-    parts: list[SegmentGroup[K]] = []
-    start, used = 0, group.prefix.ids_P.numel()
-    for end, response in enumerate(group.responses):
-        if response.numel() == 0:
-            raise ValueError(f"pair {group.pairs[end]} has an empty response; a response has at least its end token")
-        if end > start and used + response.numel() - 1 > token_budget:
-            parts.append(SegmentGroup(group.prefix, group.responses[start:end], group.pairs[start:end]))
-            start, used = end, group.prefix.ids_P.numel()
-        used += response.numel() - 1
-    parts.append(SegmentGroup(group.prefix, group.responses[start:], group.pairs[start:]))
-    return parts
+def token_ids(response_R: Tensor) -> tuple[int, ...]:
+    """A response as what it is known by."""
+    return tuple(response_R.tolist())
 
 
 class _Tokens:
@@ -214,31 +163,70 @@ class _Stem(NamedTuple):
         return cls(run, places_P)
 
 
+class _Scores:
+    """The scores of a row as its responses are laid down: which tokens predict what, and whose scores they are."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+        self.targets: list[Tensor] = []
+        self.lengths = [0]
+        self.places: list[Tensor] = []
+        self._count = 0
+
+    def append(self, rows_R: Tensor, targets_R: Tensor) -> Int[Tensor, "R"]:
+        """Adds scored tokens, for a response that is new; returns their numbers."""
+        self.rows.append(rows_R)
+        self.targets.append(targets_R)
+        self._count += targets_R.numel()
+        return torch.arange(self._count - targets_R.numel(), self._count)
+
+    def give(self, numbers_R: Tensor) -> None:
+        """The next pair has the scores of these tokens."""
+        self.lengths.append(numbers_R.numel())
+        self.places.append(numbers_R)
+
+    def which_S(self) -> Int[Tensor, "S"] | None:
+        """The scored token of every score; None where each has its own."""
+        return torch.cat(self.places) if self._count < sum(self.lengths) else None
+
+
 def pack_row(groups: Sequence[SegmentGroup[K]], *, share: bool = True) -> PackedRow[K]:
-    """Lays groups one after another in a row (see the module's head); with `share`, prompts share how they begin."""
-    tokens = _Tokens()
+    """Lays groups one after another in a row (see the module's head); with `share`, what is alike stands there once."""
+    tokens, scores = _Tokens(), _Scores()
     stems: list[_Stem] = []
-    rows: list[Tensor] = []
     image_keys: list[str] = []
+    known: dict[tuple[Any, ...], int] = {}
+    answered: dict[tuple[int, tuple[int, ...]], Tensor] = {}
     for number, group in enumerate(groups):
         prefix = group.prefix
-        place, shared = _best_start([g.prefix for g in groups[:number]], prefix) if share else (0, 0)
-        stem = _Stem.of(tokens, prefix, stems[place] if shared else None, shared)
-        stems.append(stem)
-        image_keys.extend(prefix.image_keys[prefix.images_within(shared) :])
-        next_position = prefix.positions_3P.max() + 1
+        first = known.setdefault(prefix.identity, number) if share else number
+        if first < number:
+            stems.append(stems[first])
+        else:
+            place, shared = best_start([g.prefix for g in groups[:number]], prefix) if share else (0, 0)
+            stems.append(_Stem.of(tokens, prefix, stems[place] if shared else None, shared))
+            image_keys.extend(prefix.image_keys[prefix.images_within(shared) :])
         for response_R in group.responses:
-            positions_R = next_position + torch.arange(response_R.numel() - 1)
-            places_R = tokens.append(response_R[:-1], positions_R.expand(3, -1), stem.run, prefix.ids_P.numel())
-            rows.extend([stem.places_P[-1:], places_R])
-    targets = [response_R for group in groups for response_R in group.responses]
+            key = (first, token_ids(response_R))
+            if not share or key not in answered:
+                places_R = _answer(tokens, stems[-1], prefix, response_R)
+                answered[key] = scores.append(places_R, response_R)
+            scores.give(answered[key])
     return PackedRow(
         ids_T=torch.cat(tokens.ids),
         positions_3T=torch.cat(tokens.positions, dim=1),
         runs=tuple(tokens.runs),
-        rows_S=torch.cat(rows),
-        targets_S=torch.cat(targets),
-        cu_seqlens_B1=torch.tensor([0, *(target.numel() for target in targets)]).cumsum(0),
+        rows_U=torch.cat(scores.rows),
+        targets_U=torch.cat(scores.targets),
+        scores_S=scores.which_S(),
+        cu_seqlens_B1=torch.tensor(scores.lengths).cumsum(0),
         pairs=tuple(pair for group in groups for pair in group.pairs),
         image_keys=tuple(image_keys),
     )
+
+
+def _answer(tokens: _Tokens, stem: _Stem, prefix: Prefix, response_R: Tensor) -> Int[Tensor, "R"]:
+    """Lays down a response without its last token; returns the tokens that predict it, the prompt's last one first."""
+    positions_R = prefix.positions_3P.max() + 1 + torch.arange(response_R.numel() - 1)
+    own_R = tokens.append(response_R[:-1], positions_R.expand(3, -1), stem.run, prefix.ids_P.numel())
+    return torch.cat([stem.places_P[-1:], own_R])

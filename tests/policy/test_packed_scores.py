@@ -220,7 +220,7 @@ def damaged(kind, groups):
             runs.append(Run(run.length, *whole))
         fields["runs"] = tuple(runs)
     else:
-        fields["rows_S"] = row.rows_S.roll(1)
+        fields["rows_U"] = row.rows_U.roll(1)
     return type(row)(**fields)
 
 

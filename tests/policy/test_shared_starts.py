@@ -1,4 +1,5 @@
-"""Variants that begin alike: their start is in a row once, and all is scored and learned as from separate rows."""
+"""Variants that begin alike, and equal responses: what is alike is in a row once, and all is scored and learned as from
+separate rows."""
 
 import pytest
 import torch
@@ -29,6 +30,8 @@ def variants_of_a_problem(policy):
     words = torch.tensor([i for i in range(policy.config.text_config.vocab_size) if i not in policy.vision_token_ids])
     lengths = [[6, 1, 9], [2, 7], [6, 1, 9], [5], [4, 3], [8, 2], [3, 3]]
     responses = [[words[torch.randint(len(words), (length,), generator=draw)] for length in group] for group in lengths]
+    responses[0].append(responses[0][0])  # given twice
+    responses[2][2] = responses[0][2]  # and again where the question is repeated
     return Case(prompts, responses)
 
 
@@ -44,6 +47,7 @@ def test_they_score_and_learn_like_separate_rows(family, checkpointing, budget):
     policy = tiny_policy(family, dtype=torch.float64, temperature=TEMPERATURE, checkpointing=checkpointing).train()
     case = variants_of_a_problem(policy)
     rows = plan_rows(case.groups(), budget)
+    assert all((pack_row(row).scores_S is not None) is any(len(g.responses) == 4 for g in row) for row in rows)
     assert (len(rows) == 1) is (budget == ALL)
     assert sum(map(tokens_saved, rows)) > 30
     assert_equal_to_separate_rows(policy, case, budget)
@@ -62,7 +66,7 @@ def test_only_what_is_alike_is_shared(family):
     case = variants_of_a_problem(policy)
     question, reworded, repeated, turned, pair, pair_reworded, other = case.groups()
     head = len("<|im_start|>user\n") - len("<|im_start|>") + 2  # a token of its own; and the one before an image
-    assert tokens_saved([question, repeated]) == question.prefix.ids_P.numel()
+    assert tokens_saved([question, repeated]) == question.prefix.ids_P.numel() + question.responses[2].numel() - 1
     assert tokens_saved([question, reworded]) == head + 12 + 1 + len("How many ")
     assert tokens_saved([question, pair]) == head + 12 + 1
     assert tokens_saved([pair, pair_reworded]) == head + 12 + 1 + 1 + 12 + 1

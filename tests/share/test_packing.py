@@ -10,6 +10,7 @@ from sharevl_kernels.prefix_attention import Run
 
 from sharevl_lite.share import Prefix, SegmentGroup, pack_row, packed_length, packing, plan_rows
 from sharevl_lite.share.packing import LEAST_SHARED, shared_length
+from sharevl_lite.share.row_plan import KEYS_PER_TOKEN
 
 
 def prefix(length, start=0, images=(), height=3):
@@ -55,6 +56,24 @@ def scored(groups):
     }
 
 
+def gathered_keys(groups, share=True):
+    """Keys that attention of a row reads: of each run, those of its prompt and its own."""
+    return pack_row(groups, share=share).layout(torch.device("cpu")).sequences.keys[-1]
+
+
+def fits(groups, budget, share=True):
+    return (
+        pack_row(groups, share=share).ids_T.numel() <= budget
+        and gathered_keys(groups, share) <= KEYS_PER_TOKEN * budget
+    )
+
+
+def assert_rows_fit(rows, budget, share=True):
+    """Only a pair that does not fit alone may pass the budget, and then it has the row to itself."""
+    assert all(rows)
+    assert all(fits(row, budget, share) or len(row) == len(row[0].pairs) == 1 for row in rows)
+
+
 # ---------------------------------------------------------------- the plan
 
 
@@ -66,13 +85,7 @@ def test_a_plan_holds_every_pair_once_within_the_budget(groups, budget):
     planned = [pair for part in parts for pair in part.pairs]
     assert sorted(planned) == sorted(pair for g in groups for pair in g.pairs)
     assert scored(parts) == scored(groups)
-    for row in rows:
-        assert row
-        length = sum(packed_length(part) for part in row)
-        if length > budget:
-            # Only a pair that does not fit alone may pass the budget, and then it has the row to itself.
-            assert len(row) == 1
-            assert len(row[0].pairs) == 1
+    assert_rows_fit(rows, budget)
 
 
 @settings(max_examples=200, deadline=None)
@@ -83,10 +96,11 @@ def test_a_group_is_split_only_where_it_must_be(groups, budget):
         mine = sorted((part for part in parts if part.prefix is whole.prefix), key=lambda part: part.pairs)
         # In order, with the same prompt: the images go with it.
         assert [pair for part in mine for pair in part.pairs] == list(whole.pairs)
-        if packed_length(whole) <= budget:
+        if fits([whole], budget):
             assert len(mine) == 1
         for first, second in pairwise(mine):
-            assert packed_length(first) + second.responses[0].numel() - 1 > budget
+            longer = first.responses + second.responses[:1]
+            assert not fits([SegmentGroup(first.prefix, longer, tuple(range(len(longer))))], budget)
 
 
 def test_small_groups_share_a_row_and_fill_gaps():
@@ -123,13 +137,13 @@ def test_a_row_scores_each_response_after_its_own_prefix(groups):
     assert row.pairs == tuple(pair for g in groups for pair in g.pairs)
     assert row.image_keys == tuple(key for g in groups for key in g.prefix.image_keys)
     assert row.cu_seqlens_B1[0] == 0
-    assert row.cu_seqlens_B1[-1] == row.targets_S.numel() == row.rows_S.numel()
+    assert row.cu_seqlens_B1[-1] == row.targets_U.numel() == row.rows_U.numel()
     mask_TT = row.layout(torch.device("cpu")).mask[0, 0]
     for number, pair in enumerate(row.pairs):
         owned = slice(int(row.cu_seqlens_B1[number]), int(row.cu_seqlens_B1[number + 1]))
         prompt, response = expected[pair]
-        assert tuple(row.targets_S[owned].tolist()) == response
-        for t, query in enumerate(row.rows_S[owned].tolist()):
+        assert tuple(row.targets_U[owned].tolist()) == response
+        for t, query in enumerate(row.rows_U[owned].tolist()):
             # The token that predicts target t reads the prompt and the response up to t, in order, and nothing else.
             assert tuple(row.ids_T[mask_TT[query]].tolist()) == (*prompt, *response[:t])
 
@@ -184,8 +198,8 @@ def test_a_row_written_out():
     assert row.ids_T.tolist() == [10, 11, 12, 1, 2, 20, 21, 6]
     assert row.runs == (Run(3), Run(2, 0, 3), Run(0, 0, 3), Run(2), Run(1, 3, 2))
     assert row.positions_3T[0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
-    assert row.rows_S.tolist() == [2, 3, 4, 2, 6, 7]
-    assert row.targets_S.tolist() == [1, 2, 3, 4, 6, 8]
+    assert row.rows_U.tolist() == [2, 3, 4, 2, 6, 7]
+    assert row.targets_U.tolist() == [1, 2, 3, 4, 6, 8]
     assert row.cu_seqlens_B1.tolist() == [0, 3, 4, 6]
     assert row.pairs == (7, 5, 9)
     assert row.image_keys == ("a", "b", "a")
@@ -202,7 +216,8 @@ def any_start(monkeypatch):
 
 @st.composite
 def variants(draw):
-    """Groups whose prompts are words of a small alphabet: some with pictures, of two kinds, three tokens each."""
+    """Groups whose prompts are words of a small alphabet, some with pictures, of two kinds, three tokens each. Their
+    responses are of a small alphabet too, and many alike."""
     groups, numbers = [], count()
     for _ in range(draw(st.integers(1, 6))):
         words = draw(st.lists(st.sampled_from([1, 2, "a", "b"]), min_size=1, max_size=5))
@@ -213,10 +228,10 @@ def variants(draw):
             image_P += [len(keys)] * 3 if picture else [-1]
             keys += [word] if picture else []
         positions_3P = torch.arange(len(ids)).expand(3, -1)
-        lengths = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
-        responses = tuple(torch.arange(100 * (k + 1), 100 * (k + 1) + length) for k, length in enumerate(lengths))
+        answers = st.lists(st.sampled_from([100, 200]), min_size=1, max_size=3)
+        responses = tuple(map(torch.tensor, draw(st.lists(answers, min_size=1, max_size=4))))
         prompt = Prefix(torch.tensor(ids), positions_3P, tuple(keys), torch.tensor(image_P))
-        groups.append(SegmentGroup(prompt, responses, tuple(next(numbers) for _ in lengths)))
+        groups.append(SegmentGroup(prompt, responses, tuple(next(numbers) for _ in responses)))
     return groups
 
 
@@ -228,8 +243,10 @@ def content(ids, image_keys, image_P):
 @pytest.mark.usefixtures("any_start")
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(variants())
-def test_a_shared_start_stands_in_a_row_once_and_every_response_reads_its_own_prompt(groups):
+def test_what_is_alike_stands_in_a_row_once_and_every_response_reads_its_own_prompt(groups):
     row = pack_row(groups)
+    which_S = torch.arange(row.targets_U.numel()) if row.scores_S is None else row.scores_S
+    assert which_S.unique().numel() == row.targets_U.numel()
     pictures = list(row.image_keys)
     # Pictures are spliced in where the row has their tokens, in order: three each.
     named = [int(i) if i != 9 else None for i in row.ids_T]
@@ -243,7 +260,8 @@ def test_a_shared_start_stands_in_a_row_once_and_every_response_reads_its_own_pr
         first = int(g.prefix.positions_3P.max()) + 1
         for response in g.responses:
             owned = slice(int(row.cu_seqlens_B1[number]), int(row.cu_seqlens_B1[number + 1]))
-            for t, query in enumerate(row.rows_S[owned].tolist()):
+            assert row.targets_U[which_S[owned]].tolist() == response.tolist()
+            for t, query in enumerate(row.rows_U[which_S[owned]].tolist()):
                 seen = mask_TT[query].nonzero()[:, 0].tolist()
                 assert [named[place] for place in seen] == prompt + response[:t].tolist()
                 where = g.prefix.positions_3P[0].tolist() + list(range(first, first + t))
@@ -251,9 +269,12 @@ def test_a_shared_start_stands_in_a_row_once_and_every_response_reads_its_own_pr
             number += 1
     starts = [tuple(content(g.prefix.ids_P, g.prefix.image_keys, g.prefix.images_P)) for g in groups]
     known = {start[:length] for start in starts for length in range(1, len(start) + 1)}
-    responses = sum(response.numel() - 1 for g in groups for response in g.responses)
-    # Every beginning of a prompt once (pictures whole): a tree of words.
-    assert row.ids_T.numel() == len(known) + responses
+    answers = {
+        (start, tuple(response.tolist())) for start, g in zip(starts, groups, strict=True) for response in g.responses
+    }
+    # Every beginning of a prompt once (pictures whole): a tree of words. And every answer to it once.
+    assert row.ids_T.numel() == len(known) + sum(len(answer) - 1 for _, answer in answers)
+    assert row.targets_U.numel() == sum(len(answer) for _, answer in answers)
 
 
 @pytest.mark.usefixtures("any_start")
@@ -262,12 +283,11 @@ def test_a_shared_start_stands_in_a_row_once_and_every_response_reads_its_own_pr
 def test_rows_with_shared_starts_keep_to_the_budget(groups, budget):
     rows = plan_rows(groups, budget)
     assert scored([part for row in rows for part in row]) == scored(groups)
+    assert_rows_fit(rows, budget)
     for row in rows:
-        length = pack_row(row).ids_T.numel()
-        assert length <= budget or (len(row) == 1 and len(row[0].pairs) == 1)
-        assert length <= pack_row(row, share=False).ids_T.numel() == sum(map(packed_length, row))
-    apart = plan_rows(groups, budget, share=False)
-    assert all(sum(map(packed_length, row)) <= budget or len(row[0].pairs) == len(row) == 1 for row in apart)
+        lengths = (pack_row(row).ids_T.numel(), sum(map(packed_length, row)), pack_row(row, share=False).ids_T.numel())
+        assert tuple(sorted(lengths)) == lengths
+    assert_rows_fit(plan_rows(groups, budget, share=False), budget, share=False)
 
 
 def test_a_variant_goes_where_its_sibling_is():
@@ -287,6 +307,34 @@ def test_a_variant_goes_where_its_sibling_is():
     planned = [[part.pairs for part in row] for row in plan_rows([*siblings, stranger], 77)]
     assert planned == [[(0,), (1,), (2,)], [(3,)]]
     assert pack_row(siblings).ids_T.numel() == 51 + 13 + 12  # the third has 39 alike with the second
+
+
+def test_many_short_responses_do_not_share_a_row_without_end():
+    """20 responses of 2 tokens behind a prompt of 100: 120 tokens, but 20 × 101 + 100 keys."""
+    groups = [group(100, [2] * 20, 20 * number, 1000 * number) for number in range(2)]
+    assert packed_length(groups[0]) == 120
+    assert gathered_keys(groups[:1]) == 2120
+    assert [len(row) for row in plan_rows(groups, 2 * 530)] == [2]
+    assert [len(row) for row in plan_rows(groups, 1059)] == [1, 1]
+    assert [[len(part.pairs) for part in row] for row in plan_rows(groups[:1], 529)] == [[19], [1]]
+
+
+def test_an_answer_given_twice_is_scored_once():
+    first, second = torch.tensor([5, 6, 7]), torch.tensor([5, 7])
+    groups = [
+        SegmentGroup(prefix(20), (first, second, first), (0, 1, 2)),
+        SegmentGroup(prefix(20), (second, torch.tensor([7])), (3, 4)),  # the same prompt again
+        SegmentGroup(prefix(20, start=50), (first,), (5,)),  # another prompt
+    ]
+    row = pack_row(groups)
+    assert row.runs == (Run(20), Run(2, 0, 20), Run(1, 0, 20), Run(0, 0, 20), Run(20), Run(2, 4, 20))
+    assert row.targets_U.tolist() == [5, 6, 7, 5, 7, 7, 5, 6, 7]
+    assert row.scores_S.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert row.cu_seqlens_B1.tolist() == [0, 3, 5, 8, 10, 11, 14]
+    assert row.rows_U.tolist() == [19, 20, 21, 19, 22, 19, 42, 43, 44]
+    apart = pack_row(groups, share=False)
+    assert apart.scores_S is None
+    assert apart.ids_T.numel() == 3 * 20 + 2 + 1 + 2 + 1 + 2
 
 
 def test_the_names_of_a_chats_roles_are_not_worth_a_cut():
