@@ -253,6 +253,9 @@ class TrainSection(Section):
     """Gradients are scaled down to this norm."""
     token_budget: Count = 8192
     """Most tokens in one packed row: the knob for memory. A group that is longer splits by responses."""
+    score_skipped: bool = True
+    """Score pairs without an advantage, which train nothing, as well: for entropy, gaps and the explorer. Without, a
+    step saves their forward pass, and those figures are of the pairs that train."""
     save_rollouts: Count | None = 20
     """Save a checkpoint every so many rollouts. None: at the end only."""
     save_total_limit: Count | None = 3

@@ -4,8 +4,8 @@ An update's rows are planned once and used for the old log-probs and for every e
 unchanged policy the ratio is exactly 1, whatever the precision. The first update of a rollout finds the policy that
 sampled: its own forward pass is the old log-probs, and a pass for them alone is left out where nothing else waits for
 it. Pairs without an advantage take no part in an update unless the KL term needs them; they still count in its
-normalisation and are scored once, for the gap between variants. Responses whose reward is not known, and where the
-recipe says so those that were cut off, take no part in anything here.
+normalisation, and are scored once for the figures of a step unless `train.score_skipped` is off. Responses whose reward
+is not known, and where the recipe says so those that were cut off, take no part in anything here.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ class Learner:
         valid = [pair for p in problems for pair in self._valid_pairs(p)]
         active = [pair for pair in valid if self.recipe.objective.beta > 0.0 or self.pairs_PKMN[pair] != 0.0]
         chosen = frozenset(active)
-        idle = [pair for pair in valid if pair not in chosen]
-        if not valid:  # every verification failed; one row is still needed, at weight 0 (see `losses`)
-            idle = [Pair(problems[0], 0, 0, 0)]
+        idle = self._idle(valid, chosen)
+        if not active and not idle:  # one row is needed at weight 0 (see `losses`), even if every verification failed
+            idle = [*valid[:1]] or [Pair(problems[0], 0, 0, 0)]
         active_rows = self._rows(active)
         return UpdatePlan(
             active_rows=active_rows,
@@ -119,6 +119,13 @@ class Learner:
             tokens_packed=sum(row.ids_T.numel() for row in active_rows),
             tokens_separate=sum(self._separate_length(pair) for pair in active),
         )
+
+    def _idle(self, valid: Sequence[Pair], active: frozenset[Pair]) -> list[Pair]:
+        """The pairs that are scored although they train nothing; without `train.score_skipped` those alone whose
+        log-probs others are compared with."""
+        sources = {pair._replace(k=pair.j) for pair in active}
+        keep_all = self.recipe.train.score_skipped
+        return [pair for pair in valid if pair not in active and (keep_all or pair in sources)]
 
     @property
     def scores_while_training(self) -> bool:
@@ -190,6 +197,11 @@ class Learner:
             for i in range(share.num_responses)
         )
         return [pair for pair in pairs if self.takes_part(pair.p, pair.j, pair.i)]
+
+    def advantage(self, pair: Pair) -> float | None:
+        """The advantage of a pair of the objective; None of one that is none."""
+        own = pair.k == pair.j or self.recipe.share.trajectories != "own"
+        return float(self.pairs_PKMN[pair]) if own and self.takes_part(pair.p, pair.j, pair.i) else None
 
     def takes_part(self, p: int, j: int, i: int) -> bool:
         """Whether response i of variant j of problem p may train: its reward is known, and it is not left out for being

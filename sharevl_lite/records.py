@@ -98,10 +98,10 @@ def _verification(score: Score) -> Verification:
 def _scorer(learner: Learner, pair: Pair, clip_fraction: float | None) -> Scorer:
     old_R = learner.scores.old.get(pair)
     if old_R is None:
-        return Scorer(pair.k, advantage=None, mean_logprob=None, gap=None)
+        return Scorer(pair.k, advantage=learner.advantage(pair), mean_logprob=None, gap=None)
     return Scorer(
         pair.k,
-        advantage=float(learner.pairs_PKMN[pair]),
+        advantage=learner.advantage(pair),
         mean_logprob=float(old_R.mean()),
         gap=float(learner.gap(pair).mean()),
         clip_fraction=clip_fraction,

@@ -25,7 +25,8 @@ DATA_FILE, TOKENIZER_FILE = "data.json", "tokenizer.json"
 # who sees a run diverge goes back to a checkpoint and on at a lower one. ROUNDING is only about how sums are grouped:
 # the run goes on as it would have, but not bit for bit. LENGTH may change where no step that was made depends on it.
 CHECKPOINTING = ("model.gradient_checkpointing", "model.checkpointing_layers")
-REPORTING = frozenset({"train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub"})
+SAVING = ("train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub")
+REPORTING = frozenset({*SAVING, "train.score_skipped"})
 ROUNDING = frozenset({"train.token_budget", "rollout.batch_size", *CHECKPOINTING})
 SERVERS = frozenset(f"rollout.server_{knob}" for knob in ("urls", "model", "adapter_dir", "timeout_seconds", "retries"))
 ENGINE = frozenset({"rollout.vllm_gpu_memory_utilization", "rollout.vllm_enforce_eager", "rollout.max_sampler_gap"})

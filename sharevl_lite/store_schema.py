@@ -59,7 +59,8 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """The response scored under variant k, at the policy of rollout time. None: the pair was not forwarded."""
+    """The response scored under variant k, at the policy of rollout time. Log-prob and gap are None where the pair was
+    not forwarded; the advantage too where it is no pair of the objective."""
 
     variant_index: int
     """k; the source j is the row's own `variant_index`."""

@@ -140,3 +140,22 @@ def test_training_keeps_the_tokenizer_in_the_run(trained):
     row = read(trained, steps=[1]).to_pylist()[0]
     kept = Tokenizer.from_file(str(trained / "tokenizer.json"))
     assert kept.decode(row["token_ids"]) == row["text"]
+
+
+def test_a_response_that_trained_nothing_and_was_not_scored(tmp_path):
+    """As with `train.score_skipped: false`."""
+    store = RolloutStore(tmp_path)
+    unscored = [
+        replace(
+            row,
+            scorers=[replace(scorer, advantage=0.0, mean_logprob=None, gap=None) for scorer in row.scorers],
+            scorer_logprobs=[None for _ in row.scorers],
+        )
+        for row in rows(store, 1, {"a": "one"})
+    ]
+    store.write("train", 1, unscored)
+    index = Index([tmp_path])
+    shown = str(render(index, "?view=response&step=1&problem=p-a&under=1"))
+    assert "No gap of single tokens: the response trains nothing, and this run scores only what does" in shown
+    for cell in ("gap", "advantage"):
+        assert "p-a" in str(render(index, f"?view=problem&step=1&problem=p-a&cell={cell}"))

@@ -10,6 +10,7 @@ from sharevl_lite.learn import Learner
 from sharevl_lite.metrics import Attempt
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.rollout.hf import HFRolloutEngine
+from sharevl_lite.share import Advantages
 
 pytestmark = pytest.mark.slow
 BRIEF = {"data.eval": None, "train.save_rollouts": None, "train.rollouts": 2}
@@ -105,3 +106,48 @@ def test_facts_of_rows_are_read_when_all_rows_were_asked_for(small_recipe, monke
     rows = sum(graded for _, graded in passes)
     assert rows > 1
     assert when == [rows] * rows
+
+
+def test_what_trains_nothing_is_scored_only_where_the_recipe_says_so(small_recipe, passes):
+    changes = BRIEF | {"reward.accuracy_weight": 1.0, "reward.format_weight": 0.0, "share.num_responses": 2}
+    thorough = run(small_recipe("thorough", **changes))
+    thoroughly = list(passes)
+    passes.clear()
+    brief = run(small_recipe("brief", **changes | {"train.score_skipped": False}))
+    assert sum(record.get("pairs_skipped", 0) for record in figures(brief)) > 0
+    assert [pairs for pairs, graded in passes if graded] == [pairs for pairs, graded in thoroughly if graded]
+    assert len(passes) < len(thoroughly)
+    trained = {pair for pairs, graded in passes if graded for pair in pairs}
+    assert trained.issuperset(pair for pairs, graded in passes for pair in pairs)
+    expected = load_file(thorough / "adapter" / "adapter_model.safetensors")
+    for name, tensor in load_file(brief / "adapter" / "adapter_model.safetensors").items():
+        assert torch.equal(tensor, expected[name])
+    rows, known = (store.read(folder).select(["scorers"]).to_pylist() for folder in (brief, thorough))
+    skipped = 0
+    for row, other in zip(rows, known, strict=True):
+        for scorer, full in zip(row["scorers"], other["scorers"], strict=True):
+            assert scorer["advantage"] == full["advantage"]
+            if scorer["mean_logprob"] is None:
+                skipped += 1
+                assert scorer["advantage"] == 0.0
+            else:
+                assert scorer == full
+    assert 0 < skipped < sum(len(row["scorers"]) for row in rows)
+
+
+def test_log_probs_that_others_are_compared_with_are_scored_always(small_recipe, monkeypatch, passes):
+    """A response whose levels cancel under its own variant trains under the other one."""
+
+    def cancel(self, levels):
+        pairs_PKMN = honest(self, levels)
+        pairs_PKMN.diagonal(dim1=1, dim2=2)[0, 0] = 0.0  # of the first problem
+        return pairs_PKMN
+
+    honest = Advantages.as_pairs
+    monkeypatch.setattr(Advantages, "as_pairs", cancel)
+    changes = {"train.score_skipped": False, "train.rollouts": 1, "objective.correction": "truncate"}
+    run(small_recipe(**BRIEF | changes))
+    trained = {pair for pairs, graded in passes if graded for pair in pairs}
+    scored = {pair for pairs, graded in passes if not graded for pair in pairs}
+    assert any(pair.k != pair.j and pair._replace(k=pair.j) not in trained for pair in trained)
+    assert all(pair._replace(k=pair.j) in scored for pair in trained)

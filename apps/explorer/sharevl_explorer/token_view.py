@@ -65,6 +65,8 @@ def _missing(row: Mapping[str, Any], source: int, under: int, others: Sequence[i
         why = "an older program wrote this step and kept means alone"
     elif not row["scorers"]:
         why = "the response was not scored under variants (an evaluation, no known reward, or a replaced problem)"
+    elif all(scorer["mean_logprob"] is None for scorer in row["scorers"]):
+        why = "the response trains nothing, and this run scores only what does (train.score_skipped)"
     else:
         why = "the response was scored under its own variant alone"
     return el("p.quiet", f"No gap of single tokens: {why}.")
