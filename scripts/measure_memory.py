@@ -99,7 +99,7 @@ def update(policy: Any, recipe: Recipe) -> Any:
 
 
 def sample(policy: Any, recipe: Recipe) -> None:
-    """A batch whose sequences end at their longest, sampled with transformers."""
+    """A batch of different prompts whose sequences end at their longest, sampled with transformers."""
     from sharevl_lite.policy.prompts import PromptEncoder
     from sharevl_lite.rollout.engine import Sampling, SamplingRequest
     from sharevl_lite.rollout.hf import HFRolloutEngine
@@ -107,10 +107,10 @@ def sample(policy: Any, recipe: Recipe) -> None:
     section = recipe.rollout
     encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index)
     words = recipe.max_sequence_length - SAMPLED
-    prompt = encoder.encode("7" * (words - 40), [])
+    prompts = [encoder.encode(f"{number:04d}" + "7" * (words - 44), []) for number in range(section.batch_size)]
     engine = HFRolloutEngine(policy, section.batch_size)
     sampling = Sampling(temperature=1.0, top_p=1.0, max_completion_length=SAMPLED, seed=0)
-    engine.sample([SamplingRequest("memory", prompt, section.batch_size)], sampling)
+    engine.sample([SamplingRequest("memory", prompt, 1) for prompt in prompts], sampling)
 
 
 def main() -> int:

@@ -62,8 +62,9 @@ def load_policy_of(recipe: Recipe) -> PackedPolicy:
     return load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
 
 
-def make_engine(recipe: Recipe, policy: PackedPolicy, *, max_images: int) -> RolloutEngine:
-    """The recipe's sampler of this policy; prompts have up to `max_images` images."""
+def make_engine(recipe: Recipe, policy: PackedPolicy, *, max_images: int, keep_images: bool = False) -> RolloutEngine:
+    """The recipe's sampler of this policy; prompts have up to `max_images` images. `keep_images`: what the policy's own
+    vision tower makes of them while it samples is kept for an update."""
     if recipe.rollout.engine == "vllm":
         from sharevl_lite.rollout.vllm import VLLMRolloutEngine
 
@@ -78,4 +79,4 @@ def make_engine(recipe: Recipe, policy: PackedPolicy, *, max_images: int) -> Rol
         return ServerRolloutEngine(policy, recipe, max_images=max_images)
     from sharevl_lite.rollout.hf import HFRolloutEngine
 
-    return HFRolloutEngine(policy, recipe.rollout.batch_size)
+    return HFRolloutEngine(policy, recipe.rollout.batch_size, keep_images=keep_images)

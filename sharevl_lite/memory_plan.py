@@ -240,14 +240,18 @@ def plan_memory(recipe: Recipe, shape: ModelShape, *, total: int | None, half: b
 def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool, half: bool) -> dict[str, int]:
     tokens, model = recipe.train.token_budget, recipe.model
     kernel = gpu and half and model.dtype != "float64"  # sharevl_kernels.devices.runs_triton
-    pictures = recipe.train.problems_per_rollout * recipe.share.num_variants
-    features = pictures * recipe.data.max_prompt_length * shape.hidden * shape.vision_levels * width
     logits = 4 * 4 * min(tokens, LOGIT_ROWS) * shape.vocabulary
     return {
         "activations": tokens * _activation_bytes(recipe.model, shape, width),
-        "features of pictures": min(features, FEATURE_CACHE_BYTES),
+        "features of pictures": _feature_bytes(recipe, shape, width),
         "head": WORKSPACE_BYTES + 4 * tokens * shape.hidden if kernel else logits,
     }
+
+
+def _feature_bytes(recipe: Recipe, shape: ModelShape, width: int) -> int:
+    """What is kept of a rollout's pictures: at most a prompt's tokens each, and no more than the bound."""
+    tokens = recipe.train.problems_per_rollout * recipe.share.num_variants * recipe.data.max_prompt_length
+    return min(tokens * shape.hidden * shape.vision_levels * width, FEATURE_CACHE_BYTES)
 
 
 def _activation_bytes(model: ModelSection, shape: ModelShape, width: int) -> int:
@@ -274,6 +278,7 @@ def _sampling_parts(recipe: Recipe, shape: ModelShape, width: int, total: int | 
     section = recipe.rollout
     if section.engine == "hf":
         return {
+            "features of pictures": _feature_bytes(recipe, shape, width),
             "reading prompts": section.batch_size
             * recipe.data.max_prompt_length
             * width

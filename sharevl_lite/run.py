@@ -144,7 +144,8 @@ def _assemble(
         check_same_data(recipe, problems)
     display = StepDisplay(console, recipe.train.rollouts)
     tell_wait(console, recipe, "sampler")
-    engine = make_engine(recipe, policy, max_images=most_images([*problems, *(held_out or [])]))
+    most = most_images([*problems, *(held_out or [])])
+    engine = make_engine(recipe, policy, max_images=most, keep_images=True)
     trainer = ShareGRPOTrainer(
         recipe,
         policy,

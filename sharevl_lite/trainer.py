@@ -267,11 +267,11 @@ class ShareGRPOTrainer(Trainer):
         evaluator = self.evaluator
         if evaluator is None:
             raise ValueError("there is nothing to evaluate on; set data.eval in the recipe")
-        step = self.rollouts_done
         self._ahead.wait()  # it samples with the weights of its time
         self.in_all(self.collector.engine.sync)
         self.collector.trainer_state = self.state
-        evaluation = evaluator.figures(self.in_all(lambda: evaluator.ask(step)))
+        evaluation = evaluator.figures(self.in_all(lambda: evaluator.ask(self.rollouts_done)))
+        self.policy.forget_images()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.record.items()}
         if self.eval_split == BEST_SPLIT:
             metrics[f"{metric_key_prefix}_of_update"] = float(self.state.best_global_step or 0)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sharevl_kernels.devices import send
 from sharevl_kernels.grouped_logprob import grouped_logprob
 from torch import Tensor, nn
@@ -127,38 +127,64 @@ class PackedPolicy(nn.Module):
         return TokenScores(scores.logprobs_T[which_S], None if entropies_T is None else entropies_T[which_S])
 
     def _hidden(self, row: PackedRow, features: list[ImageFeatures]) -> Float[Tensor, "T H"]:
-        device = self.device
-        visual_T = row.ids_T == self.config.image_token_id
-        found, expected = int(visual_T.sum()), sum(f.embeds_LH.shape[0] for f in features)
+        embeds_1TH, extra = self._spliced(row.ids_T[None], features)
+        if not features and self._vision_trained and torch.is_grad_enabled():
+            # A gradient of 0: processes average the gradients of the last row, and wait for one of every parameter.
+            embeds_1TH = embeds_1TH + 0.0 * torch.stack([p.sum() for p in self._vision_trained]).sum()
+        if self.training and torch.is_grad_enabled():
+            embeds_1TH.requires_grad_(True)  # reentrant checkpointing needs an input with a gradient
+        return self.base.model.language_model(
+            inputs_embeds=embeds_1TH,
+            position_ids=send(row.positions_3T[:, None], self.device),
+            use_cache=False,
+            **packed_arguments(row.layout(self.device)),
+            **extra,
+        ).last_hidden_state[0]
+
+    def read(
+        self,
+        ids_BL: Int[Tensor, "B L"],
+        mask_BL: Int[Tensor, "B L"],
+        positions_3BL: Int[Tensor, "3 B L"],
+        image_keys: Sequence[str],
+        images: Mapping[str, ImagePixels],
+        cache: Any,
+    ) -> None:
+        """Reads a batch of prompts, padded where `mask_BL` is 0, into a cache of transformers'. `image_keys` are the
+        images in order, prompt after prompt; what the vision tower makes of them serves later passes too."""
+        features = {key: self._image_features(key, images) for key in dict.fromkeys(image_keys)}
+        embeds_BLH, extra = self._spliced(ids_BL, [features[key] for key in image_keys])
+        self.base.model.language_model(
+            inputs_embeds=embeds_BLH,
+            attention_mask=send(mask_BL, self.device),
+            position_ids=send(positions_3BL, self.device),
+            past_key_values=cache,
+            use_cache=True,
+            **extra,
+        )
+
+    def _spliced(
+        self, ids_BL: Int[Tensor, "B L"], features: Sequence[ImageFeatures]
+    ) -> tuple[Float[Tensor, "B L H"], dict[str, Any]]:
+        """Embeddings of tokens, those of images in place of their placeholders, and what deep-stack layers need."""
+        visual_BL = ids_BL == self.config.image_token_id
+        found, expected = int(visual_BL.sum()), sum(f.embeds_LH.shape[0] for f in features)
         if found != expected:
             raise ValueError(
                 f"a packed row holds {found} image tokens for {expected} image features; its prompts and "
                 "their images must come from the same processor"
             )
-        visual_T = send(visual_T, device)
-        embeds_TH = self.base.get_input_embeddings()(send(row.ids_T, device))
-        extra: dict[str, Any] = {}
-        if features:
-            visual_LH = torch.cat([f.embeds_LH for f in features]).to(embeds_TH.dtype)
-            embeds_TH = embeds_TH.masked_scatter(visual_T[:, None], visual_LH)
-            layers = len(features[0].deepstack)
-            if layers:
-                extra["visual_pos_masks"] = visual_T[None]
-                extra["deepstack_visual_embeds"] = [
-                    torch.cat([f.deepstack[i] for f in features]) for i in range(layers)
-                ]
-        elif self._vision_trained and torch.is_grad_enabled():
-            # A gradient of 0: processes average the gradients of the last row, and wait for one of every parameter.
-            embeds_TH = embeds_TH + 0.0 * torch.stack([p.sum() for p in self._vision_trained]).sum()
-        if self.training and torch.is_grad_enabled():
-            embeds_TH.requires_grad_(True)  # reentrant checkpointing needs an input with a gradient
-        return self.base.model.language_model(
-            inputs_embeds=embeds_TH[None],
-            position_ids=send(row.positions_3T[:, None], device),
-            use_cache=False,
-            **packed_arguments(row.layout(device)),
-            **extra,
-        ).last_hidden_state[0]
+        visual_BL = send(visual_BL, self.device)
+        embeds_BLH = self.base.get_input_embeddings()(send(ids_BL, self.device))
+        if not features:
+            return embeds_BLH, {}
+        visual_VH = torch.cat([f.embeds_LH for f in features]).to(embeds_BLH.dtype)
+        embeds_BLH = embeds_BLH.masked_scatter(visual_BL[..., None], visual_VH)
+        layers = range(len(features[0].deepstack))
+        if not layers:
+            return embeds_BLH, {}
+        deepstack = [torch.cat([f.deepstack[layer] for f in features]) for layer in layers]
+        return embeds_BLH, {"visual_pos_masks": visual_BL, "deepstack_visual_embeds": deepstack}
 
     def _image_features(self, key: str, images: Mapping[str, ImagePixels]) -> ImageFeatures:
         if key in self._features:

@@ -3,6 +3,8 @@
 Each response is drawn by inverse transform sampling from its own stream of uniform numbers, seeded by its name. So a
 response does not depend on which others share its batch or process: a resumed run, or one on two processes, samples
 what one uninterrupted process would have sampled (up to the rounding of a differently padded batch).
+
+Equal prompts are read once for all of their responses, and `generate` goes on from the keys and values.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from sharevl_lite.policy.packed import PackedPolicy
+from sharevl_lite.policy.prompts import EncodedPrompt
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 
 
@@ -56,11 +59,15 @@ class SeededSampler(LogitsProcessor):
 
 
 class HFRolloutEngine:
-    """Batched `generate` on the policy being trained, `batch_size` responses at a time."""
+    """Batched `generate` on the policy being trained, `batch_size` responses at a time.
 
-    def __init__(self, policy: PackedPolicy, batch_size: int) -> None:
+    With `keep_images` the policy keeps what its vision tower made of the images, for an update on these responses.
+    """
+
+    def __init__(self, policy: PackedPolicy, batch_size: int, *, keep_images: bool = False) -> None:
         self.policy = policy
         self.batch_size = batch_size
+        self.keep_images = keep_images
         tokenizer = policy.processor.tokenizer
         self.end_ids = end_ids(policy)
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_ids[0]
@@ -98,41 +105,53 @@ class HFRolloutEngine:
         sampler = SeededSampler(
             torch.stack(uniforms).to(device), sampling.temperature, sampling.top_p, self.policy.vision_token_ids
         )
-        inputs = self._batch([request for request, _ in jobs])
+        prompts = {request.prompt.prefix.identity: request.prompt for request, _ in jobs}
+        places = {identity: place for place, identity in enumerate(prompts)}
         base = self.policy.base
-        with self.policy.autocast(), without_own_settings(base), recomputing_as_before(base):
-            output = self.policy.model.generate(
-                **{name: tensor.to(device) for name, tensor in inputs.items()},
+        with self.policy.autocast(), without_own_settings(base):
+            ids_BL, mask_BL, cache = self._read(list(prompts.values()))
+            rows = torch.tensor([places[request.prompt.prefix.identity] for request, _ in jobs], device=device)
+            cache.batch_select_indices(rows)
+            base.model.rope_deltas = base.model.rope_deltas[rows]
+            # Not the model's own, which Unsloth replaces by one with a cache of its own.
+            output = type(base).generate(
+                base,
+                input_ids=ids_BL[rows],
+                attention_mask=mask_BL[rows],
+                past_key_values=cache,
                 logits_processor=LogitsProcessorList([sampler]),
                 do_sample=False,
                 max_new_tokens=sampling.max_completion_length,
                 eos_token_id=self.end_ids,
                 pad_token_id=self.pad_id,
             )
-        new_BT = output[:, inputs["input_ids"].shape[1] :].cpu()
+        new_BT = output[:, ids_BL.shape[1] :].cpu()
         logprobs_BT = torch.stack(sampler.logprobs, dim=1).cpu()
         return [self._response(ids_T, logp_T) for ids_T, logp_T in zip(new_BT, logprobs_BT, strict=True)]
 
-    def _batch(self, requests: list[SamplingRequest]) -> dict[str, Any]:
-        """Left-padded model inputs, one row per request."""
-        longest = max(r.prompt.prefix.ids_P.numel() for r in requests)
-        ids_BL = torch.full((len(requests), longest), self.pad_id)
-        types_BL = torch.zeros_like(ids_BL)
+    def _read(self, prompts: list[EncodedPrompt]) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"], DynamicCache]:
+        """Reads prompts but for their last tokens: left-padded ids, which of them are none, and keys and values."""
+        longest = max(prompt.prefix.ids_P.numel() for prompt in prompts)
+        ids_BL = torch.full((len(prompts), longest), self.pad_id)
         mask_BL = torch.zeros_like(ids_BL)
-        patches, grids = [], []
-        for row, request in enumerate(requests):
-            prompt = request.prompt
-            start = longest - prompt.prefix.ids_P.numel()
-            ids_BL[row, start:] = prompt.prefix.ids_P
-            types_BL[row, start:] = prompt.token_types_P
+        positions_3BL = torch.zeros(3, *ids_BL.shape, dtype=torch.long)
+        after_B1 = torch.zeros(len(prompts), 1, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            prefix, start = prompt.prefix, longest - prompt.prefix.ids_P.numel()
+            ids_BL[row, start:] = prefix.ids_P
             mask_BL[row, start:] = 1
-            for key in prompt.prefix.image_keys:
-                patches.append(prompt.images[key].patches_LD)
-                grids.append(prompt.images[key].grid_3)
-        inputs: dict[str, Any] = {"input_ids": ids_BL, "attention_mask": mask_BL, "mm_token_type_ids": types_BL}
-        if grids:
-            inputs |= {"pixel_values": torch.cat(patches), "image_grid_thw": torch.stack(grids)}
-        return inputs
+            positions_3BL[:, row, start:] = prefix.positions_3P
+            after_B1[row] = prefix.positions_3P.max() + 1 - prefix.ids_P.numel()
+        keys = [key for prompt in prompts for key in prompt.prefix.image_keys]
+        images = {key: image for prompt in prompts for key, image in prompt.images.items()}
+        base, device = self.policy.base, self.policy.device
+        cache = DynamicCache(config=base.config.get_text_config())
+        self.policy.read(ids_BL, mask_BL, positions_3BL, keys, images, cache)
+        if not self.keep_images:
+            self.policy.forget_images()
+        cache.crop(-1)  # `generate` reads a last token itself
+        base.model.rope_deltas = after_B1.to(device)
+        return ids_BL.to(device), mask_BL.to(device), cache
 
     def _response(self, ids_T: Int[Tensor, "T"], logprobs_T: Float[Tensor, "T"]) -> Response:
         ids = ids_T.tolist()
@@ -159,19 +178,3 @@ def without_own_settings(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
-
-
-@contextlib.contextmanager
-def recomputing_as_before(model: Any) -> Iterator[None]:
-    """Layers that the backward pass is to recompute are so afterwards as well.
-
-    The `generate` of a model that Unsloth has loaded switches that off for good, and leaves it to Unsloth's own trainer
-    to switch it on again.
-    """
-    switched = [module for module in model.modules() if "gradient_checkpointing" in vars(module)]
-    flags = [module.gradient_checkpointing for module in switched]
-    try:
-        yield
-    finally:
-        for module, flag in zip(switched, flags, strict=True):
-            module.gradient_checkpointing = flag

@@ -83,19 +83,23 @@ def test_as_many_layers_are_recomputed_as_were_asked_for(tmp_path):
     assert flags == [True] * 3 + [False] * (len(flags) - 3)
 
 
-def test_sampling_leaves_what_is_recomputed(tmp_path, monkeypatch):
-    """Unsloth's `generate` switches it off for the whole model."""
+def test_it_samples_like_ours_and_leaves_what_is_recomputed(tmp_path, monkeypatch):
+    """Unsloth's own `generate` switches that off for the whole model."""
     from sharevl_lite.policy import unsloth as loading
     from sharevl_lite.rollout.engine import Sampling, SamplingRequest
     from sharevl_lite.rollout.hf import HFRolloutEngine
 
     if not torch.cuda.is_available():  # its own kind of recomputing copies with CUDA streams
         monkeypatch.setattr(loading, "_checkpointing", lambda section: section.gradient_checkpointing)
-    _, theirs = policies(tmp_path, **{"model.gradient_checkpointing": True, "model.checkpointing_layers": 3})
+    ours, theirs = policies(tmp_path, **{"model.gradient_checkpointing": True, "model.checkpointing_layers": 3})
     layers = theirs.base.model.language_model.layers
     before = [layer.gradient_checkpointing for layer in layers]
-    request = SamplingRequest("a", make_case(theirs).prompts[0], 2)
-    HFRolloutEngine(theirs, 4).sample([request], Sampling(1.0, 1.0, 4, 0))
+    requests = [SamplingRequest(str(number), prompt, 2) for number, prompt in enumerate(make_case(theirs).prompts)]
+    (expected, found) = (HFRolloutEngine(one, 4).sample(requests, Sampling(1.0, 1.0, 8, 0)) for one in (ours, theirs))
+    for group, other in zip(expected, found, strict=True):
+        assert [response.token_ids for response in group] == [response.token_ids for response in other]
+        for mine, yours in zip(group, other, strict=True):
+            assert mine.logprobs == pytest.approx(yours.logprobs, abs=1e-4)
     assert [layer.gradient_checkpointing for layer in layers] == before == [True] * 3 + [False] * (len(layers) - 3)
 
 

@@ -8,6 +8,7 @@ from tiny_models import FAMILIES, encoder, picture, tiny_policy
 
 from sharevl_lite.rollout.engine import Sampling, SamplingRequest
 from sharevl_lite.rollout.hf import HFRolloutEngine, SeededSampler
+from sharevl_lite.share import SegmentGroup, pack_row
 
 LENGTH = 12
 
@@ -271,3 +272,25 @@ def test_what_is_recomputed_stays_so(monkeypatch):
     monkeypatch.setattr(policy.base, "generate", forget)
     sample(policy)
     assert [layer.gradient_checkpointing for layer in layers] == flags == [True] * (len(flags) - 1) + [False]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("keep", [False, True], ids=["to sample", "to train"])
+def test_prompts_are_read_once_and_images_seen_once(family, keep):
+    policy = tiny_policy(family)
+    asked = requests(policy, count=4)
+    asked.append(SamplingRequest("asked again", asked[2].prompt, 2))
+    seen, read = [], []
+    policy.base.model.visual.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    policy.base.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    engine = HFRolloutEngine(policy, 64, keep_images=keep)
+    responses = engine.sample(asked, sampling())
+    longest = max(request.prompt.prefix.ids_P.numel() for request in asked)
+    assert read[0] == (3, longest)
+    assert read[1] == (14, 1)
+    assert len(seen) == 3
+    group = SegmentGroup(asked[0].prompt.prefix, (torch.tensor(responses[0][0].token_ids),), (0,))
+    policy(pack_row([group]), asked[0].prompt.images)
+    assert len(seen) == (3 if keep else 5)
