@@ -34,6 +34,10 @@ K = TypeVar("K")
 """The caller's keys for pairs."""
 
 
+def _known_by(numbers: Tensor) -> bytes:
+    return numbers.long().numpy().tobytes()
+
+
 @dataclass(frozen=True)
 class Prefix:
     """A tokenised prompt: ids with image placeholders expanded, rotary positions, and the images' keys in order.
@@ -53,8 +57,7 @@ class Prefix:
     @cached_property
     def identity(self) -> tuple[Any, ...]:
         """Equal for prompts that are alike from the first token to the last."""
-        tensors = (self.ids_P, self.positions_3P, self.images_P)
-        return (self.image_keys, *(tuple(tensor.flatten().tolist()) for tensor in tensors))
+        return (self.image_keys, *map(_known_by, (self.ids_P, self.positions_3P, self.images_P)))
 
     @cached_property
     def images_P(self) -> Int[Tensor, "P"]:
@@ -73,6 +76,11 @@ class SegmentGroup(Generic[K]):
     prefix: Prefix
     responses: tuple[Int[Tensor, "R"], ...]
     pairs: tuple[K, ...]
+
+    @cached_property
+    def identities(self) -> tuple[bytes, ...]:
+        """Of its responses, equal for equal ones."""
+        return tuple(map(_known_by, self.responses))
 
 
 @dataclass(frozen=True)
@@ -118,11 +126,6 @@ def best_start(before: Sequence[Prefix], prefix: Prefix) -> tuple[int, int]:
     recent = range(max(0, len(before) - LOOK_BACK), len(before))
     length, place = max(((shared_length(before[place], prefix), place) for place in recent), default=(0, 0))
     return (place, length) if length >= LEAST_SHARED else (0, 0)
-
-
-def token_ids(response_R: Tensor) -> tuple[int, ...]:
-    """A response as what it is known by."""
-    return tuple(response_R.tolist())
 
 
 class _Tokens:
@@ -196,7 +199,7 @@ def pack_row(groups: Sequence[SegmentGroup[K]], *, share: bool = True) -> Packed
     stems: list[_Stem] = []
     image_keys: list[str] = []
     known: dict[tuple[Any, ...], int] = {}
-    answered: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+    answered: dict[tuple[int, bytes], Tensor] = {}
     for number, group in enumerate(groups):
         prefix = group.prefix
         first = known.setdefault(prefix.identity, number) if share else number
@@ -206,12 +209,11 @@ def pack_row(groups: Sequence[SegmentGroup[K]], *, share: bool = True) -> Packed
             place, shared = best_start([g.prefix for g in groups[:number]], prefix) if share else (0, 0)
             stems.append(_Stem.of(tokens, prefix, stems[place] if shared else None, shared))
             image_keys.extend(prefix.image_keys[prefix.images_within(shared) :])
-        for response_R in group.responses:
-            key = (first, token_ids(response_R))
-            if not share or key not in answered:
+        for response_R, identity in zip(group.responses, group.identities, strict=True):
+            if not share or (first, identity) not in answered:
                 places_R = _answer(tokens, stems[-1], prefix, response_R)
-                answered[key] = scores.append(places_R, response_R)
-            scores.give(answered[key])
+                answered[first, identity] = scores.append(places_R, response_R)
+            scores.give(answered[first, identity])
     return PackedRow(
         ids_T=torch.cat(tokens.ids),
         positions_3T=torch.cat(tokens.positions, dim=1),

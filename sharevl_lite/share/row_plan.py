@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple
 
-from sharevl_lite.share.packing import K, Prefix, SegmentGroup, best_start, token_ids
+from sharevl_lite.share.packing import K, Prefix, SegmentGroup, best_start
 
 KEYS_PER_TOKEN = 4
 """Attention gathers the keys of its prompt for every response. A row gathers at most so many for each token that it may
@@ -38,8 +38,8 @@ def _load_of_prompt(prefix: Prefix, shared: int = 0) -> _Load:
     return _Load(length - shared, length) if shared < length else NOTHING
 
 
-def _load_of_response(prefix: Prefix, response: tuple[int, ...]) -> _Load:
-    own = len(response) - 1
+def _load_of_response(prefix: Prefix, length: int) -> _Load:
+    own = length - 1
     return _Load(own, prefix.ids_P.numel() + own) if own else NOTHING
 
 
@@ -51,7 +51,7 @@ class _OpenRow(Generic[K]):
     share: bool
     load: _Load = NOTHING
     groups: list[SegmentGroup[K]] = field(default_factory=list)
-    answered: dict[tuple[Any, ...], set[tuple[int, ...]]] = field(default_factory=dict)
+    answered: dict[tuple[Any, ...], set[bytes]] = field(default_factory=dict)
     """By the identity of its prompts: the responses behind them."""
 
     def load_of(self, group: SegmentGroup[K]) -> _Load:
@@ -71,18 +71,17 @@ class _OpenRow(Generic[K]):
     def append(self, group: SegmentGroup[K], load: _Load) -> None:
         self.load = self.load.plus(load)
         self.groups.append(group)
-        self.answered.setdefault(group.prefix.identity, set()).update(map(token_ids, group.responses))
+        self.answered.setdefault(group.prefix.identity, set()).update(group.identities)
 
 
-def _load_of(
-    group: SegmentGroup[K], shared: int = 0, known: Collection[tuple[int, ...]] = (), *, share: bool = True
-) -> _Load:
+def _load_of(group: SegmentGroup[K], shared: int = 0, known: Collection[bytes] = (), *, share: bool = True) -> _Load:
     """What a group takes of a row that holds the first `shared` tokens of its prompt and the responses `known`."""
-    responses = list(map(token_ids, group.responses))
     load = _load_of_prompt(group.prefix, shared)
-    for response in dict.fromkeys(responses) if share else responses:
-        if response not in known:
-            load = load.plus(_load_of_response(group.prefix, response))
+    seen = set(known)
+    for response, identity in zip(group.responses, group.identities, strict=True):
+        if not share or identity not in seen:
+            load = load.plus(_load_of_response(group.prefix, response.numel()))
+            seen.add(identity)
     return load
 
 
@@ -125,16 +124,16 @@ def _split(group: SegmentGroup[K], token_budget: int, *, share: bool) -> list[Se
     if not group.responses or len(group.responses) != len(group.pairs):
         raise ValueError(f"a group needs responses and a key for each, got {len(group.responses)}, {group.pairs}")
     parts: list[SegmentGroup[K]] = []
-    start, load, known = 0, _load_of_prompt(group.prefix), set[tuple[int, ...]]()
-    for end, response in enumerate(map(token_ids, group.responses)):
-        if not response:
+    start, load, known = 0, _load_of_prompt(group.prefix), set[bytes]()
+    for end, (response, identity) in enumerate(zip(group.responses, group.identities, strict=True)):
+        if not response.numel():
             raise ValueError(f"pair {group.pairs[end]} has an empty response; a response has at least its end token")
-        own = NOTHING if share and response in known else _load_of_response(group.prefix, response)
-        if end > start and not load.plus(own).fits(token_budget):
+        own = _load_of_response(group.prefix, response.numel())
+        added = NOTHING if share and identity in known else own
+        if end > start and not load.plus(added).fits(token_budget):
             parts.append(SegmentGroup(group.prefix, group.responses[start:end], group.pairs[start:end]))
-            start, load, known = end, _load_of_prompt(group.prefix), set()
-            own = _load_of_response(group.prefix, response)
-        load = load.plus(own)
-        known.add(response)
+            start, load, known, added = end, _load_of_prompt(group.prefix), set(), own
+        load = load.plus(added)
+        known.add(identity)
     parts.append(SegmentGroup(group.prefix, group.responses[start:], group.pairs[start:]))
     return parts
