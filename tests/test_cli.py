@@ -94,6 +94,7 @@ def test_dry_run_shows_the_recipe_with_overrides_and_exits_0():
         (["train", DEMO, "--resume", "no/checkpoint", "--name", "x9"], ["no/checkpoint", "not a checkpoint"]),
         (["train", DEMO, "--train.report-to", "[wandb]", "--name", "x9"], ["wandb", "pip install"]),
         (["train", DEMO, "--data.train", "no/such.parquet", "--dry-run"], ["no/such.parquet: no such file"]),
+        (["train", DEMO, "--reward.functions", "[{path: no.py:mine}]", "--dry-run"], ["no.py:mine", "no file"]),
         (["train", DEMO, "--model.lora.target-modules", "[lm_head]", "--name", "x9"], ["lm_head", "q_proj"]),
         (["train", DEMO, "--model.lora.target-modules", ".*lm_head", "--name", "x9"], ["output layer"]),
         (["train"], ["RECIPE.yaml"]),
