@@ -54,12 +54,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
 
     def refuse_misspelled(self, words: Sequence[str]) -> None:
-        """Ends the program where a word that is no knob (`--dryrun`) is nearly one of this command's options."""
-        known = [option for action in self._actions for option in action.option_strings]
+        """Ends the program where a word that is no knob (`--dryrun`, `-dry-run`, `--dry`, `--resume-from`) is nearly
+        one of this command's options, or begins as one does."""
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         for word in words:
             option = word.partition("=")[0]
-            if option.startswith("--") and "." not in option and option[2:].replace("-", "_") not in _PLAIN_KNOBS:
-                near = difflib.get_close_matches(option.replace("_", "-"), known, n=1, cutoff=0.75)
+            name = option.lstrip("-").replace("_", "-").lower()
+            is_option = option.startswith("-") and name[:1].isalpha() and "." not in name
+            if is_option and name.replace("-", "_") not in _PLAIN_KNOBS:
+                near = difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.75)
+                near += [flag for flag in known if flag.startswith(f"--{name}-") or f"--{name}".startswith(f"{flag}-")]
                 if near:
                     self.error(f"unknown option {option}; did you mean {near[0]}?")
 

@@ -96,6 +96,7 @@ def tally_rollout(tally: Tally, rollout: Rollout) -> None:
     tally.mean("vanished_local", silent_PM)
     tally.mean("vanished_global", silent_P)
     tally.mean("rescued", silent_PM.any(1) & ~silent_P)
+    tally.mean("guarded", [float(variant.guarded) for row in asked.variants for variant in row])
     for row in rollout.prompts:
         seen = [(prompt.text, prompt.prefix.image_keys) for prompt in row]
         tally.mean("repeated_variants", [float(prompt in seen[:k]) for k, prompt in enumerate(seen) if k > 0])

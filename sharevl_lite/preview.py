@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sharevl_lite.config import Recipe
 from sharevl_lite.recipes import dump_recipe
+from sharevl_lite.rewards import RewardScorer
 
 if TYPE_CHECKING:
     from sharevl_lite.data import Problem
@@ -32,7 +33,9 @@ class StepSize:
 
 
 def preview(recipe: Recipe) -> str:
-    """The text of a dry run. Raises the errors of the recipe's model and data where those are at hand."""
+    """The text of a dry run. Raises the errors of the recipe's model and data where those are at hand, and of reward
+    functions that do not load."""
+    RewardScorer(recipe.reward).close()
     first = _first_problems(recipe)
     prompt_length, measured = _prompt_length(recipe, first)
     size = step_size(recipe, prompt_length)

@@ -186,11 +186,23 @@ def _may_be_moved(before: Any, now: Any) -> bool:
 def check_same_data(recipe: Recipe, problems: list[Problem]) -> None:
     """Raises RunError where the run was started with other problems."""
     file = recipe.run_dir / DATA_FILE
-    if file.is_file() and json.loads(file.read_text()) != data_record(problems):
-        raise RunError(
-            f"{recipe.data.train} is not what {recipe.run_dir} was started with (see {file}): a resumed run would ask "
-            "other problems; restore the data or start another run with --name NAME"
+    started, now = json.loads(file.read_text()) if file.is_file() else None, data_record(problems)
+    if started is None or started == now:
+        return
+    then, count = started["problems"], len(problems)
+    told = f"{then:,} problems then, {count:,} now" if then != count else f"{count:,} problems, not the same"
+    skipping = ""
+    if recipe.data.on_bad_row == "skip" and count > then:
+        skipping = (
+            " Where the data is as it was, rows that an older version skipped are good now, such as those with a list "
+            "of accepted answers: take them out."
         )
+    newest = list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR)[-1:]
+    onward = f" --{START} {newest[0]}" if newest else ""
+    raise RunError(
+        f"{recipe.data.train} is not what {recipe.run_dir} was started with ({told}; see {file}): a resumed run would "
+        f"ask other problems. Restore the data, or start another run with --name NAME{onward}.{skipping}"
+    )
 
 
 def data_record(problems: list[Problem]) -> dict[str, Any]:

@@ -21,14 +21,13 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
 
-from sharevl_lite.ahead import Ahead
 from sharevl_lite.atomic import publish_directory, temporary_beside
 from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, keep_newest, list_checkpoints, reading
 from sharevl_lite.collect import Collector, Rollout
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem
-from sharevl_lite.difficulty import SuccessRates, visits_of
-from sharevl_lite.dynamic import everything_asked, replace_silent
+from sharevl_lite.difficulty import visits_of
+from sharevl_lite.dynamic import everything_asked
 from sharevl_lite.heldout import Evaluator
 from sharevl_lite.hub import AdapterUploads
 from sharevl_lite.learn import Learner, Pair, RowLoss, UpdatePlan
@@ -49,6 +48,7 @@ from sharevl_lite.policy.hf import load_adapter, save_adapter
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.records import rollout_rows
 from sharevl_lite.rollout.errors import RolloutError
+from sharevl_lite.sampling import RolloutSource
 from sharevl_lite.schedule import Schedule, UpdateStep
 from sharevl_lite.store import RolloutStore
 from sharevl_lite.together import in_all
@@ -106,8 +106,7 @@ class ShareGRPOTrainer(Trainer):
             if eval_problems is None
             else Evaluator(recipe, collector, eval_problems, rank=rank, world=world, gather=self.gather)
         )
-        self._ahead: Ahead[tuple[Rollout, int]] = Ahead()
-        self._success = SuccessRates(recipe.share.difficulty)
+        self.source = RolloutSource(recipe, policy, problems, collector, self.schedule, self.in_all)
         self._loss_scale = LossScale(enabled=policy.base_dtype == torch.float16)
         self._step_metrics: dict[str, float] = {}
         self.control: TrainerControl
@@ -150,30 +149,10 @@ class ShareGRPOTrainer(Trainer):
 
     def _sample(self, number: int) -> Rollout:
         """Rollout `number`: what was sampled while the one before was trained, or samples of the current weights."""
-        waiting = time.perf_counter()
-        rollout, sampled_at = self.in_all(self._ahead.take) or (None, self.state.global_step)
-        self.in_all(self.collector.engine.sync)
-        if rollout is None:
-            rollout = self.in_all(lambda: self._collect(number, self._success))
-        else:
-            rollout.stopwatch.seconds["wait"] = time.perf_counter() - waiting
+        rollout, sampled_at = self.source.sample(number, self.state)
         if self.recipe.rollout.overlap:
             self._tally.peak("lag_updates", self.state.global_step - sampled_at)
-            if number < self.recipe.train.rollouts:
-                now, success = self.state.global_step, self._success
-                self._ahead.start(lambda: (self._collect(number + 1, success), now))
         return rollout
-
-    def _collect(self, number: int, success: SuccessRates) -> Rollout:
-        self.collector.trainer_state = self.state
-
-        def ask(indices: list[int]) -> Rollout:
-            return self.collector.collect(number, [self.problems[index] for index in indices], success.difficulty)
-
-        rollout = ask(self.schedule.problems(number))
-        if not self.recipe.rollout.dynamic_sampling:
-            return rollout
-        return replace_silent(rollout, ask, self.schedule.spares(number), self.recipe.share.levels)
 
     def _check_sampler(self) -> None:
         """Stops before the optimizer's first step on responses that the policy would hardly have given so.
@@ -251,7 +230,7 @@ class ShareGRPOTrainer(Trainer):
         if self.recipe.share.difficulty.adaptive:
             tally_difficulties(self._tally, self._rollout)
             visits = self.gather(visits_of(everything_asked(self._rollout)))
-            self._success = self._success.after(visit for part in visits for visit in part)
+            self.source.success = self.source.success.after(visit for part in visits for visit in part)
 
     # -- evaluation, logging, checkpoints ------------------------------------------------------------------------
 
@@ -267,10 +246,11 @@ class ShareGRPOTrainer(Trainer):
         evaluator = self.evaluator
         if evaluator is None:
             raise ValueError("there is nothing to evaluate on; set data.eval in the recipe")
-        self._ahead.wait()  # it samples with the weights of its time
+        step = self.rollouts_done
+        self.source.wait()  # it samples with the weights of its time
         self.in_all(self.collector.engine.sync)
         self.collector.trainer_state = self.state
-        evaluation = evaluator.figures(self.in_all(lambda: evaluator.ask(self.rollouts_done)))
+        evaluation = evaluator.figures(self.in_all(lambda: evaluator.ask(step)))
         self.policy.forget_images()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.record.items()}
         if self.eval_split == BEST_SPLIT:
@@ -301,7 +281,7 @@ class ShareGRPOTrainer(Trainer):
         if self.accelerator.is_main_process:
             save_adapter(self.policy, staging)
             self._loss_scale.save(staging)
-            self._success.save(staging)
+            self.source.save(staging, self.rollouts_done + 1)
             self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -329,12 +309,12 @@ class ShareGRPOTrainer(Trainer):
         return True
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Restores the adapter, strictly, the loss scale and the success rates."""
+        """Restores the adapter, strictly, the loss scale and what the next rollout is sampled by."""
         checkpoint = Path(resume_from_checkpoint)
         load_adapter(self.policy, checkpoint)
         with reading(checkpoint):
             self._loss_scale.load(checkpoint)
-            self._success = self._success.load(checkpoint)
+            self.source.load(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with reading(checkpoint or ""):

@@ -25,6 +25,7 @@ from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rewards import RewardScorer, Sample, Score
+from sharevl_lite.rewards.verifier import Gold
 from sharevl_lite.rewrite.filters import sift
 from sharevl_lite.rewrite.rules import rewrite_by_rules
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest
@@ -128,7 +129,7 @@ class Tester:
             )
         return problem
 
-    def _rewarded(self, answer: str, prompts: list[str], responses: list[list[Response]]) -> list[list[Attempt]]:
+    def _rewarded(self, answer: Gold, prompts: list[str], responses: list[list[Response]]) -> list[list[Attempt]]:
         samples = [
             Sample(prompt, response.text, response.token_ids, answer, {})
             for prompt, row in zip(prompts, responses, strict=True)

@@ -71,10 +71,12 @@ class Variant:
     """One of the m ways of asking a problem, ready to be sent to the model.
 
     `text` holds the ``<image>`` placeholders and, where `transform` is set, the sentence that says what was done to
-    the images. `index` is the variant's place among the m; 0 is the original under `original: kept`.
+    the images. `index` is the variant's place among the m; 0 is the original under `original: kept`. `guarded`: a
+    transform was to be drawn, and the guard left out some that the recipe would have allowed.
     """
 
     index: int
     text: str
     images: Sequence[Image]
     transform: str | None = None
+    guarded: bool = False

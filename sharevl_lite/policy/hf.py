@@ -11,14 +11,14 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sharevl_lite.config_model import LoraSection, ModelSection
 from sharevl_lite.errors import first_line
@@ -162,16 +162,8 @@ def save_adapter(policy: PackedPolicy, folder: Path) -> None:
 def load_adapter(policy: PackedPolicy, folder: Path) -> None:
     """Restores an adapter saved by :func:`save_adapter`, strictly. Raises PolicyError if any tensor does not match."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    file = folder / ADAPTER_FILE
-    if not file.is_file():
-        raise PolicyError(f"{folder} holds no {ADAPTER_FILE}")
-    try:
-        saved = load_file(str(file))
-    except (SafetensorError, OSError) as error:
-        raise PolicyError(f"{file} is damaged ({error}); use another checkpoint, or copy the file again") from error
+    file, saved = folder / ADAPTER_FILE, read_adapter(folder)
     current = get_peft_model_state_dict(policy.model)
     wrong = sorted(saved.keys() ^ current.keys())
     wrong += [name for name in saved.keys() & current.keys() if saved[name].shape != current[name].shape]
@@ -181,6 +173,48 @@ def load_adapter(policy: PackedPolicy, folder: Path) -> None:
             "recipe it was trained with"
         )
     set_peft_model_state_dict(policy.model, saved)
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a saved adapter, by PEFT's names. Raises PolicyError where they are missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = folder / ADAPTER_FILE
+    if not file.is_file():
+        raise PolicyError(f"{folder} holds no {ADAPTER_FILE}")
+    try:
+        return load_file(str(file))
+    except (SafetensorError, OSError) as error:
+        raise PolicyError(f"{file} is damaged ({error}); use another checkpoint, or copy the file again") from error
+
+
+def write_adapter(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes what :func:`read_adapter` reads, without PEFT's configuration."""
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), str(folder / ADAPTER_FILE))
+
+
+def adapter_tensors(policy: PackedPolicy) -> dict[str, Tensor]:
+    """A copy of the adapter's tensors in main memory, by PEFT's names."""
+    from peft import get_peft_model_state_dict
+
+    tensors = get_peft_model_state_dict(policy.model)
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def other_adapter(policy: PackedPolicy, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the policy has these tensors of its own adapter's shape; afterwards those of before again."""
+    from peft import set_peft_model_state_dict
+
+    kept = adapter_tensors(policy)
+    set_peft_model_state_dict(policy.model, dict(tensors))
+    try:
+        yield
+    finally:
+        set_peft_model_state_dict(policy.model, kept)
 
 
 def start_from(policy: PackedPolicy, lora: LoraSection) -> None:

@@ -104,7 +104,7 @@ def _import_file(path: Path, spec: str) -> ModuleType:
         description.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[module_name]
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception | SystemExit):
             raise
         raise RewardFunctionError(
             f"reward function {spec!r}: importing {path} raised {type(error).__name__}: {error}"
@@ -133,7 +133,21 @@ _ANY_NAMED, _ANY_PLACED = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_P
 def _check_signature(function: RewardFunction, spec: str) -> None:
     if inspect.isclass(function):
         raise RewardFunctionError(f"reward function {spec!r} is a class; name a function, or an instance of it")
-    parameters = inspect.signature(function).parameters.values()
+    call = function if inspect.isroutine(function) else type(function).__call__
+    if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call):
+        raise RewardFunctionError(f"reward function {spec!r} has a yield; return a list, one reward per completion")
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise RewardFunctionError(
+            f"reward function {spec!r} does not say its arguments ({error}); call it from a function of your own"
+        ) from error
+    placed = [one.name for one in parameters if one.kind is one.POSITIONAL_ONLY and one.default is one.empty]
+    if placed:
+        raise RewardFunctionError(
+            f"reward function {spec!r} takes {', '.join(placed)} by position alone and is called by keyword; "
+            "remove the /"
+        )
     if not any(parameter.kind is _ANY_NAMED for parameter in parameters):
         raise RewardFunctionError(
             f"reward function {spec!r} must take **kwargs: it is called with every column of the data, as in TRL"

@@ -8,6 +8,7 @@ compared with another key.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _SIGNS = str.maketrans(
     {
@@ -30,8 +31,17 @@ _SIGNS = str.maketrans(
         "≈": r"\approx ",
         "∪": r"\cup ",
         "∩": r"\cap ",
-        "²": "^2",
-        "³": "^3",
+        "≡": r"\equiv ",
+        "∅": r"\emptyset ",
+        "¼": r"\frac{1}{4}",
+        "½": r"\frac{1}{2}",
+        "¾": r"\frac{3}{4}",
+        "⅓": r"\frac{1}{3}",
+        "⅔": r"\frac{2}{3}",
+        "’": "'",
+        "‘": "'",
+        "“": '"',
+        "”": '"',
         "％": "%",
         "：": ":",
         "，": ",",
@@ -41,13 +51,16 @@ _SIGNS = str.maketrans(
     }
 )
 
+_SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")
+_LOWERED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+
 # In order: each pattern sees what the ones before it left.
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}"),
         (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\\?\$", ""),  # currency and math delimiters
+        (r"(?:(?<![A-Za-z])US(?=\\?\$\s?\d))?\\?\$", ""),  # currency and math delimiters
         (r"(?<!\\)\\[()\[\]]", ""),
         (r"\{,\}", ","),
         (r"\\!", ""),
@@ -62,12 +75,18 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le"),
         (r"\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge"),
         (r"(?:\^\s*\{\s*\\circ\s*\}|\\degree(?![A-Za-z]))", r"^\\circ "),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r" {2,}", " "),
     )
 )
 _TEXT = re.compile(r"\\(?:text|textrm|mathrm|rm|operatorname)\s*\{([^{}]*)\}")
 _LOOSE_SPACE = re.compile(r" (?![0-9A-Za-z])|(?<![0-9A-Za-z]) ")
-_PROSE = re.compile(r"(?!.*\b(?:sin|cos|tan|log|exp|sqrt)\b)(?=.*[a-z]{3}|no$)[a-z][a-z ,.;'’!?()-]*", re.IGNORECASE)
+_FOREIGN = "À-ÖØ-öø-ɏЀ-ӿ぀-ヿ一-鿿가-힣"  # of words alone; Greek letters are symbols
+_NO_FORMULA = r"(?!.*\b(?i:sin|cos|tan|log|exp|sqrt)\b)"
+_WORDS = rf"(?=.*[A-Za-z]{{3}}|[nN][oO]$|.*[{_FOREIGN}])[A-Za-z{_FOREIGN}][A-Za-z{_FOREIGN} ,.;'!?()-]*"
+_WORDS_AND_NUMBERS = rf"[A-Za-z{_FOREIGN}]{{3,}}(?:[ ,.]+(?:[A-Za-z{_FOREIGN}]+|\d+))*"
+# Without IGNORECASE, for which i and s are cases of foreign letters.
+_PROSE = re.compile(rf"{_NO_FORMULA}(?:{_WORDS}|{_WORDS_AND_NUMBERS})")
 _SYMBOL = re.compile(r"[A-Za-z\\][A-Za-z0-9\\_{}' ()]*")
 _ASSIGNMENT = re.compile(r"(?<![<>!=:\\])=(?!=)")
 _SEVERAL = re.compile(r"[,;]|\b(?:or|and)\b")
@@ -75,10 +94,15 @@ _SEVERAL = re.compile(r"[,;]|\b(?:or|and)\b")
 
 def clean(answer: str) -> str:
     """`answer` with Unicode signs and LaTeX variants in one spelling, without math delimiters; same meaning."""
-    answer = answer.translate(_SIGNS)
+    answer = _SUPERSCRIPT.sub(_exponent, unicodedata.normalize("NFC", answer)).translate(_SIGNS)
     for pattern, replacement in _REWRITES:
         answer = pattern.sub(replacement, answer)
     return answer.strip()
+
+
+def _exponent(raised: re.Match[str]) -> str:
+    digits = raised[0].translate(_LOWERED)
+    return f"^{digits}" if len(digits) == 1 else f"^{{{digits}}}"
 
 
 def unwrap_text(answer: str) -> str:
@@ -94,12 +118,15 @@ def text_key(answer: str) -> str:
     key = unwrap_text(answer).strip().rstrip(".,;").removesuffix(r"^\circ").strip()
     while key.startswith("{") and key.endswith("}") and "{" not in key[1:] and "}" not in key[:-1]:
         key = key[1:-1].strip()
+    if key.startswith('"') and key.endswith('"'):
+        key = key[1:-1].strip()
     key = _LOOSE_SPACE.sub("", re.sub(r"\s+", " ", key))
-    return key.lower() if is_prose(key) else key
+    return key.lower().replace(",", " ") if is_prose(key) else key
 
 
 def is_prose(answer: str) -> bool:
-    """Whether the answer is words rather than a formula: letters only, at least one run of three, or "no".
+    """Whether the answer is words rather than a formula: letters only, at least one run of three, or "no"; or such a
+    word before further words and whole numbers (`May 5, 1998`). Accents and other scripts are of words, Greek is not.
 
     The symbolic graders read words as products of letters, in which "act" equals "cat".
     """

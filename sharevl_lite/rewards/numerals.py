@@ -33,7 +33,7 @@ _RELATIVE_ERROR = Fraction(5, 10**6)  # of a decimal for 1/3; 0.333333 and 0.166
 
 _NUMBER = re.compile(
     r"""
-    (?P<sign>[+-]?)\s*[€£¥₹]?\s*
+    (?P<sign>[+-]?)\s*(?:(?:[€£¥₹]|(?:USD|EUR|GBP|INR|Rs)\.?)\s*)?
     (?:
         (?P<mixed>\d+)(?:\s*(?=\\frac)|\s+)(?P<mixed_fraction>\\frac\s*\{\d+\}\s*\{\d+\}|\d+\s*/\s*\d+)
       | (?P<repeating>\d*\.\d*\\overline\s*\{\d+\})
@@ -41,7 +41,7 @@ _NUMBER = re.compile(
       | (?P<decimal>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:\ \d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)
         (?:(?:[eE]|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*)(?P<exponent>[+-]?\d+|\{\s*[+-]?\d+\s*\}))?
     )
-    (?:\s*(?P<percent>\\?%|per\ ?cent\b))?
+    (?:\s*(?P<percent>\\?%|per\ ?cent\b)|\s*[€£¥₹])?
     """,
     re.VERBOSE,
 )
@@ -50,7 +50,7 @@ _UNIT = re.compile(
     \s*(?P<degree>\^\s*\\circ)?\s*
     (?:
         (?:\\(?:text|textrm|mathrm|rm|operatorname)\s*\{(?P<wrapped>[^{}0-9]{1,40})\}
-          | (?P<plain>[A-Za-z]+(?:\ [A-Za-z]+){0,3}))
+          | (?P<plain>(?:(?:sq|cu)\.\ ?)?[A-Za-z]+(?:\ [A-Za-z]+){0,3}|[a-z]+\ ?/\ ?[a-z]+))
         (?:\s*\^\s*\{?\d\}?)?
     )?
     \.?
@@ -59,7 +59,6 @@ _UNIT = re.compile(
 )
 _RATIO = re.compile(r"\d+(?:\.\d+)?(?:(?:\s*:\s*|\s+to\s+)\d+(?:\.\d+)?)+")
 _RATIO_SIGN = re.compile(r":|to")
-_DATE = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})|(\d{1,2})([-/.])(\d{1,2})\6(\d{4})")
 
 _UNIT_NAMES = {
     "mm": "mm millimeter millimetre",
@@ -92,13 +91,23 @@ _UNIT_NAMES = {
     "volt": "v volt",
     "hertz": "hz hertz",
     "degree": "deg degree",
+    "celsius": "celsius",
+    "fahrenheit": "fahrenheit",
     "radian": "rad radian",
     "dollar": "dollar usd",
     "cent": "cent",
     "unit": "unit",
     "%": "percent pct",
+    "mile/hour": "mph",
+    "km/hour": "kph kmh kmph",
 }
 _UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in names.split()}
+_SCALES = {
+    **{letter: name for name in ("celsius", "fahrenheit") for letter in (name, name[0])},
+    **{letter: name for name in ("north", "south", "east", "west") for letter in (name, name[0])},
+}
+"""What a degree may be of, behind its sign."""
+_SPEED = re.compile(r"(mm|cm|m|km|inch|foot|yard|mile)/(second|minute|hour)")
 _PARTS = "third fourth fifth sixth seventh eighth ninth tenth"
 _FACTORS = {
     "hundred": Fraction(100),
@@ -191,8 +200,9 @@ def parse_ratio(answer: str) -> tuple[str, ...] | None:
 
 
 def ratios_agree(prediction: tuple[str, ...], gold: tuple[str, ...]) -> bool:
-    """Whether the ratios are equal: 6:8 is 3:4. A gold that can be a time of day (3:30) must be met literally."""
-    if prediction == gold:
+    """Whether the ratios are equal: 6:8 is 3:4. A gold that can be a time of day (3:30) must be met literally, but
+    for a zero in front (03:30)."""
+    if (prediction[0].lstrip("0"), *prediction[1:]) == (gold[0].lstrip("0"), *gold[1:]):
         return True
     may_be_a_time = all(len(term) == 2 and term < "60" for term in gold[1:])
     if may_be_a_time or len(prediction) != len(gold):
@@ -203,14 +213,11 @@ def ratios_agree(prediction: tuple[str, ...], gold: tuple[str, ...]) -> bool:
     return all(a * sum(right) == b * sum(left) for a, b in zip(left, right, strict=True))
 
 
-def parse_date(answer: str) -> tuple[int, ...] | None:
-    """Parts of a date in digits with a year of four (`2024-01-03`, `3/1/2024`), in order; None for anything else."""
-    found = _DATE.fullmatch(unwrap_text(answer).strip())
-    return None if found is None else tuple(int(part) for part in found.groups() if part and part.isdigit())
-
-
 def _units_differ(prediction: Numeral, gold: Numeral) -> bool:
-    return bool(prediction.unit and gold.unit and prediction.unit != gold.unit)
+    units = {"%" if number.percent else number.unit for number in (prediction, gold)} - {""}
+    if not units.isdisjoint(_SCALES.values()):
+        units.discard("degree")
+    return len(units) > 1
 
 
 def _close(value: Fraction, gold: Fraction, step: Fraction | None) -> bool:
@@ -259,9 +266,9 @@ def _parse_words(text: str, *, letters: bool) -> tuple[Fraction, str] | None:
     found = _UNIT.fullmatch(text)
     if found is None:
         return None
-    if found["degree"]:
-        return Fraction(1), "degree"
     words = (found["wrapped"] or found["plain"] or "").lower().split()
+    if found["degree"]:
+        return Fraction(1), _SCALES.get(" ".join(words), "degree")
     factor = Fraction(1)
     while words and (number := _factor(words[0])) is not None:
         factor *= number
@@ -283,12 +290,19 @@ def _factor(word: str) -> Fraction | None:
 
 def _unit(words: str) -> str:
     """Name of a known unit, or empty. A plural has more than two letters: ms are no metres."""
+    over, per, under = re.sub(r"\s*/\s*|\s+per\s+", "/", words).partition("/")
+    if per:
+        speed = f"{_unit(over)}/{_unit(under)}"
+        return speed if _SPEED.fullmatch(speed) else ""
     name = _UNIT_DIMENSIONS.sub(" ", words).strip() or "unit"
+    if name.startswith("degree"):
+        return _SCALES.get(name.split()[-1], _UNITS.get(name.removesuffix("s"), ""))
     return _UNITS.get(name) or (_UNITS.get(name.removesuffix("s"), "") if len(name) > 2 else "")
 
 
 def _is_plain_unit(text: str, words: list[str], known: str) -> bool:
-    """Whether bare letters behind a number are a unit: `5cm`, `5 apples`; not `5 m` or `5ab`, which may be products."""
-    if known:
-        return len("".join(words)) > 1
+    """Whether bare letters behind a number are a unit: `5cm`, `5 apples`, `5 m/s`; not `5 m`, `5ab` or `5a/b`, which
+    may be products."""
+    if known or "/" in text:
+        return bool(known) and len("".join(words)) > 1
     return text.startswith(" ") and all(len(word) >= 3 for word in words)

@@ -1,6 +1,7 @@
 r"""Is the boxed answer right? A ladder of rules; the first that accepts, or knows better, decides.
 
-    choice → exact → ratio → decimal → tolerance → angle → mathruler → math_verify → decimal (of an expression)
+    choice → exact → residue → ratio → decimal → tolerance → angle → mathruler → math_verify
+    → decimal (of an expression)
 
 Sources: mathruler is the grader of the public Share-GRPO code (through EasyR1), math-verify the one of TRL. Both accept
 wrong answers, so cheap rules that know better come before them and end the ladder where they apply:
@@ -11,6 +12,8 @@ wrong answers, so cheap rules that know better come before them and end the ladd
 * a date is no subtraction, nor are the pages, the score or the telephone number that a gold answer names by digits and
   hyphens: to math-verify 1998-05-12 is 1998-06-11, and 5-12 is 6-13;
 * an angle is named by its points in order, ABC or CBA; as products of letters ABC equals ACB;
+* a modulus is part of a residue (see `residues`): to math-verify `5 \mod 8` is `5 \mod 7`, and both are 5;
+* `x<2 and x>5` is not `x<2 or x>5`, and 12 am not 12 pm;
 * neither grader is asked where both drop what matters: the base of `101_2`, a prime, text between two numbers
   (`2 \text{ hours } 30 \text{ minutes}`; but `3 \text{ or } 4` lists them);
 * mathruler is not asked about two equations (it drops both left sides, so y=3 would be x=3), digits with a space
@@ -38,6 +41,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from sharevl_lite.rewards.dates import parse_date, parse_named_date, parse_time
 from sharevl_lite.rewards.formatting import extract_boxed
 from sharevl_lite.rewards.normalise import (
     clean,
@@ -48,7 +52,8 @@ from sharevl_lite.rewards.normalise import (
     text_key,
     unwrap_text,
 )
-from sharevl_lite.rewards.numerals import Numeral, agrees, parse_date, parse_numeral, parse_ratio, ratios_agree, within
+from sharevl_lite.rewards.numerals import Numeral, agrees, parse_numeral, parse_ratio, ratios_agree, within
+from sharevl_lite.rewards.residues import bare_residue, mentions_modulus, parse_residue, residues_agree
 
 # Beyond these a prediction is not worth a symbolic grader (a fraction nested 60 deep parses for minutes); it is then
 # right only if a cheap rule says so. A gold that is larger raises them to its own size.
@@ -71,6 +76,8 @@ _ANGLE = re.compile(r"(?:m\s*)?\\angle\s*\{?([A-Z]'*)\s*([A-Z]'*)\s*([A-Z]'*)\}?
 _TEXT_IN_BETWEEN = re.compile(r"\d\s*\\(?:text|textrm|mathrm|rm)\s*\{(?!\s*(?:or|and)\s*\})[^{}]*[A-Za-z][^{}]*\}\s*\d")
 _HYPHENED = re.compile(r"\d+(?:\s*[-–]\s*\d+)+")
 _BASE = re.compile(r"\d\s*_\s*\{?\s*\d")
+_JOINT = re.compile(r"\b(?:and|or)\b")
+_RELATION = re.compile(r"[<>]|\\[lg]e(?![A-Za-z])")
 _PRIME = re.compile(r"(?<=[A-Za-z0-9)'])'(?![A-Za-z])|\\prime(?![A-Za-z])")
 _READ_BY_MATHRULER = "frac|sqrt|sin|cos|tan|pi|theta|alpha|beta|infty|cup|cdot|times|circ|text|mathrm"
 _MISREAD_BY_MATHRULER = re.compile(
@@ -89,8 +96,8 @@ class Verdict:
 
     correct: bool
     rule: str
-    """What decided: "choice", "exact", "ratio", "decimal", "tolerance", "angle", "mathruler" or "math_verify" accepted;
-    "none" did; or "no_box": there was no answer to look at."""
+    """What decided: "choice", "exact", "residue", "ratio", "decimal", "tolerance", "angle", "mathruler" or
+    "math_verify" accepted; "none" did; or "no_box": there was no answer to look at."""
     extracted: str | None
     """Content of the last box of the prediction."""
 
@@ -180,7 +187,7 @@ def _accepting_rule(answer: str, expected: str, tolerance: float) -> str | None:
         accepts = rule(answer, expected)
         if accepts is None:
             continue
-        if not accepts and tolerance and _by_tolerance(answer, expected, tolerance):
+        if not accepts and tolerance and name != "exact" and _by_tolerance(answer, expected, tolerance):
             return "tolerance"
         return name if accepts else None
     return None
@@ -212,8 +219,22 @@ def _by_ratio(answer: str, expected: str) -> bool | None:
 
 
 def _by_date(answer: str, expected: str) -> bool | None:
+    for parse in (parse_time, parse_named_date):
+        parts = parse(answer), parse(expected)
+        if None not in parts:
+            return parts[0] == parts[1]
     stated, gold = parse_date(answer), parse_date(expected)
     return None if stated is None and gold is None else stated == gold
+
+
+def _by_residue(answer: str, expected: str) -> bool | None:
+    if not mentions_modulus(answer) and not mentions_modulus(expected):
+        return None
+    stated, gold = parse_residue(answer), parse_residue(expected)
+    if stated is None or mentions_modulus(expected):
+        return stated is not None and gold is not None and residues_agree(stated, gold)
+    bare = bare_residue(stated)
+    return bare is not None and bool(_by_number(bare, expected))
 
 
 def _by_number(answer: str, expected: str) -> bool | None:
@@ -251,6 +272,9 @@ def _by_reading(answer: str, expected: str) -> bool | None:
     (left, right), (gold_left, gold_right) = split_assignment(answer), split_assignment(expected)
     stated, gold = (answer, expected) if left and gold_left else (right, gold_right)
     if len(_PRIME.findall(stated)) != len(_PRIME.findall(gold)) or _HYPHENED.fullmatch(gold):
+        return False
+    joints = [set(_JOINT.findall(unwrap_text(side))) for side in (answer, expected) if _RELATION.search(side)]
+    if len(joints) == 2 and all(joints) and joints[0] != joints[1]:
         return False
     misread = any(pattern.search(side) for pattern in (_BASE, _TEXT_IN_BETWEEN) for side in (answer, expected))
     return False if misread else None
@@ -295,8 +319,9 @@ def _by_rounding(answer: str, expected: str) -> bool | None:
 
 
 _LADDER: tuple[tuple[str, Callable[[str, str], bool | None]], ...] = (
-    ("exact", _by_text),
     ("exact", _by_date),
+    ("exact", _by_text),
+    ("residue", _by_residue),
     ("ratio", _by_ratio),
     ("decimal", _by_number),
     ("angle", _by_angle),

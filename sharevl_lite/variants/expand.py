@@ -18,13 +18,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
 from sharevl_lite.config import ShareSection, TransformSection
 from sharevl_lite.data.problem import Problem, Variant, split_placeholders
-from sharevl_lite.variants.guard import allowed_kinds, kinds_by_text
+from sharevl_lite.variants.guard import allowed_kinds, holds_back, kinds_by_text
 from sharevl_lite.variants.transforms import TRANSFORMS, GaussianNoise, Transform
 
 STEEPNESS = 10.0
@@ -73,12 +74,13 @@ def expand_problem(
     pool = _pool(problem, with_original=share.original == "sampled" and difficulty == "usual")
     texts = originals + _draw_texts(pool, share.num_variants - len(originals), rng)
     section = share.transforms if difficulty == "usual" else _harder(problem, share)
-    transforms: list[Transform | None] = [None for _ in originals]
-    transforms += [_draw_transform(problem, section, rng, progress) for _ in texts[len(originals) :]]
+    draws: list[tuple[bool, Transform | None]] = [(False, None) for _ in originals]
+    draws += [_draw_transform(problem, section, rng, progress) for _ in texts[len(originals) :]]
+    guarded = any(due for due, _ in draws) and holds_back(problem, share.transforms)
     # Noise is drawn last: which texts and transforms are drawn does not depend on the size of an image.
     return [
-        as_asked(index, text, problem, transform, rng)
-        for index, (text, transform) in enumerate(zip(texts, transforms, strict=True))
+        replace(as_asked(index, text, problem, transform, rng), guarded=due and guarded)
+        for index, (text, (due, transform)) in enumerate(zip(texts, draws, strict=True))
     ]
 
 
@@ -129,14 +131,17 @@ def _draw_texts(pool: tuple[str, ...], count: int, rng: np.random.Generator) -> 
 
 def _draw_transform(
     problem: Problem, section: TransformSection, rng: np.random.Generator, progress: float
-) -> Transform | None:
+) -> tuple[bool, Transform | None]:
+    """Whether a transform was to be drawn, and which; None where the problem bears none."""
     if not problem.images or not section.kinds or rng.random() >= section.probability:
-        return None
+        return False, None
     kinds = allowed_kinds(problem, section)  # looks at the images: only where something is drawn
     if not kinds:
-        return None
-    drawn = TRANSFORMS[kinds[rng.integers(len(kinds))]]
-    return drawn.weaker(noise_strength(section.noise_decay, progress)) if isinstance(drawn, GaussianNoise) else drawn
+        return True, None
+    drawn: Transform | None = TRANSFORMS[kinds[rng.integers(len(kinds))]]
+    if isinstance(drawn, GaussianNoise):
+        drawn = drawn.weaker(noise_strength(section.noise_decay, progress))
+    return True, drawn
 
 
 def noise_strength(decay: str, progress: float) -> float:

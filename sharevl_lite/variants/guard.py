@@ -89,6 +89,13 @@ def allowed_kinds(problem: Problem, section: TransformSection) -> list[str]:
     return kinds
 
 
+def holds_back(problem: Problem, section: TransformSection) -> bool:
+    """Whether the guard leaves out some of the kinds that recipe and row allow; looks at the images, as
+    :func:`allowed_kinds` does."""
+    free = section.model_copy(update={"guard": False})
+    return section.guard and allowed_kinds(problem, section) != allowed_kinds(problem, free)
+
+
 def _may_mirror(problem: Problem, section: TransformSection) -> bool:
     if problem.allow_mirrors:
         return True

@@ -130,6 +130,16 @@ def test_what_the_model_side_refuses(digits):
         assert " object at 0x" not in str(caught.value)
 
 
+def test_any_of_several_accepted_answers_is_right(digits):
+    problem = digits_problems("test")[2]
+    question, image = problem.text.removeprefix("<image>"), png(problem.images[0])
+    for answer, right in ((tuple(str(number) for number in range(100)), 1.0), (("none of", "these"), 0.0)):
+        attempts = [each for way in digits.ask(Trial(question, answer, image, 4, 32)) for each in way.attempts]
+        numbers = [attempt.accuracy for attempt in attempts if (attempt.extracted or "").isdigit()]
+        assert numbers
+        assert set(numbers) == {right}
+
+
 FINE = {"question": "Why?", "answer": "", "image": None, "samples": "2", "tokens": 8}
 
 
@@ -162,6 +172,8 @@ def test_what_is_in_bounds_is_read():
     tryout = Tryout("none", 2, 32, ask=lambda trial: (), close=lambda: None)
     given = {**FINE, "answer": " 4 ", "image": base64.b64encode(b"abc").decode()}
     assert read_trial(given, tryout) == Trial("Why?", "4", b"abc", 2, 8)
+    assert read_trial({**given, "answer": "4\r\n\n  four \n"}, tryout).answer == ("4", "four")
+    assert read_trial({**given, "answer": " \n "}, tryout).answer is None
     with pytest.raises(TrialError, match="Type a question"):
         read_trial("a string", tryout)
 

@@ -1,4 +1,4 @@
-"""Dates and numbers with zeros in front, which documents are full of: neither grader may calculate with them."""
+"""Dates, times and numbers with zeros in front, which documents are full of: neither grader may calculate with them."""
 
 import pytest
 
@@ -17,6 +17,15 @@ def boxed(answer):
         ("2024/01/03", "2024-01-03"),
         ("5/12/1998", "05/12/1998"),
         (r"\text{05.12.1998}", "05.12.1998"),
+        ("05.12.1998.", "05.12.1998"),
+        ("May 12th, 2019", "12 May 2019"),
+        ("12 may", "May 12"),
+        ("12 of Sept.", "September 12"),
+        ("12", "12 May"),
+        ("3:45 p.m.", "3:45 PM"),
+        ("03:45 pm", "3:45 p.m."),
+        ("03:45", "3:45"),
+        ("12 am", "12 a.m."),
         ("007", "7"),
         ("0.05", "0.05"),
         ("1,005", "1005"),
@@ -42,6 +51,12 @@ def test_right(answer, gold):
         ("05/12/1998", "12/05/1998"),
         ("1981", "1998-05-12"),
         ("2024", "2024-01-03"),
+        ("12 Apr", "12 May"),
+        ("May 21", "May 12"),
+        ("May 12, 2018", "May 12, 2019"),
+        ("3:45 a.m.", "3:45 PM"),
+        ("12 am", "12 pm"),  # right to math-verify
+        ("3:40", "3:04"),
         ("09-04", "09-03"),
         ("6-13", "5-12"),
         ("-7", "5-12"),

@@ -61,6 +61,17 @@ def array(completions, **kwargs):
     return np.ones(len(completions), dtype=np.float32)
 
 
+def by_place(completions, /, **kwargs):
+    return [0.0 for _ in completions]
+
+
+def one_by_one(completions, **kwargs):
+    yield from (0.0 for _ in completions)
+
+
+untold = max
+
+
 def no_kwargs(completions):
     return [0.0] * len(completions)
 
@@ -267,6 +278,10 @@ def test_a_function_for_chat_messages_is_told_that_completions_are_text(folder):
         ("missing.py:short", "there is no file"),
         ("rewards.py:longer", "defines no function 'longer'"),
         ("rewards.py:constant", "defines no function 'constant'"),
+        ("rewards.py:by_place", "takes completions by position alone and is called by keyword; remove the /"),
+        ("rewards.py:one_by_one", "has a yield; return a list"),
+        ("rewards.py:untold", "does not say its arguments"),
+        ("leaves.py:short", "importing .* raised SystemExit: no key"),
         ("rewards.py:no_kwargs", r"must take \*\*kwargs"),
         ("rewards.py:Counter", "is a class; name a function, or an instance of it"),
         ("broken.py:short", "raised ModuleNotFoundError: No module named 'nowhere'"),
@@ -277,6 +292,7 @@ def test_a_function_for_chat_messages_is_told_that_completions_are_text(folder):
 def test_a_function_that_cannot_be_loaded_says_why(folder, spec, message):
     (folder / "broken.py").write_text("import nowhere")
     (folder / "syntax.py").write_text("def short(:")
+    (folder / "leaves.py").write_text("raise SystemExit('no key')")
     (folder / "rewards.txt").write_text(FUNCTIONS)
     with pytest.raises(RewardFunctionError, match=message):
         load_reward_function(spec)

@@ -21,6 +21,7 @@ RIGHT = [  # (boxed answer, gold)
     (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
     (r"6+8\pi", r"8\pi+6"),
     (r"(x+1)^2", r"x^2+2x+1"),
+    ("s(i-1)", "(i-1)s"),
     (r"2^{10}", "1024"),
     (r"6\times 8", "48"),
     (r"25\pi \approx 78.54", r"25\pi"),
@@ -72,6 +73,12 @@ RIGHT = [  # (boxed answer, gold)
     (r"1.2\times 10^{-8}", "1.2e-8"),
     (r"3 \times 10^8", "300000000"),
     (r"\$12.50", "12.5"),
+    ("US$12.50", "12.5"),
+    ("USD 45", "45"),
+    ("Rs. 45", "45"),
+    ("45 €", "€45"),
+    ("3·10⁸", "3e8"),
+    ("6.02×10⁻²³", r"6.02 \times 10^{-23}"),
     # fractions
     (r"\frac{1}{2}", r"\dfrac12"),
     ("2/4", r"\frac{1}{2}"),
@@ -79,6 +86,8 @@ RIGHT = [  # (boxed answer, gold)
     (r"\frac{-1}{2}", r"-\frac{1}{2}"),
     ("1 1/2", "3/2"),
     (r"1\frac{1}{2}", "1.5"),
+    ("1½", "3/2"),
+    ("¾", "0.75"),
     ("0.333333", r"\frac{1}{3}"),
     (r"0.\overline{3}", r"\frac{1}{3}"),
     # decimals at the gold's precision
@@ -98,6 +107,12 @@ RIGHT = [  # (boxed answer, gold)
     (r"25\text{ cm}^2", "25"),
     ("12.0 m", "12 m"),
     ("12 m", "12"),
+    ("12 sq. cm", "12"),
+    ("9.8 m/s^2", "9.8"),
+    ("60 miles per hour", "60 mph"),
+    (r"20\text{ km/h}", "20 kph"),
+    ("5°", "5 °C"),
+    ("5 degrees Celsius", "5°C"),
     ("25 cm squared", "25"),
     # words behind a number
     ("5,000,000", "5 million"),
@@ -122,8 +137,26 @@ RIGHT = [  # (boxed answer, gold)
     ("[0,1)", "[0, 1)"),
     (r"(-\infty,3]", r"x\le 3"),
     (r"x \leq 3", r"(-\infty,3]"),
+    (r"\varnothing", "∅"),
+    # residues
+    (r"5 \bmod 7", r"5 \pmod{7}"),
+    ("5 (mod 7)", r"5 \mod 7"),
+    (r"5\ (\text{mod } 7)", r"x \equiv 5 \pmod 7"),
+    ("x ≡ 5 (mod 7)", "5 modulo 7"),
+    (r"x = 5 \mod 7", r"x\equiv 5\pmod{7}"),
+    (r"x \equiv -2 \pmod 7", r"x \equiv 5 \pmod 7"),
+    (r"5 \pmod 7", r"12 \pmod 7"),
+    (r"a \equiv b \pmod n", r"a\equiv b\pmod{n}"),
+    (r"5 \pmod{7}", "5"),  # the remainder, and of what
+    (r"x \equiv 5 \pmod{7}", "x = 5"),
     # words
     ("None", "None"),
+    ("“Yes”", "yes"),
+    ("O’Brien", "O'Brien"),
+    ("Jose\u0301 García", "josé garcía"),
+    ("Germany,France", "Germany, France"),
+    ("April, 2019", "april 2019"),
+    ("北京", "北京"),
     (r"\text{Yes}", "yes"),
     ("The red cube.", "the red cube"),
     ("Basin", "basin"),
@@ -189,6 +222,22 @@ WRONG = [
     ("J. Adams", "J. Smith"),
     ("U.K.", "U.S."),
     (r"\angle ACB", r"\angle ABC"),  # right to math-verify
+    ("5°C", "5°F"),  # right to both
+    ("30° N", "30° S"),
+    ("30%", "30°"),
+    (r"5\text{ m/s}", r"5\text{ km/h}"),
+    ("5 m/s", "5 m"),
+    ("5v/g", "5"),
+    ("5", r"5 \mod 7"),  # right to math-verify, as are the next three
+    (r"5 \mod 8", r"5 \mod 7"),
+    (r"5 \pmod 8", r"5 \pmod 7"),
+    (r"8 \mod 7", "8"),
+    (r"4 \pmod 7", r"5 \pmod 7"),
+    (r"y \equiv 5 \pmod 7", r"x \equiv 5 \pmod 7"),
+    (r"1234 \bmod 7", "2"),  # the question
+    (r"1234 \bmod 7", r"2 \bmod 7"),
+    (r"x \equiv 3 \pmod 4 \text{ or } x \equiv 1 \pmod 4", r"x \equiv 3 \pmod 4"),
+    ("x<2 and x>5", "x<2 or x>5"),  # right to mathruler
     ("101_2", "101_3"),  # right to math-verify, as are the next four
     ("101_{8}", "101_{10}"),
     ("5_2", "5"),
@@ -205,6 +254,10 @@ WRONG = [
     ("act", "cat"),  # right to math-verify
     ("on", "no"),  # right to both
     ("No", "Yes"),
+    ("né", "én"),
+    ("京北", "北京"),
+    ("Jose", "José"),
+    ("Room 12 act", "Room 12 cat"),
     ("", "5"),
     (r"\frac{", "5"),
     ("}{", "5"),
@@ -221,7 +274,7 @@ def boxed(answer: str) -> str:
 def test_right_answer(answer, gold):
     verdict = verify(boxed(answer), gold)
     assert verdict.correct, verdict
-    assert verdict.rule in {"choice", "exact", "ratio", "decimal", "angle", "mathruler", "math_verify"}
+    assert verdict.rule in {"choice", "exact", "residue", "ratio", "decimal", "angle", "mathruler", "math_verify"}
 
 
 @pytest.mark.parametrize(("answer", "gold"), WRONG)
@@ -241,6 +294,7 @@ def test_wrong_answer(answer, gold):
         ("x+1", "1+x", "mathruler"),
         (r"\{2,1\}", r"\{1,2\}", "math_verify"),
         (r"2\pi", "6.28", "decimal"),
+        (r"5 \bmod 7", r"5 \pmod 7", "residue"),
         ("7", "8", "none"),
     ],
 )

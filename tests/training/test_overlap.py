@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from sharevl_lite import metrics_log, store, train
 from sharevl_lite.ahead import Ahead
@@ -52,7 +53,7 @@ class Elsewhere:
 def run(small_recipe, tmp_path, monkeypatch):
     """`run(name, **changes)`: (records of the steps, run folder, engine)."""
 
-    def make(name="ahead", /, **changes):
+    def make(name="ahead", /, resume=None, **changes):
         recipe = small_recipe(name, **{**AHEAD, **changes})
         engines = []
 
@@ -62,7 +63,7 @@ def run(small_recipe, tmp_path, monkeypatch):
 
         monkeypatch.setattr("sharevl_lite.run.make_engine", engine)
         monkeypatch.setattr("sharevl_lite.rollout.server.check_servers", lambda recipe: None)
-        folder = train(recipe, console=Console(quiet=True)).run_dir
+        folder = train(recipe, console=Console(quiet=True), resume=resume).run_dir
         return [r for r in metrics_log.read(folder / "metrics.jsonl") if "loss" in r], folder, engines[0]
 
     return make
@@ -128,6 +129,35 @@ def test_what_fails_in_the_background_stops_the_run(run, monkeypatch):
     monkeypatch.setattr(Elsewhere, "sample", breaks)
     with pytest.raises(ConnectionError, match="the server is gone"):
         run(**{"data.eval": None})
+
+
+MEASURED = ("seconds", "memory", "tokens_per_second")
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_as_the_run_of_one_piece(run):
+    """Bit for bit: the rollout that was ahead is asked by the weights and the success rates that it had been asked by.
+
+    Every step asks the same problems, so that what the step before changed would be seen.
+    """
+    choices = {"share.difficulty.adaptive": True, "share.difficulty.solved": 0.6, "share.difficulty.unsolved": 0.4}
+    changes = {**choices, "share.difficulty.memory": 0.0, "data.eval": None, "data.train_limit": 2}
+    changes |= {"train.problems_per_rollout": 2, "train.problems_per_update": 2, "train.rollouts": 6}
+    changes |= {"share.num_responses": 2, "train.save_total_limit": None}
+    records, folder, _ = run(**changes)
+    assert {record["lag_updates"] for record in records} == {0, 1}
+    assert any(record["harder"] + record["plainer"] for record in records[3:]), "nothing was chosen after the stop"
+    adapter, rows = load_file(str(folder / "adapter" / "adapter_model.safetensors")), store.read(folder)
+    for stopped in (2, 3):
+        (folder / "summary.json").unlink()
+        again, _, engine = run(resume=folder / "checkpoints" / f"checkpoint-{stopped}", **changes)
+        assert engine.log[:4] == ["sync", ("sample", ["train", str(stopped + 1)], "MainThread"), "sync", engine.log[3]]
+        for one, other in zip(records, again, strict=True):
+            assert one.keys() == other.keys()
+            assert all(one[name] == other[name] for name in one if not any(word in name for word in MEASURED))
+        assert store.read(folder).equals(rows)
+        resumed = load_file(str(folder / "adapter" / "adapter_model.safetensors"))
+        assert all(torch.equal(adapter[name], resumed[name]) for name in adapter)
 
 
 def test_one_call_at_a_time():

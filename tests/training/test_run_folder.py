@@ -5,10 +5,12 @@ import pytest
 from sharevl_lite import train
 from sharevl_lite.atomic import locked
 from sharevl_lite.checkpoints import CheckpointError, list_checkpoints, remove_checkpoint
+from sharevl_lite.data import Problem
 from sharevl_lite.data.errors import DataError
 from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.rewards.functions import RewardFunctionError
 from sharevl_lite.run import RunError
+from sharevl_lite.run_folder import check_same_data
 
 pytestmark = pytest.mark.slow
 FEW = {"train.rollouts": 2, "train.problems_per_rollout": 2, "train.problems_per_update": 2, "data.eval": None}
@@ -50,6 +52,25 @@ def test_a_run_that_failed_in_its_first_step_is_started_again(small_recipe, tmp_
         train(recipe)
     with pytest.raises(RunError, match=r"started with another recipe \(seed was 0, now 1\)"):
         train(recipe.model_copy(update={"seed": 1}), resume="auto")
+
+
+@pytest.mark.parametrize(
+    ("then", "skips", "told"),
+    [
+        (1, "skip", r"data.jsonl is not what .*run was started with \(1 problems then, 2 now; see .*data.json\)"),
+        (1, "skip", r"Restore the data, or start another run with --name NAME --model.lora.start_from .*checkpoint-4"),
+        (1, "skip", "rows that an older version skipped are good now, .* take them out"),
+        (1, "stop", r"checkpoint-4\.$"),
+        (3, "skip", r"\(3 problems then, 2 now; .*checkpoint-4\.$"),
+        (2, "skip", r"\(2 problems, not the same; .*checkpoint-4\.$"),
+    ],
+)
+def test_other_problems_than_the_run_was_started_with(small_recipe, then, skips, told):
+    recipe = small_recipe("run", **{"data.on_bad_row": skips, "data.train": "data.jsonl"})
+    (recipe.run_dir / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    (recipe.run_dir / "data.json").write_text(f'{{"problems": {then}, "fingerprint": "of then"}}')
+    with pytest.raises(RunError, match=told):
+        check_same_data(recipe, [Problem("a", "Why?", (), "1"), Problem("b", "Why?", (), ("2", "two"))])
 
 
 DAMAGED = {

@@ -205,3 +205,23 @@ def test_a_variant_says_the_strength_it_has():
     last = expand_problem(problem(), share, seed=0, progress=1.0)[1]
     assert last.transform is None
     assert last.text == problem().text
+
+
+@pytest.mark.parametrize(
+    ("asked", "section", "held"),
+    [
+        (problem(), {}, False),
+        (problem(image=picture(12, WORDS)), {}, True),
+        (problem(image=picture(12, WORDS)), {"guard": False}, False),
+        (problem(image=picture(12, WORDS)), {"kinds": ["rotate_180"]}, False),
+        (problem(image=picture(12, WORDS), transforms=frozenset({"rotate_180"})), {}, False),
+        (problem("What is left of the tree?"), {"kinds": ["mirror_horizontal"], "allow_mirrors": True}, True),
+        (problem("What is left of the tree?"), {"kinds": ["mirror_horizontal"]}, False),  # nobody allowed a mirror
+        (problem("Give the bounding box of the tree."), {}, True),
+        (problem(image=picture(12, WORDS)), {"probability": 0.0}, False),
+    ],
+)
+def test_a_variant_says_whether_the_guard_narrowed_its_draw(asked, section, held):
+    section = TransformSection(**{"probability": 1.0, "kinds": ALL, **section})
+    first, *others = expand_problem(asked, ShareSection(num_variants=4, transforms=section), seed=0)
+    assert [variant.guarded for variant in (first, *others)] == [False, held, held, held]

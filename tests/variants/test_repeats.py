@@ -44,16 +44,22 @@ def test_a_run_says_so_and_measures_it(tmp_path, capsys):
     lines = []
     for number, each in enumerate(digits_problems("train")[:4]):
         each.images[0].save(tmp_path / f"{number}.png")
-        lines.append(f'{{"problem": "{each.text}", "images": ["{number}.png"], "answer": "{each.answer}"}}\n')
+        lines.append(
+            f'{{"problem": "{each.text} Begin on the left.", "images": ["{number}.png"], "answer": "{each.answer}"}}\n'
+        )
     rows.write_text("".join(lines))
     small = {"train.problems_per_rollout": 4, "train.problems_per_update": 4, "share.num_responses": 2}
     brief = {"data.eval": None, "train.rollouts": 1, "rollout.max_completion_length": 8, "reward.workers": 1}
-    for name, probability, repeated in (("same", 0.0, 1.0), ("turned", 1.0, 0.0)):
+    for name, kind, probability, repeated, guarded in (
+        ("same", "rotate_180", 0.0, 1.0, 0.0),
+        ("turned", "rotate_180", 1.0, 0.0, 0.0),
+        ("guarded", "mirror_horizontal", 1.0, 1.0, 0.5),  # the question speaks of a side
+    ):
         changes = {"name": name, "output_dir": str(tmp_path), "share.transforms.probability": probability}
-        changes |= {"data.train": str(rows), "share.transforms.kinds": ["rotate_180"]}
+        changes |= {"data.train": str(rows), "share.transforms.kinds": [kind], "share.transforms.allow_mirrors": True}
         recipe = load_recipe("configs/digits_cpu.yaml", {**small, **brief, **changes})
-        assert ("variants          of the first 4 problems: 4 of 4" in preview(recipe)) == bool(repeated)
+        assert ("variants          of the first 4 problems: 4 of 4" in preview(recipe)) == (name == "same")
         run = train(recipe, console=Console(width=200)).run_dir
         (record,) = metrics_log.read(run / "metrics.jsonl")
-        assert record["repeated_variants"] == repeated
-        assert ("variants  4 of 4 problems have no rewrites: about 100%" in capsys.readouterr().out) == bool(repeated)
+        assert (record["repeated_variants"], record["guarded"]) == (repeated, guarded)
+        assert ("variants  4 of 4 problems have no rewrites: about 100%" in capsys.readouterr().out) == (name == "same")

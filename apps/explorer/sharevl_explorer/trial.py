@@ -35,8 +35,8 @@ class Trial:
     """One question to the model."""
 
     question: str
-    answer: str | None
-    """The right answer; None: the responses are not rewarded."""
+    answer: str | tuple[str, ...] | None
+    """The right answer, or all that are accepted; None: the responses are not rewarded."""
     image: bytes | None
     """An image file as it was uploaded."""
     samples: int
@@ -88,7 +88,8 @@ class Tryout:
 
 
 def read_trial(data: Any, tryout: Tryout) -> Trial:
-    """The trial that a page sent: `question`, `answer`, `image` (base64 or null), `samples`, `tokens`.
+    """The trial that a page sent: `question`, `answer` (one accepted answer a line), `image` (base64 or null),
+    `samples`, `tokens`.
 
     Raises:
         TrialError: a part is missing, of another kind or out of bounds.
@@ -99,7 +100,7 @@ def read_trial(data: Any, tryout: Tryout) -> Trial:
         raise TrialError("Type a question.")
     return Trial(
         question=question,
-        answer=answer or None,
+        answer=_accepted(answer),
         image=_image(given.get("image")),
         samples=_count(given, "samples", MOST_SAMPLES),
         tokens=_count(given, "tokens", tryout.most_tokens),
@@ -113,6 +114,11 @@ def _text(given: Mapping[Any, Any], name: str, most: int) -> str:
     if len(value) > most:
         raise TrialError(f"The {name} has {len(value):,} characters; at most {most:,} are read.")
     return value.strip()
+
+
+def _accepted(answer: str) -> str | tuple[str, ...] | None:
+    lines = tuple(line.strip() for line in answer.splitlines() if line.strip())
+    return lines if len(lines) > 1 else lines[0] if lines else None
 
 
 def _count(given: Mapping[Any, Any], name: str, most: int) -> int:

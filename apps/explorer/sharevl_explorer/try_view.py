@@ -25,7 +25,8 @@ def try_view(tryout: Tryout | None) -> Html:
         return empty("No model to ask", "Start the explorer with --model: sharevl-lite view RUN --model run")
     file = el("input", type="file", name="image", accept="image/*", data_most=IMAGE_BYTES)
     asked = el("textarea", name="question", rows=3, required=True, maxlength=QUESTION_CHARACTERS)
-    gold = el("input", name="answer", type="text", maxlength=ANSWER_CHARACTERS, autocomplete="off")
+    gold = el("textarea", name="answer", rows=1, maxlength=ANSWER_CHARACTERS, autocomplete="off")
+    told = "optional; with it the responses are rewarded. Several that are accepted: one a line"
     return el(
         "section.try",
         el(
@@ -37,9 +38,7 @@ def try_view(tryout: Tryout | None) -> Html:
             "form.try.panel",
             el("label.image", el("b", "Image"), file, el("span.preview", "none chosen", aria_hidden="true")),
             el("label.question", el("b", "Question"), asked),
-            el(
-                "label", el("b", "Right answer"), gold, el("span.quiet", "optional; with it the responses are rewarded")
-            ),
+            el("label", el("b", "Right answer"), gold, el("span.quiet", told)),
             el(
                 "div.numbers",
                 _number("Responses per variant", "samples", 4, MOST_SAMPLES),
