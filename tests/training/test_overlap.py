@@ -57,7 +57,7 @@ def run(small_recipe, tmp_path, monkeypatch):
         recipe = small_recipe(name, **{**AHEAD, **changes})
         engines = []
 
-        def engine(recipe, policy, *, max_images):
+        def engine(recipe, policy, **settings):
             engines.append(Elsewhere(policy, recipe, tmp_path / f"{name}-handed"))
             return engines[0]
 
