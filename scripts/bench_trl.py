@@ -93,8 +93,9 @@ def run_in_turns(jobs: Sequence[Job], steps: int, folder: Path, out: Path) -> di
     processes: list[Process] = []
     try:
         processes += [Process(job, folder, out) for job in jobs]
-        for process in processes:
-            process.record("ready")
+        trained = {process.job.name: process.record("ready") for process in processes}
+        if len(set(trained.values())) > 1:
+            raise RuntimeError(f"the sides do not train the same number of parameters: {trained}")
         for number in range(steps):
             for process in processes if number % 2 == 0 else processes[::-1]:
                 process.step()
@@ -138,6 +139,7 @@ def figures(job: Job, record: dict[str, Any], warm_up: int) -> dict[str, Any]:
         "rest": statistics.median(rest),
         **counts,
         "peak_memory_mib": record["peak_memory_mib"],
+        "prompt": record.get("prompt"),
     }
 
 
@@ -154,9 +156,11 @@ def ratios(theirs: Sequence[float], ours: Sequence[float]) -> str:
 
 def show(setting: Setting, found: dict[str, dict[str, Any]]) -> None:
     """Prints a setting's table and how the fastest ways compare."""
+    prompt = next(row["prompt"] for row in found.values() if row["side"] == "trl")
+    lengths = f"up to {setting.length} tokens" if setting.side is None else f"{setting.length} tokens each"
     print(
-        f"\n{setting.name}: {setting.problems} problems x {setting.responses} responses of up to {setting.length} "
-        f"tokens, {'the pictures as they are' if setting.side is None else f'pictures of {setting.side} pixels'}"
+        f"\n{setting.name}: {setting.problems} problems, the first prompt has {prompt} tokens, x {setting.responses} "
+        f"responses of {lengths}"
     )
     print(
         "| way | s a step (range) | prepare | sample | reward | train | rest | tokens: sample | train | patches | MiB |"

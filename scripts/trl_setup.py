@@ -36,8 +36,8 @@ class Setting:
 
 
 SETTINGS = {
-    "short": Setting("short", 16, 8, 32, None, (16, 32, 128), (1024, 4096, 16384)),
-    "long": Setting("long", 4, 8, 64, 560, (4, 8, 32), (1024, 4096, 16384)),
+    "short": Setting("short", 16, 8, 32, None, (16, 32, 128), (1024, 4096)),
+    "long": Setting("long", 4, 8, 64, 560, (4, 8, 32), (1024, 4096)),
 }
 ON_A_GPU = Setting("long", 32, 8, 300, 896, (4, 8, 16), (8192, 16384, 32768), checkpointing=True)
 

@@ -241,5 +241,4 @@ def train_with_trl(recipe: Recipe, batch: int, gate: TrainerCallback) -> dict[st
         trainer.train()
     folder = Path(recipe.run_dir) / "adapter"
     trainer.model.save_pretrained(str(folder))
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    return {"parts": trainer.step_parts(), "rewards": rewards, "prompt": prompt, "trained_parameters": trained}
+    return {"parts": trainer.step_parts(), "rewards": rewards, "prompt": prompt}

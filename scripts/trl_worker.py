@@ -48,11 +48,11 @@ class Gate(TrainerCallback):
         self.counts: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Called by the Trainer: everything is loaded."""
+        """Called by the Trainer: everything is loaded. Tells how many parameters are trained."""
         modules = {name.rpartition(".")[2]: module for name, module in model.named_modules()}
         modules["language_model"].register_forward_pre_hook(self._count_tokens, with_kwargs=True)
         modules["visual"].register_forward_pre_hook(self._count_patches, with_kwargs=True)
-        tell({"ready": True})
+        tell({"ready": sum(p.numel() for p in model.parameters() if p.requires_grad)})
         self._wait()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -103,8 +103,6 @@ def train_ours(recipe: Recipe, gate: Gate) -> dict[str, Any]:
     return {
         "parts": parts,
         "rewards": [record["reward"] for record in records],
-        "prompt": None,
-        "skipped": [record["pairs_skipped"] for record in records],
     }
 
 
