@@ -188,6 +188,7 @@ def learn(setting: Setting, sizes: dict[str, int], options: argparse.Namespace, 
         "train.learning_rate": LEARNING_RATE,
         "train.lr_scheduler_type": "cosine",
         "train.warmup_updates": min(4, steps - 1),
+        "data.train_limit": None,  # seeds draw from all of the demo's problems
         "data.eval": "builtin:digits",
         "eval.problems": options.eval_problems,
     }

@@ -117,7 +117,12 @@ def write_recipe(setting: Setting, folder: Path, steps: int) -> Path:
     sections: dict[str, Any] = {
         "output_dir": str(folder / "runs"),
         "model": {"path": model, "lora": {"rank": 16, "alpha": 32}, "gradient_checkpointing": setting.checkpointing},
-        "data": {"train": data, "max_prompt_length": prompt, "prompt_template": TEMPLATE},
+        "data": {
+            "train": data,
+            "train_limit": setting.problems * steps,
+            "max_prompt_length": prompt,
+            "prompt_template": TEMPLATE,
+        },
         "share": {"num_variants": 1, "num_responses": setting.responses, "levels": "local", "trajectories": "own"},
         "rollout": {"max_completion_length": setting.length, "batch_size": setting.problems * setting.responses},
         "reward": reward,
