@@ -12,7 +12,7 @@ CODE := sharevl_lite kernels apps tests scripts notebooks
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-gpu test-vllm test-unsloth test-beside bench bench-step bench-memory bench-transforms
-.PHONY: bench-explorer
+.PHONY: bench-trl bench-explorer
 .PHONY: screenshots notebooks docs serve-docs lint types imports format clean
 
 help: ## List the targets
@@ -66,6 +66,9 @@ bench: ## Measure on a CUDA device, with what is installed: tables and CSVs in b
 
 bench-step: ## Measure a whole training step on a CUDA device, each way in a process of its own
 	$(FROM_HERE) scripts/bench_step.py
+
+bench-trl: ## Measure a step of plain GRPO against TRL's trainer, on any device, and what both learn
+	$(FROM_HERE) scripts/bench_trl.py --seeds 3
 
 bench-memory: ## Measure what the recipes' training takes of a CUDA device (RECIPES=files)
 	$(FROM_HERE) scripts/measure_memory.py --one-by-one $(RECIPES)
