@@ -18,6 +18,7 @@ Weights, adapters and optimizer are counted from the model's configuration, exac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -242,7 +243,7 @@ def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool,
     kernel = gpu and half and model.dtype != "float64"  # sharevl_kernels.devices.runs_triton
     logits = 4 * 4 * min(tokens, LOGIT_ROWS) * shape.vocabulary
     return {
-        "activations": tokens * _activation_bytes(recipe.model, shape, width),
+        "activations": tokens * _activation_bytes(recipe, shape, width),
         "features of pictures": _feature_bytes(recipe, shape, width),
         "head": WORKSPACE_BYTES + 4 * tokens * shape.hidden if kernel else logits,
     }
@@ -254,17 +255,26 @@ def _feature_bytes(recipe: Recipe, shape: ModelShape, width: int) -> int:
     return min(tokens * shape.hidden * shape.vision_levels * width, FEATURE_CACHE_BYTES)
 
 
-def _activation_bytes(model: ModelSection, shape: ModelShape, width: int) -> int:
+def _activation_bytes(recipe: Recipe, shape: ModelShape, width: int) -> int:
     """Most that a token of a packed row holds between forward and backward, over all layers."""
+    model = recipe.model
     fused = _fuses_mlp(model, width)
-    keys_and_values = 2 * KEYS_PER_TOKEN * shape.kv_width  # at most so many are gathered
-    kept = width * (8 * shape.hidden + keys_and_values + (2 if fused else 4) * shape.intermediate) + 8 * shape.hidden
+    numbers = 8 * shape.hidden + (2 if fused else 4) * shape.intermediate + 2 * _keys_per_token(recipe) * shape.kv_width
+    kept = width * numbers + 8 * shape.hidden
     passing = width * 4 * shape.intermediate if fused else 0
     if not model.gradient_checkpointing:
         return shape.layers * kept + passing
     recomputed = min(model.checkpointing_layers or shape.layers, shape.layers)
     inputs = 0 if model.loader == "unsloth" else recomputed * shape.hidden * width
     return max(1, shape.layers - recomputed) * kept + inputs + passing
+
+
+def _keys_per_token(recipe: Recipe) -> int:
+    """Most keys that attention gathers for each token that a row may have: of several groups, or of a long one alone."""
+    share = recipe.share
+    responses = share.num_responses * (1 if share.trajectories == "own" else share.num_variants)
+    of_a_group = 1 + responses * recipe.data.max_prompt_length / recipe.train.token_budget
+    return max(KEYS_PER_TOKEN, math.ceil(of_a_group))
 
 
 def _fuses_mlp(model: ModelSection, width: int) -> bool:

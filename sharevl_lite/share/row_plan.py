@@ -1,7 +1,8 @@
 """Which groups of pairs go into which packed row.
 
 Groups are taken in order. A row is full when it has as many tokens as it may, or when attention would gather too many
-keys for it. What a group takes of a row depends on what stands there already (:mod:`sharevl_lite.share.packing`).
+keys for it; a group is split for its tokens alone. What a group takes of a row depends on what stands there already
+(:mod:`sharevl_lite.share.packing`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any, Generic, NamedTuple
 from sharevl_lite.share.packing import K, Prefix, SegmentGroup, best_start
 
 KEYS_PER_TOKEN = 4
-"""Attention gathers the keys of its prompt for every response. A row gathers at most so many for each token that it may
-have, or many short responses behind a long prompt would take more memory than the rest of a layer."""
+"""Attention gathers the keys of its prompt for every response. Groups share a row while it gathers at most so many for
+each token that it may have: many short responses behind long prompts would take more memory than the rest of it."""
 
 
 class _Load(NamedTuple):
@@ -25,9 +26,6 @@ class _Load(NamedTuple):
 
     def plus(self, other: _Load) -> _Load:
         return _Load(self.tokens + other.tokens, self.keys + other.keys)
-
-    def fits(self, token_budget: int) -> bool:
-        return self.tokens <= token_budget and self.keys <= KEYS_PER_TOKEN * token_budget
 
 
 NOTHING = _Load(0, 0)
@@ -66,7 +64,8 @@ class _OpenRow(Generic[K]):
 
     def takes(self, load: _Load) -> bool:
         """Whether there is room."""
-        return self.load.plus(load).fits(self.token_budget)
+        tokens, keys = self.load.plus(load)
+        return tokens <= self.token_budget and keys <= KEYS_PER_TOKEN * self.token_budget
 
     def append(self, group: SegmentGroup[K], load: _Load) -> None:
         self.load = self.load.plus(load)
@@ -89,8 +88,8 @@ def plan_rows(
     groups: Sequence[SegmentGroup[K]], token_budget: int, *, share: bool = True
 ) -> list[list[SegmentGroup[K]]]:
     """Distributes groups over rows of at most `token_budget` tokens, in order: a group goes where the one before it
-    went if it can share something there (`share`) and there is room, else first fit. A row gathers at most
-    `KEYS_PER_TOKEN` times as many keys.
+    went if it can share something there (`share`) and there is room, else first fit. Rows of several groups gather at
+    most `KEYS_PER_TOKEN` times as many keys.
 
     A group longer than the budget is split by responses and its prefix repeated. A single pair longer than the budget
     gets a row of its own: nothing is dropped or cut. Raises ValueError for a group without responses or an empty
@@ -124,16 +123,17 @@ def _split(group: SegmentGroup[K], token_budget: int, *, share: bool) -> list[Se
     if not group.responses or len(group.responses) != len(group.pairs):
         raise ValueError(f"a group needs responses and a key for each, got {len(group.responses)}, {group.pairs}")
     parts: list[SegmentGroup[K]] = []
-    start, load, known = 0, _load_of_prompt(group.prefix), set[bytes]()
+    prompt = group.prefix.ids_P.numel()
+    start, tokens, known = 0, prompt, set[bytes]()
     for end, (response, identity) in enumerate(zip(group.responses, group.identities, strict=True)):
         if not response.numel():
             raise ValueError(f"pair {group.pairs[end]} has an empty response; a response has at least its end token")
-        own = _load_of_response(group.prefix, response.numel())
-        added = NOTHING if share and identity in known else own
-        if end > start and not load.plus(added).fits(token_budget):
+        own = response.numel() - 1
+        added = 0 if share and identity in known else own
+        if end > start and tokens + added > token_budget:
             parts.append(SegmentGroup(group.prefix, group.responses[start:end], group.pairs[start:end]))
-            start, load, known, added = end, _load_of_prompt(group.prefix), set(), own
-        load = load.plus(added)
+            start, tokens, known, added = end, prompt, set(), own
+        tokens += added
         known.add(identity)
     parts.append(SegmentGroup(group.prefix, group.responses[start:], group.pairs[start:]))
     return parts

@@ -103,11 +103,15 @@ def _sequence_attention(
     key_QGD, value_QGD = (
         x.transpose(0, 1).repeat_interleave(query_QTD.shape[0] // x.shape[1], 0) for x in (key_GKD, value_GKD)
     )
+    num_queries, num_keys = ([b - a for a, b in pairwise(bounds)] for bounds in (sequences.queries, sequences.keys))
     pieces = []
-    for (q0, q1), (k0, k1) in zip(pairwise(sequences.queries), pairwise(sequences.keys), strict=True):
-        before = (k1 - k0) - (q1 - q0)
-        mask = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool, device=query_QTD.device).tril(before) if before else None
-        pieces.append(_attend(query_QTD[:, q0:q1], key_QGD[:, k0:k1], value_QGD[:, k0:k1], scale, mask))
+    # Split, not sliced: the backward pass of a slice writes a gradient as long as the row.
+    for q, k, v in zip(
+        query_QTD.split(num_queries, 1), key_QGD.split(num_keys, 1), value_QGD.split(num_keys, 1), strict=True
+    ):
+        before = k.shape[1] - q.shape[1]
+        mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril(before) if before else None
+        pieces.append(_attend(q, k, v, scale, mask))
     return torch.cat(pieces, dim=1).transpose(0, 1)
 
 
