@@ -198,7 +198,8 @@ print(f"over all problems: mean gap {float(learner.gaps().mean()):+.2f} nats per
 # ## 5. One row for all of them
 #
 # Row by row, the prompt with its image would pass through the model once for every pair. Packed, it passes once for every
-# variant, and each answer sees its own prompt and itself alone. On the right: who sees whom in the row of one problem.
+# variant, and each answer sees its own prompt and itself alone; an answer that was given twice stands there once. On the
+# right: who sees whom in the row of one problem.
 
 
 # %%

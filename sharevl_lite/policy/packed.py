@@ -171,8 +171,8 @@ class PackedPolicy(nn.Module):
         found, expected = int(visual_BL.sum()), sum(f.embeds_LH.shape[0] for f in features)
         if found != expected:
             raise ValueError(
-                f"a packed row holds {found} image tokens for {expected} image features; its prompts and "
-                "their images must come from the same processor"
+                f"{found} image tokens for {expected} image features; prompts and their images must come from the "
+                "same processor"
             )
         visual_BL = send(visual_BL, self.device)
         embeds_BLH = self.base.get_input_embeddings()(send(ids_BL, self.device))
