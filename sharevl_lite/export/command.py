@@ -204,10 +204,9 @@ def _write_adapter(settings: Settings, source: Source, base: BaseModel, folder: 
         if not (source.adapter / name).is_file():
             raise ExportError(f"{source.adapter}: holds no {name}; choose another one with --checkpoint")
         shutil.copyfile(source.adapter / name, folder / name)
-    if base.is_on_hub:
-        config = json.loads((folder / ADAPTER_FILES[0]).read_text("utf-8"))
-        config["base_model_name_or_path"] = base.name
-        (folder / ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    config = json.loads((folder / ADAPTER_FILES[0]).read_text("utf-8"))
+    config["base_model_name_or_path"] = base.public_name
+    (folder / ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     copy_files(base, folder, PROCESSING)
     verify.check_files(base, folder, PROCESSING)
     probes = find_probes(source, settings.prompts)
