@@ -73,6 +73,11 @@ def test_it_is_read_again_as_it_was_written(evaluated):
     told = evaluated.place.markdown.read_text()
     for words in ("## Plain questions: 6 problems, 2 responses each", "| rotate | 6 |", "| seed | 0 |", "consistency"):
         assert words in told
+    plain, _, rest = told.partition("## All ways of asking a problem together")
+    assert "mean@2" in plain
+    for name in ("consistency", "all_right", "all_wrong", "mixed"):
+        assert f"| {name} |" not in plain
+        assert f"| {name} |" in rest
 
 
 def test_two_evaluations_of_one_thing_are_equal_and_neither_is_overwritten(run_dir, evaluated):
