@@ -147,7 +147,7 @@ def _assemble(
         skipped["eval_bad_rows_skipped"] = intake.held_out.skipped_beside(held_out)
     if resuming:
         check_same_data(recipe, problems)
-    display = StepDisplay(console, recipe.train.rollouts)
+    display = StepDisplay(console, recipe.train.rollouts, recipe.reward.names)
     tell_wait(console, recipe, "sampler")
     most = most_images([*problems, *(held_out or [])])
     engine = make_engine(recipe, policy, max_images=most, keep_images=True)
