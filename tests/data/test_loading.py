@@ -661,6 +661,7 @@ def test_hub_errors_say_what_there_is(hub):
     assert "['test', 'train']" in hub["unknown split"] or "['train', 'test']" in hub["unknown split"]
     assert "doesn't exist on the Hub" in hub["unknown name"]
     assert "no such file or folder here" in hub["unknown name"]
+    assert "give the path from the current directory" in hub["unknown name"]
     assert "no column 'problem'; there are 'question', 'answer'" in hub["columns"]
 
 
