@@ -336,9 +336,9 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
         f"metrics   {run_dir / METRICS_FILE}\n"
         f"rollouts  {run_dir / 'rollouts'} (read with sharevl_lite.store.read)\n"
         f"summary   {run_dir / SUMMARY_FILE}\n"
-        f"next      {_command()} view {run_dir}    what the policy tried, in the browser\n"
-        f"          {_command()} eval {run_dir} --samples 16    more samples, or --data for other problems\n"
-        f"          {_command()} export {run_dir} --to DIR    a verified model for transformers, vLLM, the Hub\n"
+        f"next      {typed_command()} view {run_dir}    what the policy tried, in the browser\n"
+        f"          {typed_command()} eval {run_dir} --samples 16    more samples, or --data for other problems\n"
+        f"          {typed_command()} export {run_dir} --to DIR    a verified model for transformers, vLLM, the Hub\n"
         f"          peft.PeftModel.from_pretrained(model, {str(run_dir / ADAPTER_DIR)!r})    use the adapter",
         highlight=False,
         soft_wrap=True,
@@ -356,7 +356,7 @@ def _tell_best(console: Console, recipe: Recipe, summary: dict[str, Any]) -> Non
     console.print(told, highlight=False, soft_wrap=True)
 
 
-def _command() -> str:
+def typed_command() -> str:
     """The command as it can be typed here: by name if it is on the path, else where it was installed."""
     if shutil.which("sharevl-lite"):
         return "sharevl-lite"

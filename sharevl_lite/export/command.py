@@ -263,6 +263,8 @@ def parse_size(text: str) -> int:
 
 
 def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callable[[str], None]) -> None:
+    from sharevl_lite.run import typed_command
+
     where = settings.push_to_hub or str(settings.to)
     say(f"exported  {settings.to}")
     say(
@@ -278,4 +280,4 @@ def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callab
     if settings.kind == "merged-4bit":
         say(f"          {VLLM_NOTE}")
     if settings.kind in FULL:
-        say(f"          sharevl-lite eval {settings.to} --recipe {source.run / 'recipe.yaml'} --data DATA")
+        say(f"          {typed_command()} eval {settings.to} --recipe {source.run / 'recipe.yaml'} --data DATA")

@@ -46,6 +46,7 @@ def run_snippet(folder, monkeypatch):
 
 
 def test_a_merged_model(run, export, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", os.devnull)  # the command is not on it
     out = tmp_path / "out"
     out.mkdir()  # an empty folder is taken
     said = export(run, out)
@@ -55,7 +56,8 @@ def test_a_merged_model(run, export, tmp_path, monkeypatch, capsys):
         assert (out / name).read_bytes() == Path(base, name).read_bytes()
     assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     assert f"vllm serve {out}" in said
-    assert f"sharevl-lite eval {out} --recipe {run / 'recipe.yaml'}" in said
+    command = os.path.relpath(Path(sys.executable).with_name("sharevl-lite"))
+    assert f"{command} eval {out} --recipe {run / 'recipe.yaml'}" in said
     run_snippet(out, monkeypatch)
     assert capsys.readouterr().out.strip()
     before = {path.name: path.read_bytes() for path in out.iterdir()}
