@@ -106,7 +106,10 @@ def test_a_hang_ends_at_the_time_out(tmp_path):
 @pytest.mark.parametrize(
     ("seconds", "told"),
     [
-        (None, "APIConnectionError, 1 times: nothing can be reached at {url}; start the server, or correct the address"),
+        (
+            None,
+            "APIConnectionError, 1 times: nothing can be reached at {url}; start the server, or correct the address",
+        ),
         (9.0, "APITimeoutError, 1 times: {url} did not answer in time; raise --timeout, or lower --concurrency"),
     ],
 )
