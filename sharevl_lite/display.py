@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -33,11 +33,12 @@ LIVE_WIDTH = 110
 
 
 class StepDisplay(TrainerCallback):
-    """Prints each step of a run of `rollouts` steps."""
+    """Prints each step of a run of `rollouts` steps; `functions` are the names of the user's reward functions."""
 
-    def __init__(self, console: Console, rollouts: int) -> None:
+    def __init__(self, console: Console, rollouts: int, functions: Sequence[str] = ()) -> None:
         self.console = console
         self.rollouts = rollouts
+        self.functions = functions
         self.recent: list[tuple[int, Mapping[str, Any]]] = []
         self.live: Live | None = None
         self.done = 0
@@ -67,11 +68,24 @@ class StepDisplay(TrainerCallback):
             else:
                 cells = "  ".join(f"{title} {_cell(logs.get(key), form)}" for title, key, form in COLUMNS)
                 self.console.print(f"step {self.done}/{self.rollouts}  {cells}", highlight=False, soft_wrap=True)
+            if self.done == 1:
+                self._tell_silent(logs)
         elif "eval_accuracy" in logs:
             told = ", ".join(f"{title} {_share(logs.get(key))}" for title, key in HELD_OUT)
             told += f", reward {_cell(logs.get('eval_reward'), '{:.3f}')}"
             when = f"with the best checkpoint, of update {logs[OF_UPDATE]:.0f}" if OF_UPDATE in logs else None
             self.console.print(f"held-out {when or f'after step {self.done}'}: {told}", highlight=False, soft_wrap=True)
+
+    def _tell_silent(self, logs: Mapping[str, Any]) -> None:
+        """Which functions gave no reward at all in the first step: a mean of nothing is not in the log."""
+        for name in self.functions:
+            if f"reward/{name}" not in logs:
+                self.console.print(
+                    f"warning: reward function {name!r} returned None for every response of the first step, which adds "
+                    "nothing; if it should apply to some, look at what it returns",
+                    highlight=False,
+                    soft_wrap=True,
+                )
 
     def _table(self) -> Table:
         table = Table(title=f"step {self.done} of {self.rollouts}")

@@ -36,6 +36,7 @@ from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rewards import RewardScorer
+from sharevl_lite.run import typed_command
 from sharevl_lite.run_folder import ADAPTER_DIR, RECIPE_FILE, RunError
 
 ALL_ROWS = sys.maxsize
@@ -262,8 +263,8 @@ def report(evaluated: Evaluated, *, as_json: bool) -> None:
     if place is None:
         told = "not saved; --out DIR saves figures and responses"
     else:
-        told = f"report     {place.markdown}\nfigures    {place.json}\nresponses  {place.responses} (sharevl-lite view "
-        told += f"{place.responses})"
+        told = f"report     {place.markdown}\nfigures    {place.json}\nresponses  {place.responses} ({typed_command()} "
+        told += f"view {place.responses})"
     console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 

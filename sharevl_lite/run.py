@@ -118,18 +118,19 @@ def _train_in_folder(
     check_servers(recipe)
     with RewardScorer(recipe.reward) as scorer:
         resuming = resume is not None and has_steps(run_dir)
-        trainer, display = _assemble(recipe, scorer, console, resuming=resuming, fresh=checkpoint is None)
+        trainer, display, skipped = _assemble(recipe, scorer, console, resuming=resuming, fresh=checkpoint is None)
         for callback in callbacks:
             trainer.add_callback(callback)
         try:
-            return _train(recipe, trainer, display, checkpoint, console)
+            return _train(recipe, trainer, display, checkpoint, console, skipped)
         finally:
             trainer.collector.engine.close()
 
 
 def _assemble(
     recipe: Recipe, scorer: RewardScorer, console: Console, *, resuming: bool, fresh: bool
-) -> tuple[ShareGRPOTrainer, StepDisplay]:
+) -> tuple[ShareGRPOTrainer, StepDisplay, dict[str, int]]:
+    """The trainer, its display, and the bad rows that each source lost, by the summary's names."""
     intake = read_sources(recipe)
     for source in (intake.train, *([] if intake.held_out is None else [intake.held_out])):
         check_rewards(scorer, source.problems)
@@ -139,10 +140,14 @@ def _assemble(
         start_from(policy, recipe.model.lora)
     encoder = PromptEncoder.of(policy, recipe.data)
     problems = fit_prompts(recipe, intake.train, encoder, console)
-    held_out = None if intake.held_out is None else fit_prompts(recipe, intake.held_out, encoder, console)
+    skipped = {"bad_rows_skipped": intake.train.skipped_beside(problems)}
+    held_out = None
+    if intake.held_out is not None:
+        held_out = fit_prompts(recipe, intake.held_out, encoder, console)
+        skipped["eval_bad_rows_skipped"] = intake.held_out.skipped_beside(held_out)
     if resuming:
         check_same_data(recipe, problems)
-    display = StepDisplay(console, recipe.train.rollouts)
+    display = StepDisplay(console, recipe.train.rollouts, recipe.reward.names)
     tell_wait(console, recipe, "sampler")
     most = most_images([*problems, *(held_out or [])])
     engine = make_engine(recipe, policy, max_images=most, keep_images=True)
@@ -157,7 +162,7 @@ def _assemble(
         callbacks=[display],
     )
     _drop_printer(trainer)
-    return trainer, display
+    return trainer, display, skipped
 
 
 def _check_services(recipe: Recipe) -> None:
@@ -174,7 +179,12 @@ def _check_services(recipe: Recipe) -> None:
 
 
 def _train(
-    recipe: Recipe, trainer: ShareGRPOTrainer, display: StepDisplay, checkpoint: Path | None, console: Console
+    recipe: Recipe,
+    trainer: ShareGRPOTrainer,
+    display: StepDisplay,
+    checkpoint: Path | None,
+    console: Console,
+    skipped: dict[str, int],
 ) -> RunResult:
     run_dir, main = recipe.run_dir, trainer.accelerator.is_main_process
     done = _rewind(recipe, trainer, checkpoint) if main else 0
@@ -206,7 +216,7 @@ def _train(
     summary = None
     if main:
         _publish_adapter(trainer, run_dir)
-        summary = _summarise(recipe, metrics_log.read(run_dir / METRICS_FILE))
+        summary = _summarise(recipe, metrics_log.read(run_dir / METRICS_FILE)) | skipped
         write_json(run_dir / SUMMARY_FILE, summary, indent=2)
         _last_words(console, recipe, summary)
     summary = trainer.from_main(lambda: summary)
@@ -326,9 +336,9 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
         f"metrics   {run_dir / METRICS_FILE}\n"
         f"rollouts  {run_dir / 'rollouts'} (read with sharevl_lite.store.read)\n"
         f"summary   {run_dir / SUMMARY_FILE}\n"
-        f"next      {_command()} view {run_dir}    what the policy tried, in the browser\n"
-        f"          {_command()} eval {run_dir} --samples 16    more samples, or --data for other problems\n"
-        f"          {_command()} export {run_dir} --to DIR    a verified model for transformers, vLLM, the Hub\n"
+        f"next      {typed_command()} view {run_dir}    what the policy tried, in the browser\n"
+        f"          {typed_command()} eval {run_dir} --samples 16    more samples, or --data for other problems\n"
+        f"          {typed_command()} export {run_dir} --to DIR    a verified model for transformers, vLLM, the Hub\n"
         f"          peft.PeftModel.from_pretrained(model, {str(run_dir / ADAPTER_DIR)!r})    use the adapter",
         highlight=False,
         soft_wrap=True,
@@ -346,7 +356,7 @@ def _tell_best(console: Console, recipe: Recipe, summary: dict[str, Any]) -> Non
     console.print(told, highlight=False, soft_wrap=True)
 
 
-def _command() -> str:
+def typed_command() -> str:
     """The command as it can be typed here: by name if it is on the path, else where it was installed."""
     if shutil.which("sharevl-lite"):
         return "sharevl-lite"

@@ -58,6 +58,22 @@ def test_a_narrow_terminal_shows_lines_with_whole_numbers(screen):
     assert "\x1b" not in output.getvalue()
 
 
+def test_a_reward_function_that_applies_to_nothing_is_told_once(screen):
+    display, output = screen(False)
+    display.functions = ["brevity", "silent"]
+    display.start(0)
+    log(display, **STEP, **{"reward/brevity": 0.0})
+    log(display, **STEP)
+    told = [line for line in output.getvalue().splitlines() if "warning" in line]
+    assert len(told) == 1
+    assert "reward function 'silent' returned None for every response of the first step" in told[0]
+    display, output = screen(False)
+    display.functions = ["silent"]
+    display.start(4)  # a resumed run
+    log(display, **STEP)
+    assert "warning" not in output.getvalue()
+
+
 def test_the_table_fits_a_terminal_that_is_just_wide_enough(screen):
     display, output = screen(True, LIVE_WIDTH)
     display.start(0)

@@ -17,6 +17,8 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 OnBadRow = Literal["stop", "skip"]
+MOST_TOLD = 10
+"""Skipped rows that are logged, of a source; how many there were is said once by who reads it."""
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ def check_rows(
     Args:
         rows: The rows with their places.
         check: Returns what the row becomes; raises :class:`RowFault` with the reason where the row is bad.
-        on_bad_row: `stop` raises at the first bad row; `skip` appends it to `skipped` and logs it.
+        on_bad_row: `stop` raises at the first bad row; `skip` appends it to `skipped` and logs the first ten there.
         skipped: Grows by each skipped row.
 
     Raises:
@@ -95,7 +97,10 @@ def check_rows(
             if on_bad_row == "stop":
                 raise BadRowError(bad) from fault
             skipped.append(bad)
-            logger.warning("skipped %s", bad)
+            if len(skipped) <= MOST_TOLD:
+                logger.warning("skipped %s", bad)
+            elif len(skipped) == MOST_TOLD + 1:
+                logger.warning("%s: more bad rows than these %d are skipped", place.source, MOST_TOLD)
             continue
         yield place, result
 

@@ -14,7 +14,6 @@ import ast
 import io
 import itertools
 import json
-import logging
 import math
 import reprlib
 import tokenize
@@ -35,8 +34,6 @@ VARIANTS_ALIAS = "new_questions"
 MIRRORS_COLUMN, TRANSFORMS_COLUMN = "allow_mirrors", "transforms"
 OWN_COLUMNS = frozenset({MIRRORS_COLUMN, TRANSFORMS_COLUMN})
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class LoadedProblems:
@@ -45,6 +42,10 @@ class LoadedProblems:
     problems: list[Problem]
     skipped: list[BadRow]
     places: list[RowPlace]
+
+    def skipped_beside(self, kept: Sequence[Problem]) -> int:
+        """Bad rows in all, where later checks kept these problems."""
+        return len(self.skipped) + len(self.problems) - len(kept)
 
     def recheck(self, check: Callable[[Problem], None], on_bad_row: OnBadRow) -> LoadedProblems:
         """Apply one more check, such as the length of the prompt in tokens, under the same rules as the first ones.
@@ -131,8 +132,6 @@ def iterate_problems(
 def _collect(source: str, rows: Iterator[tuple[RowPlace, Problem]], skipped: list[BadRow]) -> LoadedProblems:
     kept = list(rows)
     require_some(source, len(kept), skipped)
-    if skipped:
-        logger.warning("%s: %d problems, %d bad rows skipped", source, len(kept), len(skipped))
     return LoadedProblems([problem for _, problem in kept], skipped, [place for place, _ in kept])
 
 

@@ -205,7 +205,9 @@ def _hub_rows(source: str, split: str, columns: ColumnCheck) -> Iterator[RawRow]
     except Exception as error:  # the network, the cache and the builders each have their own kinds
         raise DataError(
             f"{source}: there is no such file or folder here, and loading split {split!r} of a Hub dataset of that "
-            f"name failed: {type(error).__name__}: {error}"
+            f"name failed: {type(error).__name__}: {error}. Of a file or folder give the path from the current "
+            f"directory ({Path.cwd()}); of a Hub dataset check owner/name, the split and the connection, and log in "
+            "with `hf auth login` if it is private or gated"
         ) from error
     columns(f"{source}, split {split!r}", dataset.column_names)
     number = 0

@@ -34,6 +34,8 @@ from sharevl_lite.evaluation.statistics import RESAMPLES, Figure, figure, leadin
 
 PerWay = Callable[[Asked], float | None]
 REWARD = "reward"
+AGREEMENTS = ("consistency", "all_right", "all_wrong", "mixed")
+"""The figures over all ways of asking together."""
 
 
 def is_share(name: str) -> bool:
@@ -118,7 +120,7 @@ def headline(outcomes: Sequence[Outcome], samples: int, draws: Bootstrap) -> dic
     found = _figures([outcome.asked[0] for outcome in outcomes], samples, draws)
     if any(len(outcome.asked) > 1 for outcome in outcomes):
         alike = [agreements(outcome) for outcome in outcomes]
-        for name in ("consistency", "all_right", "all_wrong", "mixed"):
+        for name in AGREEMENTS:
             values = [None if each is None else each[name] for each in alike]
             found[name] = figure(values, seed=draws.seed, resamples=draws.resamples)
     return found

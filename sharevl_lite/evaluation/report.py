@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sharevl_lite.evaluation.document import Evaluation
+from sharevl_lite.evaluation.figures import AGREEMENTS
 from sharevl_lite.evaluation.statistics import LEVEL, Figure
 from sharevl_lite.evaluation.tables import Table, markdown, value_and_interval
 
@@ -23,13 +24,14 @@ def tables(evaluation: Evaluation) -> list[Table]:
     """Headline figures, kinds of asking, sources, and what went wrong."""
     samples = evaluation.samples
     asked = evaluation.counts["problems"]
-    parts = [
-        Table(
-            f"Plain questions: {asked} problems, {samples} responses each",
-            ("", "value", INTERVAL, "problems"),
-            [_row(name, found) for name, found in evaluation.metrics.items()],
-        )
-    ]
+    header = ("", "value", INTERVAL, "problems")
+    plain, alike = (
+        [_row(name, found) for name, found in evaluation.metrics.items() if (name in AGREEMENTS) == over_all]
+        for over_all in (False, True)
+    )
+    parts = [Table(f"Plain questions: {asked} problems, {samples} responses each", header, plain)]
+    if alike:
+        parts.append(Table("All ways of asking a problem together", header, alike))
     if len(evaluation.kinds) > 1:
         parts.append(_groups("Ways of asking", evaluation.kinds, samples, "kind"))
     if len(evaluation.transforms) > 1:

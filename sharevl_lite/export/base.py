@@ -78,6 +78,16 @@ class BaseModel:
         """Whether the name can be found by others."""
         return self.commit is not None
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it is a part of sharevl-lite."""
+        return self.name.startswith(BUILTIN_PREFIX)
+
+    @property
+    def public_name(self) -> str:
+        """The name without the folders of this machine."""
+        return self.name if self.is_on_hub or self.is_built_in else self.folder.resolve().name
+
     def files(self, patterns: tuple[str, ...] = COPIED) -> Iterator[Path]:
         """What is copied along, in order."""
         found = {path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()}

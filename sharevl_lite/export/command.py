@@ -204,10 +204,9 @@ def _write_adapter(settings: Settings, source: Source, base: BaseModel, folder: 
         if not (source.adapter / name).is_file():
             raise ExportError(f"{source.adapter}: holds no {name}; choose another one with --checkpoint")
         shutil.copyfile(source.adapter / name, folder / name)
-    if base.is_on_hub:
-        config = json.loads((folder / ADAPTER_FILES[0]).read_text("utf-8"))
-        config["base_model_name_or_path"] = base.name
-        (folder / ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    config = json.loads((folder / ADAPTER_FILES[0]).read_text("utf-8"))
+    config["base_model_name_or_path"] = base.public_name
+    (folder / ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     copy_files(base, folder, PROCESSING)
     verify.check_files(base, folder, PROCESSING)
     probes = find_probes(source, settings.prompts)
@@ -264,6 +263,8 @@ def parse_size(text: str) -> int:
 
 
 def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callable[[str], None]) -> None:
+    from sharevl_lite.run import typed_command
+
     where = settings.push_to_hub or str(settings.to)
     say(f"exported  {settings.to}")
     say(
@@ -279,4 +280,4 @@ def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callab
     if settings.kind == "merged-4bit":
         say(f"          {VLLM_NOTE}")
     if settings.kind in FULL:
-        say(f"          sharevl-lite eval {settings.to} --recipe {source.run / 'recipe.yaml'} --data DATA")
+        say(f"          {typed_command()} eval {settings.to} --recipe {source.run / 'recipe.yaml'} --data DATA")

@@ -21,7 +21,7 @@ LOADING = {
     "merged-4bit": f"# pip install bitsandbytes\n{WHOLE_MODEL}",
     "lora": """\
 processor = AutoProcessor.from_pretrained(path)
-model = AutoModelForImageTextToText.from_pretrained({base!r}, dtype="auto", device_map="auto")
+model = AutoModelForImageTextToText.from_pretrained({base}, dtype="auto", device_map="auto")
 model = PeftModel.from_pretrained(model, path)""",
 }
 
@@ -38,8 +38,25 @@ def usage(source: Source, base: BaseModel, kind: str, folder: Path, where: str) 
     yield "## Use with vLLM"
     if kind == "merged-4bit":
         yield f"{VLLM_NOTE.removesuffix('pip install vllm-bnb-plugin')}`pip install vllm-bnb-plugin`."
+    if kind == "lora" and not base.is_on_hub:
+        yield f"Put the folder of the base model for `{_elsewhere(base)}`."
     yield f"```sh\n{vllm_command(source, base, kind, where)}\n```"
     yield _asking(source)
+
+
+def _elsewhere(base: BaseModel) -> str:
+    """Where an adapter's base is for the reader of a card: its Hub id, or what stands for a folder of theirs."""
+    return base.name if base.is_on_hub else f"PATH/TO/{base.folder.resolve().name}"
+
+
+def _base_in_python(base: BaseModel) -> tuple[str, str, str]:
+    """Of an adapter's program: the imports that its base needs, the lines that name it, and what they name it."""
+    if base.is_built_in:
+        imported = "from sharevl_lite.policy.hf import resolve_model_path  # the base is a part of sharevl-lite\n"
+        return imported, "", f"resolve_model_path({base.name!r})"
+    if base.is_on_hub:
+        return "", "", repr(base.name)
+    return "", f"base = {_elsewhere(base)!r}  # put the folder of the base model here\n", "base"
 
 
 def transformers_snippet(source: Source, base: BaseModel, kind: str, where: str) -> str:
@@ -48,6 +65,7 @@ def transformers_snippet(source: Source, base: BaseModel, kind: str, where: str)
     question = json.dumps(recipe.data.prompt_template.format(problem="\0"), ensure_ascii=False)
     question = question.replace("\\u0000", "What does the picture show?")
     peft = "from peft import PeftModel\n" if kind == "lora" else ""
+    imported, named, place = _base_in_python(base) if kind == "lora" else ("", "", "")
     system = ""
     if recipe.data.system_prompt is not None:
         content = json.dumps([{"type": "text", "text": recipe.data.system_prompt}], ensure_ascii=False)
@@ -60,9 +78,9 @@ def transformers_snippet(source: Source, base: BaseModel, kind: str, where: str)
     return f"""\
 {peft}from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
-
+{imported}
 path = {where!r}
-{LOADING[kind].format(base=base.name if base.is_on_hub else base.folder.name)}
+{named}{LOADING[kind].format(base=place)}
 {bounds}picture = Image.open("picture.png").convert("RGB")
 question = {question}
 content = [{{"type": "image", "image": picture}}, {{"type": "text", "text": question}}]
@@ -79,12 +97,12 @@ print(answer)
 def vllm_command(source: Source, base: BaseModel, kind: str, where: str, served: str | None = None) -> str:
     """The command that serves the export with vLLM's OpenAI-compatible server.
 
-    `served` is where an adapter's base is: by default its name, since a card is read on other machines.
+    `served` is where an adapter's base is: by default what a reader on another machine can put there.
     """
     model, size = source.recipe.model, picture_size(source.recipe)
     kwargs = f" --mm-processor-kwargs {shlex.quote(json.dumps({'size': size}))}" if size else ""
     if kind == "lora":
-        served = served or (base.name if base.is_on_hub else base.folder.name)
+        served = served or _elsewhere(base)
         name = Path(where).name
         loras = f" --enable-lora --max-lora-rank {model.lora.rank} --lora-modules {shlex.quote(f'{name}={where}')}"
         return f"vllm serve {shlex.quote(served)}{loras}{kwargs}"

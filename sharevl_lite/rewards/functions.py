@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from numbers import Real
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 from sharevl_lite.errors import UserError
 
 RewardFunction = Callable[..., Any]
+_MODULE = "sharevl_reward_"
 
 
 class RewardFunctionError(UserError):
@@ -68,7 +70,7 @@ def call_reward_function(
         hint = "; completions are text, not chat messages" if "string indices" in str(error) else ""
         raise RewardFunctionError(
             f"reward function {name!r} raised {type(error).__name__}: {error} "
-            f"(called with {', '.join(arguments)}{hint})"
+            f"({_place_of(error)}called with {', '.join(arguments)}{hint})"
         ) from error
     rewards = output.tolist() if hasattr(output, "tolist") else output
     expected = len(arguments["completions"])
@@ -79,6 +81,13 @@ def call_reward_function(
             "one per completion"
         )
     return [_checked(reward, name, row) for row, reward in enumerate(rewards)]
+
+
+def _place_of(error: BaseException) -> str:
+    """The last line of a user's file that the error came through, such as `rewards.py, line 6; `."""
+    files = {getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith(_MODULE)}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}; " if frames else ""
 
 
 def _checked(reward: Any, name: str, row: int) -> float:
@@ -94,7 +103,7 @@ def _checked(reward: Any, name: str, row: int) -> float:
 
 def _import_file(path: Path, spec: str) -> ModuleType:
     # Two files may have the same name; the digest of the path keeps their modules apart.
-    module_name = f"sharevl_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    module_name = f"{_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     description = importlib.util.spec_from_file_location(module_name, path)
     if description is None or description.loader is None:
         raise RewardFunctionError(f"reward function {spec!r}: {path} is not a Python file; its name must end in .py")

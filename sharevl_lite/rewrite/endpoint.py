@@ -28,6 +28,7 @@ class EndpointModel:
 
         self.model = model
         self.identity = f"openai:{model}"
+        self._address = without_credentials(base_url)
         key = os.environ.get("OPENAI_API_KEY") or "none"  # local servers ask for none
         self._client = AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=timeout)
         self._slots = asyncio.Semaphore(concurrency)
@@ -61,7 +62,15 @@ class EndpointModel:
                     reason = type(error).__name__
             usage[f"retried: {reason}"] += 1
             await asyncio.sleep(min(30.0, 0.5 * 2**attempt) * (0.75 + random.random() / 4))
-        raise NoReplyError(f"{reason}, {TRIES} times")
+        raise NoReplyError(f"{reason}, {TRIES} times{self._what_to_do(reason)}")
+
+    def _what_to_do(self, reason: str) -> str:
+        """About a fault of the connection, with the address; nothing about others."""
+        if reason == "APITimeoutError":
+            return f": {self._address} did not answer in time; raise --timeout, or lower --concurrency"
+        if reason == "APIConnectionError":
+            return f": nothing can be reached at {self._address}; start the server, or correct the address"
+        return ""
 
     async def _once(self, request: ChatRequest) -> Reply:
         started = time.monotonic()

@@ -523,6 +523,20 @@ def test_bad_row_stops_or_is_skipped(tmp_path, caplog, kind):
     assert str(loaded.skipped[0]) in caplog.text
 
 
+def test_many_bad_rows_are_not_told_one_by_one(tmp_path, caplog):
+    path = write_jsonl(tmp_path / "p.jsonl", [row(), *[row(answer="")] * 50, row(problem="<image>" + "long " * 9)])
+    loaded = load(path, SKIP)
+
+    def short(problem):
+        if len(problem.text) > 30:
+            raise RowFault("the prompt has 45 tokens")
+
+    assert len(loaded.recheck(short, "skip").skipped) == 51
+    told = [record.getMessage() for record in caplog.records]
+    assert [f"row {number} " in line for number, line in enumerate(told[:10], start=1)] == [True] * 10
+    assert told[10:] == [f"{path}: more bad rows than these 10 are skipped"]
+
+
 def test_bytes_that_are_no_text_are_a_bad_row(tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl", [row()])
     path.write_bytes(path.read_bytes() + b'{"problem": "\xff"}\n')
@@ -647,6 +661,7 @@ def test_hub_errors_say_what_there_is(hub):
     assert "['test', 'train']" in hub["unknown split"] or "['train', 'test']" in hub["unknown split"]
     assert "doesn't exist on the Hub" in hub["unknown name"]
     assert "no such file or folder here" in hub["unknown name"]
+    assert "give the path from the current directory" in hub["unknown name"]
     assert "no column 'problem'; there are 'question', 'answer'" in hub["columns"]
 
 

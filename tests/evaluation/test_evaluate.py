@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +76,18 @@ def test_it_is_read_again_as_it_was_written(evaluated):
     told = evaluated.place.markdown.read_text()
     for words in ("## Plain questions: 6 problems, 2 responses each", "| rotate | 6 |", "| seed | 0 |", "consistency"):
         assert words in told
+    plain, _, rest = told.partition("## All ways of asking a problem together")
+    assert "mean@2" in plain
+    for name in ("consistency", "all_right", "all_wrong", "mixed"):
+        assert f"| {name} |" not in plain
+        assert f"| {name} |" in rest
+
+
+def test_the_next_command_is_named_as_it_can_be_typed(evaluated, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", os.devnull)
+    report(evaluated, as_json=False)
+    command = os.path.relpath(Path(sys.executable).with_name("sharevl-lite"))
+    assert f"({command} view {evaluated.place.responses})" in capsys.readouterr().out
 
 
 def test_two_evaluations_of_one_thing_are_equal_and_neither_is_overwritten(run_dir, evaluated):

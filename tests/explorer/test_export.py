@@ -103,6 +103,38 @@ def test_the_step_is_said_and_what_could_not_be_read(tmp_path, capsys):
     assert f"left out: {newest}: not a whole Parquet file" in said.err
 
 
+def test_what_is_left_out_of_a_file_is_said(tmp_path, capsys):
+    store, target = RolloutStore(tmp_path / "run"), tmp_path / "out.html"
+    store.write("train", 1, rows(store, 1, {f"p{number:02}": "one" for number in range(14)}))
+    assert main([str(tmp_path / "run"), "--export", str(target)]) == 0
+    assert capsys.readouterr().out == (
+        f"{target}: 12 problems of step 1 (train), which asked 14: those whose rewards differ most. "
+        "--problem ID, repeatable, chooses others\n"
+    )
+    assert main([str(tmp_path / "run"), "--export", str(target), "--problem", "p-p13", "--problem", "p-p12"]) == 0
+    assert capsys.readouterr().out == f"{target}: 2 problems of step 1 (train)\n"
+
+
+def test_a_second_run_is_not_exported(tmp_path, capsys):
+    store, target = RolloutStore(tmp_path / "run"), tmp_path / "out.html"
+    store.write("train", 1, rows(store, 1, {"a": "one"}))
+    assert main([str(tmp_path / "run"), "--against", str(tmp_path / "run"), "--export", str(target)]) == 2
+    assert "--against needs a server" in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_the_only_split_is_taken(tmp_path, capsys):
+    run, target = tmp_path / "run", tmp_path / "out.html"
+    store = RolloutStore(run)
+    store.write("eval", 0, rows(store, 0, {"a": "one"}))
+    assert main([str(run), "--export", str(target)]) == 0
+    assert capsys.readouterr().out == f"{target}: 1 problem of step 0 (eval)\n"
+    assert main([str(run), "--export", str(target), "--split", "train"]) == 2
+    assert f"{run}: no readable step in split 'train'; there is --split eval" in capsys.readouterr().err
+    assert main([str(run), "--export", str(target), "--step", "3"]) == 2
+    assert f"{run}: no readable step 3 in split 'eval'; it has steps 0 to 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--step", "1"], ["--problem", "a"], ["--split", "eval"]])
 def test_what_chooses_for_an_export_means_nothing_without_one(tmp_path, capsys, words):
     assert main([str(tmp_path), *words]) == 2

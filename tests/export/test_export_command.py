@@ -46,6 +46,7 @@ def run_snippet(folder, monkeypatch):
 
 
 def test_a_merged_model(run, export, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", os.devnull)  # the command is not on it
     out = tmp_path / "out"
     out.mkdir()  # an empty folder is taken
     said = export(run, out)
@@ -55,7 +56,8 @@ def test_a_merged_model(run, export, tmp_path, monkeypatch, capsys):
         assert (out / name).read_bytes() == Path(base, name).read_bytes()
     assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     assert f"vllm serve {out}" in said
-    assert f"sharevl-lite eval {out} --recipe {run / 'recipe.yaml'}" in said
+    command = os.path.relpath(Path(sys.executable).with_name("sharevl-lite"))
+    assert f"{command} eval {out} --recipe {run / 'recipe.yaml'}" in said
     run_snippet(out, monkeypatch)
     assert capsys.readouterr().out.strip()
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -79,7 +81,22 @@ def test_an_adapter(run, export, tmp_path, monkeypatch, capsys):
         run / "adapter" / "adapter_model.safetensors"
     ).read_bytes()
     assert f"--enable-lora --max-lora-rank 16 --lora-modules out={out}" in said
-    shutil.copytree(resolve_model_path("builtin:digits-vl"), tmp_path / "digits-vl")
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "builtin:digits-vl"
+    run_snippet(out, monkeypatch)
+    assert capsys.readouterr().out.strip()
+
+
+def test_an_adapter_on_a_local_base_names_no_folder_of_this_machine(run, export, tmp_path, monkeypatch, capsys):
+    base = shutil.copytree(resolve_model_path("builtin:digits-vl"), tmp_path / "models" / "mine")
+    out = tmp_path / "out"
+    export(run, out, "--format", "lora", "--base", str(base))
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "mine"
+    card = out / "README.md"
+    assert "vllm serve PATH/TO/mine --enable-lora" in card.read_text()
+    assert "Put the folder of the base model for `PATH/TO/mine`." in card.read_text()
+    for file in (card, out / "adapter_config.json"):
+        assert str(tmp_path) not in file.read_text()
+    card.write_text(card.read_text().replace("base = 'PATH/TO/mine'", f"base = {str(base)!r}"))
     run_snippet(out, monkeypatch)
     assert capsys.readouterr().out.strip()
 

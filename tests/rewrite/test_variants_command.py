@@ -103,6 +103,26 @@ def test_a_hang_ends_at_the_time_out(tmp_path):
     assert manifest(out)["cost"]["retried: APITimeoutError"] == 1
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (
+            None,
+            "APIConnectionError, 1 times: nothing can be reached at {url}; start the server, or correct the address",
+        ),
+        (9.0, "APITimeoutError, 1 times: {url} did not answer in time; raise --timeout, or lower --concurrency"),
+    ],
+)
+def test_an_address_without_an_answer_is_named(tmp_path, monkeypatch, seconds, told):
+    monkeypatch.setattr("sharevl_lite.rewrite.endpoint.TRIES", 1)
+    with serve_chat(lambda n, body: (200, {}, "[]", seconds)) as server:
+        if seconds is None:
+            server.shutdown()
+            server.server_close()
+        said = run(*endpoint(data(tmp_path, 2), tmp_path / "out", server, "--timeout", 1), code=1)
+    assert told.format(url=server.url) in said
+
+
 def test_a_reply_that_is_no_list_is_asked_again_with_another_seed_then_counted(tmp_path):
     out = tmp_path / "out"
     with serve_chat(lambda n, body: (200, {}, "I cannot do that.", 0.0)) as server:

@@ -71,6 +71,9 @@ def test_bad_rows_are_skipped_and_counted(small_recipe, digits, tmp_path):
     output = StringIO()
     recipe = small_recipe(**digits(BAD), **{"data.on_bad_row": "skip"})
     run = train(recipe, console=Console(file=output, width=100)).run_dir
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["bad_rows_skipped"] == 3
+    assert "eval_bad_rows_skipped" not in summary
     told = output.getvalue().splitlines()[0]
     assert "pairs.jsonl: skipped 3 bad rows and kept 12; the first:" in told
     assert "row 3 (counted from 0; pairs.jsonl line 4): the image cannot be read" in told
@@ -115,6 +118,7 @@ def test_a_prompt_that_is_too_long_is_a_bad_row(small_recipe, digits, tmp_path):
     recipe = small_recipe(**changes, **{"data.on_bad_row": "skip"})
     run = train(recipe, console=Console(file=output, width=100)).run_dir
     assert "skipped 1 bad rows and kept 11" in output.getvalue()
+    assert json.loads((run / "summary.json").read_text())["bad_rows_skipped"] == 1
     assert "pair-8" not in store.read(run, columns=["problem_id"])["problem_id"].to_pylist()
 
 

@@ -29,6 +29,9 @@ def brevity(prompts, completions, completion_ids, answer, trainer_state, kind, *
         print(trainer_state.global_step, len(completions), file=file)
     return [None if k == "even" else -len(ids) / 10 for k, ids in zip(kind, completion_ids)]
 
+def silent(completions, **kwargs):
+    return [None] * len(completions)
+
 def broken(completions, **kwargs):
     return [1 / (len(text) - len(text)) for text in completions]
 '''
@@ -113,8 +116,15 @@ def test_a_user_function_that_raises(recipe_file, capsys):
     file = recipe_file(**{**BRIEF, "reward.functions": [{"path": "rewards.py:broken"}]})
     assert main(["train", str(file)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("sharevl-lite: reward function 'broken' raised ZeroDivisionError: division by zero")
+    assert error.startswith("sharevl-lite: reward function 'broken' raised ZeroDivisionError: division by zero (")
+    assert "(rewards.py, line 16; called with " in error
     assert "Traceback" not in error
+
+
+def test_a_user_function_that_applies_to_nothing_is_told(recipe_file, capsys):
+    file = recipe_file(**{**BRIEF, "reward.functions": [{"path": "rewards.py:silent"}]})
+    assert main(["train", str(file)]) == 0
+    assert capsys.readouterr().out.count("reward function 'silent' returned None for every response") == 1
 
 
 def test_a_user_function_that_is_not_there_is_found_before_the_model_is_read(recipe_file, tmp_path, capsys):

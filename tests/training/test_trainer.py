@@ -185,5 +185,5 @@ def test_one_process_drives_one_device(small_recipe, quiet, monkeypatch):
     monkeypatch.setattr(trainer_module, "training_arguments", with_two_gpus)
     recipe = small_recipe()
     with RewardScorer(recipe.reward) as scorer:
-        trainer, _ = _assemble(recipe, scorer, quiet, resuming=False, fresh=True)
+        trainer, *_ = _assemble(recipe, scorer, quiet, resuming=False, fresh=True)
     assert trainer.args.n_gpu == 1

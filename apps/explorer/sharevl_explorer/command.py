@@ -30,10 +30,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", action="store_true", help="show new steps as they are written; waits for the first")
     parser.add_argument("--share", action="store_true", help="Gradio's public link")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for a login")
-    parser.add_argument("--export", metavar="OUT.html", help="write problems to one file instead of serving")
+    parser.add_argument(
+        "--export",
+        metavar="OUT.html",
+        help="write problems to one file instead of serving: of a step the 12 whose rewards differ most, or --problem",
+    )
     parser.add_argument("--problem", action="append", default=[], metavar="ID", help="with --export: which, repeatable")
     parser.add_argument("--step", type=int, help="with --export: of which step (default: the newest)")
-    parser.add_argument("--split", default="train", help="with --export: of which split (default: %(default)s)")
+    parser.add_argument("--split", help="with --export: of which split (default: train, where there is one)")
 
 
 def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = None) -> None:
@@ -47,9 +51,11 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
     auth = _login(options.auth)
     runs = [options.run_dir, *([options.against] if options.against else [])]
     if options.export:
+        if options.against:
+            raise StoreError("--export writes problems of one run; --against needs a server. Leave one of them out")
         _export(Index(runs), options)
         return
-    if options.problem or options.step is not None or options.split != "train":
+    if options.problem or options.step is not None or options.split is not None:
         raise StoreError(
             "--problem, --split and --step choose what --export OUT.html writes; a served page has them all"
         )
@@ -78,8 +84,11 @@ def _export(index: Index, options: argparse.Namespace) -> None:
     from sharevl_explorer.export import export
     from sharevl_explorer.parts import counted
 
-    step, number = export(index, Path(options.export), options.problem, split=options.split, step=options.step)
-    print(f"{options.export}: {counted(number, 'problem')} of step {step} ({options.split})")
+    done = export(index, Path(options.export), options.problem, split=options.split, step=options.step)
+    told = f"{options.export}: {counted(done.problems, 'problem')} of step {done.step} ({done.split})"
+    if done.problems < done.asked and not options.problem:
+        told += f", which asked {done.asked}: those whose rewards differ most. --problem ID, repeatable, chooses others"
+    print(told)
     for path, why in index.unreadable.items():
         print(f"left out: {path}: {why}", file=sys.stderr)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from sharevl_explorer.album import Album
 from sharevl_explorer.index import Index
@@ -24,18 +25,28 @@ _CHOICE = """
 SELECT problem FROM problems WHERE run = 0 AND split = $split AND step = $step
 ORDER BY spread_global DESC NULLS LAST, problem LIMIT $most
 """
+_ASKED = "SELECT count(*) AS asked FROM problems WHERE run = 0 AND split = $split AND step = $step"
+
+
+class Exported(NamedTuple):
+    """What went into a file: so many of the problems that the step of that split asked."""
+
+    split: str
+    step: int
+    problems: int
+    asked: int
 
 
 def export(
-    index: Index, target: Path, chosen: Sequence[str] = (), *, split: str = "train", step: int | None = None
-) -> tuple[int, int]:
-    """Write problems of a step to one file; returns the step and how many problems.
+    index: Index, target: Path, chosen: Sequence[str] = (), *, split: str | None = None, step: int | None = None
+) -> Exported:
+    """Write problems of a step to one file.
 
     Args:
         index: of the run.
         target: the file, replaced at once when it is whole.
         chosen: ids of problems; none: the 12 of the widest reward spread.
-        split: of the rollouts.
+        split: of the rollouts; None: `train`, or the first there is.
         step: None: the newest.
 
     Raises:
@@ -43,9 +54,11 @@ def export(
     """
     from sharevl_explorer.app import asset
 
+    split = split or next(iter(index.splits()), "train")
+    steps = index.steps(0, split)
+    if not steps or (step is not None and step not in steps):
+        raise StoreError(_nothing(index, split, step))
     state = settle(index, State(view="problem", split=split, step=-1 if step is None else step))
-    if state.step not in index.steps(0, split):
-        raise StoreError(f"{index.runs[0]}: no readable step {state.step} in split {split!r}; nothing to export")
     given = {"split": split, "step": state.step, "most": MOST}
     ids = list(chosen) or [row["problem"] for row in index.rows(_CHOICE, given)]
     album = Album()
@@ -64,7 +77,19 @@ def export(
         ),
     )
     _write(target, ("<!doctype html>" + el("html", head, body, lang="en")).encode())
-    return state.step, len(ids)
+    (found,) = index.rows(_ASKED, {"split": split, "step": state.step})
+    return Exported(split, state.step, len(ids), found["asked"])
+
+
+def _nothing(index: Index, split: str, step: int | None) -> str:
+    """Why there is nothing to export, with what there is."""
+    steps, splits = index.steps(0, split), index.splits()
+    wanted = "no readable step" if step is None or not steps else f"no readable step {step}"
+    if steps:
+        there = f"it has steps {steps[0]} to {steps[-1]}"
+    else:
+        there = f"there is --split {' or '.join(splits)}" if splits else "there are no rollouts"
+    return f"{index.runs[0]}: {wanted} in split {split!r}; {there}"
 
 
 def _write(target: Path, content: bytes) -> None:
