@@ -270,7 +270,7 @@ def _activation_bytes(recipe: Recipe, shape: ModelShape, width: int) -> int:
 
 
 def _keys_per_token(recipe: Recipe) -> int:
-    """Most keys that attention gathers for each token that a row may have: of several groups, or of a long one alone."""
+    """Most keys that attention gathers for each token that a row may have: of several groups, or a long one alone."""
     share = recipe.share
     responses = share.num_responses * (1 if share.trajectories == "own" else share.num_variants)
     of_a_group = 1 + responses * recipe.data.max_prompt_length / recipe.train.token_budget
