@@ -161,6 +161,16 @@ class ShareSection(Section):
     """What differences from the mean reward are divided by: the standard deviation; `repeated`: the public code's
     global deviation, over rewards repeated m times; `none`: nothing (Dr. GRPO, with `objective.aggregation`)."""
 
+    @model_validator(mode="after")
+    def _rewards_to_compare(self) -> ShareSection:
+        if self.num_responses * (1 if self.levels == "local" else self.num_variants) < 2:
+            alone = "" if self.num_variants == 1 else f" of each of the {self.num_variants} variants alone"
+            raise ValueError(
+                f"levels: {self.levels} with num_responses: 1 compares one reward{alone} with itself, so nothing is "
+                "learnt; set num_responses to 2 or more"
+            )
+        return self
+
 
 class RewardFunctionSection(Section):
     """A user's reward: a Python file and a function with TRL's signature."""

@@ -71,6 +71,8 @@ def test_unsloth_that_does_not_start_says_why(recipe, tmp_path, capsys, monkeypa
         ("rollout: {engine: unsloth}", "rollout.engine: unsloth samples with the weights of model.loader: unsloth"),
         ("model: {load_in_4bit: true, dtype: float32}", "model.load_in_4bit computes in half precision"),
         ("model: {checkpointing_layers: 2}", "checkpointing_layers needs gradient_checkpointing: true"),
+        ("share: {num_variants: 1, num_responses: 1}", "num_responses: 1 compares one reward with itself, so nothing"),
+        ("share: {num_responses: 1, levels: local}", "one reward of each of the 2 variants alone with itself"),
         (
             "rollout: {overlap: true}",
             "rollout.overlap needs rollout.engine: server; hf samples where the policy trains",
@@ -80,6 +82,11 @@ def test_unsloth_that_does_not_start_says_why(recipe, tmp_path, capsys, monkeypa
 def test_choices_that_do_not_go_together(recipe, text, told):
     with pytest.raises(RecipeError, match=told):
         load_recipe(recipe(text))
+
+
+def test_one_response_to_each_of_several_variants_can_be_compared(recipe):
+    for text in ("share: {num_responses: 1}", "share: {num_responses: 1, levels: global}", "share: {num_variants: 1}"):
+        load_recipe(recipe(f"model: {{path: 'builtin:digits-vl'}}\n{text}"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
