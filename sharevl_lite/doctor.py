@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 from rich.console import Console
 
 from sharevl_lite.config import Recipe
-from sharevl_lite.errors import INSTALL_GPU
+from sharevl_lite.errors import INSTALL_GPU, UserError, in_one_line
 from sharevl_lite.memory_plan import (
     GIB,
     MemoryPlan,
@@ -35,6 +35,7 @@ from sharevl_lite.memory_plan import (
     sequences_at_once,
 )
 from sharevl_lite.policy.hf import has_bfloat16
+from sharevl_lite.precheck import is_local, look
 
 Status = Literal["ok", "warning", "failure", "skipped"]
 MARKS: dict[Status, str] = {"ok": "ok", "warning": "warn", "failure": "FAIL", "skipped": "skip"}
@@ -89,7 +90,7 @@ def examine(recipe: Recipe | None, *, memory_gib: float | None = None) -> list[C
     """All checks, in the order they are read. `memory_gib` plans for a GPU of that size instead of the one here."""
     checks = [_python(), *_gpus(recipe, memory_gib), *_packages(recipe), _unsloth(recipe), _hub(recipe)]
     if recipe is not None:
-        checks += [_disk(recipe), _workers(recipe), *_memory(recipe, memory_gib)]
+        checks += [_disk(recipe), _workers(recipe), _start(recipe), *_memory(recipe, memory_gib)]
     return checks
 
 
@@ -287,11 +288,26 @@ def _workers(recipe: Recipe) -> Check:
     return Check("rewards", "ok", finding)
 
 
+def _start(recipe: Recipe) -> Check:
+    """What `train` looks at before it loads the model, of what is on this machine."""
+    name = "model and data"
+    try:
+        first = look(recipe)
+    except UserError as error:
+        return Check(name, "failure", in_one_line(error), "train would end with this")
+    if first.prompts is None and not first.problems:
+        return Check(name, "skipped", f"{recipe.model.path} and {recipe.data.train} are not on this machine yet")
+    seen = f"the first {len(first.problems)} problems" if first.problems else f"nothing of {recipe.data.train}"
+    model = recipe.model.path if first.prompts is not None else "no tokenizer"
+    return Check(name, "ok", f"read {seen}, with {model}")
+
+
 def _memory(recipe: Recipe, memory_gib: float | None) -> Iterator[Check]:
     found = find_config(recipe.model.path)
     if found is None:
+        local = is_local(recipe.model.path)
         finding = f"not planned: the configuration of {recipe.model.path} is not on this machine"
-        yield Check("memory", "skipped", finding, f"hf download {recipe.model.path} config.json")
+        yield Check("memory", "skipped", finding, "" if local else f"hf download {recipe.model.path} config.json")
         return
     shape = measure_shape(found[0])
     gpu = torch.cuda.is_available()
@@ -323,7 +339,7 @@ def _room_for_sequences(recipe: Recipe, shape: ModelShape, total: int, *, half: 
     name, share = "memory, vLLM", recipe.rollout.vllm_gpu_memory_utilization * total
     least, count = engine_needs(recipe, shape, half=half), sequences_at_once(recipe, shape, total=total, half=half)
     if share < least:
-        advice = f"set rollout.vllm_gpu_memory_utilization to {least / total + 0.005:.2f} or more"
+        advice = _share_for_vllm(recipe, shape, round(least / total + 0.005, 2), total, half=half)
         return Check(name, "failure", f"{share / GIB:.1f} GiB for vLLM, which needs {least / GIB:.1f}", advice)
     asked, longest = recipe.rollout.batch_size, recipe.max_sequence_length
     finding = f"room for {min(count, asked)} of {asked} responses of full length ({longest:,} tokens) at once"
@@ -334,6 +350,19 @@ def _room_for_sequences(recipe: Recipe, shape: ModelShape, total: int, *, half: 
         )
         return Check(name, "warning", finding, advice)
     return Check(name, "ok", finding)
+
+
+def _share_for_vllm(recipe: Recipe, shape: ModelShape, share: float, total: int, *, half: bool) -> str:
+    """The advice to give vLLM the share that it needs, where the policy fits beside it; else another."""
+    if share < 1.0:
+        section = recipe.rollout.model_copy(update={"vllm_gpu_memory_utilization": share})
+        given = recipe.model_copy(update={"rollout": section})
+        if MemoryPlan({}, plan_memory(given, shape, total=total, half=half).sampling).fits(total):
+            return f"set rollout.vllm_gpu_memory_utilization to {share:.2f} or more"
+    return (
+        "no share of this GPU is enough for vLLM beside the policy: lower what is named below, set rollout.engine: hf, "
+        "or take a larger GPU"
+    )
 
 
 def _advice(recipe: Recipe, shape: ModelShape, plan: MemoryPlan, total: int, *, half: bool) -> Iterator[Check]:

@@ -201,6 +201,21 @@ def test_how_many_responses_vllm_samples_at_once(gib, status):
     assert ("sampling will be slow" in check.advice) is (status == "warning")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "gib", "share", "advice"),
+    [
+        ("r1_sharevl_qwen2_5_vl_7b", 8, 0.5, "no share of this GPU is enough"),  # 2.10 of it
+        ("geometry3k_qwen2_5_vl_3b", 16, 0.45, "no share of this GPU is enough"),  # 0.51, and 8.9 GiB beside it
+        ("geometry3k_qwen2_5_vl_3b", 24, 0.3, "set rollout.vllm_gpu_memory_utilization to 0.34 or more"),
+    ],
+)
+def test_vllm_is_given_no_share_that_does_not_fit(recipe, gib, share, advice):
+    changes = {"rollout.vllm_gpu_memory_utilization": share}
+    check = found(examine(load_recipe(CONFIGS / f"{recipe}.yaml", changes), memory_gib=gib))["memory, vLLM"]
+    assert check.status == "failure"
+    assert check.advice.startswith(advice)
+
+
 def test_room_for_activations_is_pointed_out():
     checks = found(examine(load_recipe(CONFIGS / "geometry3k_qwen2_5_vl_3b.yaml"), memory_gib=24))
     assert checks["memory, room"].status == "ok"

@@ -72,7 +72,7 @@ def load_base(section: ModelSection, device: torch.device) -> tuple[Any, Any]:
     with _said_as_policy_error(section.path):
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **quantised)
         processor = AutoProcessor.from_pretrained(path)
-    _bound_pixels(processor, section)
+    bound_pixels(processor, section)
     if not section.load_in_4bit:
         model.to(device)
     model.eval().requires_grad_(False)
@@ -139,7 +139,7 @@ def finish_policy(adapted: Any, processor: Any, section: ModelSection, *, temper
         parameter.requires_grad_("lora_" in name)
         if parameter.requires_grad and parameter.dtype in HALF:
             parameter.data = parameter.data.float()
-    _bound_pixels(processor, section)
+    bound_pixels(processor, section)
     policy = PackedPolicy(adapted, processor, temperature=temperature)
     if policy.base_dtype in HALF:
         _leave_casting_to_autocast(adapted)
@@ -323,7 +323,8 @@ def check_processor(path: str, processor: Any) -> None:
         )
 
 
-def _bound_pixels(processor: Any, section: ModelSection) -> None:
+def bound_pixels(processor: Any, section: ModelSection) -> None:
+    """Sets the recipe's bounds on a processor. Raises PolicyError where they cross, or it reads no images."""
     check_processor(section.path, processor)
     size = processor.image_processor.size
     if section.min_pixels is not None:
