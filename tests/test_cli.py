@@ -88,6 +88,13 @@ def test_dry_run_shows_the_recipe_with_overrides_and_exits_0():
         (["train", DEMO, "--train.rollouts", "many"], ["train.rollouts", "many"]),
         (["train", DEMO, "--objective.epsilon", "2"], ["objective", "epsilon must be below 1"]),
         (["train", "no/such.yaml"], ["no/such.yaml"]),
+        (["train", "nope.yaml"], ["nope.yaml: no such file. Recipes near it: configs/digits_cpu.yaml, "]),
+        (["train", DEMO, "--train", "{rollout: 3}"], ["unknown key; did you mean train.rollouts"]),
+        (["train", DEMO, "--train.share", "{std: none}"], ["unknown key; did you mean --share?"]),
+        (
+            ["train", DEMO, "--reward.functions", "[rewards.py:brevity]"],
+            ['reward.functions.0: must be {path: text, weight: float}, got "rewards.py:brevity"'],
+        ),
         (
             ["train", DEMO, "--data.train", "no/such.parquet", "--name", "x9", "--output-dir", "/nonexistent"],
             ["no/such"],
