@@ -277,7 +277,9 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     if recipe.model.loader == "unsloth":
         from sharevl_lite.policy.unsloth import import_unsloth
 
-        import_unsloth()  # before anything that imports transformers
+        import_unsloth(
+            beside_vllm=recipe.rollout.engine in ("vllm", "unsloth")
+        )  # before anything that imports transformers
     from sharevl_lite.run import train
 
     result = train(recipe, resume=options.resume)

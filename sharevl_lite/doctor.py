@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 from rich.console import Console
 
 from sharevl_lite.config import Recipe
-from sharevl_lite.errors import INSTALL_GPU, UserError, in_one_line
+from sharevl_lite.errors import INSTALL_GPU, INSTALL_UNSLOTH, UserError, in_one_line
 from sharevl_lite.memory_plan import (
     GIB,
     MemoryPlan,
@@ -193,7 +193,7 @@ def _packages(recipe: Recipe | None) -> Iterator[Check]:
         if version is None:
             if package in needed and package in OPTIONAL:
                 finding = "not installed, and the recipe needs it"
-                yield Check(package, "failure", finding, INSTALL_GPU)
+                yield Check(package, "failure", finding, _install(package, needed))
             elif package in needed:
                 yield Check(package, "failure", "not installed", f"pip install {package}")
             else:
@@ -203,6 +203,13 @@ def _packages(recipe: Recipe | None) -> Iterator[Check]:
         else:
             advice = f"tested with {', '.join(tested)}; install one of them if something fails"
             yield Check(package, "warning", version, advice, {"version": version})
+
+
+def _install(package: str, needed: set[str]) -> str:
+    """How an optional package is installed with the others that the recipe needs."""
+    if "vllm" in needed:
+        return INSTALL_GPU
+    return INSTALL_UNSLOTH if "unsloth" in needed else f"pip install {package}"
 
 
 def _version(package: str) -> str | None:
@@ -360,8 +367,8 @@ def _share_for_vllm(recipe: Recipe, shape: ModelShape, share: float, total: int,
         if MemoryPlan({}, plan_memory(given, shape, total=total, half=half).sampling).fits(total):
             return f"set rollout.vllm_gpu_memory_utilization to {share:.2f} or more"
     return (
-        "no share of this GPU is enough for vLLM beside the policy: lower what is named below, set rollout.engine: hf, "
-        "or take a larger GPU"
+        "no share of this GPU is enough for vLLM beside the policy: set rollout.engine: hf, or take a smaller model (or "
+        "model.load_in_4bit) or a larger GPU"
     )
 
 

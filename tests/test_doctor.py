@@ -47,7 +47,10 @@ def test_a_recipe_for_a_gpu_fails_and_says_what_to_do():
     assert "FAIL gpu: none, and the recipe needs one (model.loader: unsloth, model.load_in_4bit)" in done.stdout
     assert "-> run it on a machine with a CUDA GPU, or set model.loader: hf" in done.stdout
     if doctor._version("unsloth") is None:
-        assert "FAIL unsloth: not installed, and the recipe needs it" in done.stdout
+        missing = (
+            "FAIL unsloth: not installed, and the recipe needs it\n     -> in an environment of its own, pip install "
+        )
+        assert f"{missing}'sharevl-lite[unsloth]'" in done.stdout
 
 
 @WITHOUT_GPU
@@ -181,7 +184,7 @@ def test_a_folder_that_cannot_hold_a_run(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gib", "knob"), [(12, "rollout.vllm_gpu_memory_utilization"), (30, "model.gradient_checkpointing")]
+    ("gib", "knob"), [(18, "rollout.vllm_gpu_memory_utilization"), (30, "model.gradient_checkpointing")]
 )
 def test_memory_that_does_not_suffice_comes_with_advice(gib, knob):
     changes = {"model.path": "Qwen/Qwen2.5-VL-3B-Instruct", "model.dtype": "bfloat16", "rollout.engine": "vllm"}

@@ -10,7 +10,7 @@ from tiny_models import FAMILIES, tiny_model
 
 from sharevl_lite.cli import main
 from sharevl_lite.config_model import ModelSection
-from sharevl_lite.errors import INSTALL_GPU
+from sharevl_lite.errors import INSTALL_GPU, INSTALL_UNSLOTH
 from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.policy.folder import is_missing
 from sharevl_lite.policy.fused import stock_layers
@@ -51,8 +51,10 @@ def test_an_error_without_text_is_told_by_its_type(monkeypatch):
 def test_unsloth_that_is_missing_is_named_before_anything_is_loaded(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sharevl_lite.policy.unsloth.find_spec", lambda name: None)
     file = recipe("model: {path: nowhere/at-all, loader: unsloth}\n")
-    assert main(["train", file, "--output-dir", str(tmp_path)]) == 2
-    assert f"model.loader: Unsloth is not installed; {INSTALL_GPU}, or choose model.loader: hf" in message(capsys)
+    for engine, install in (("hf", INSTALL_UNSLOTH), ("vllm", INSTALL_GPU)):
+        assert main(["train", file, "--output-dir", str(tmp_path), "--rollout.engine", engine]) == 2
+        assert f"model.loader: Unsloth is not installed; {install}, or choose model.loader: hf" in message(capsys)
+    assert "in an environment of its own, pip install 'sharevl-lite[unsloth]' (in a checkout" in INSTALL_UNSLOTH
 
 
 def test_unsloth_that_does_not_start_says_why(recipe, tmp_path, capsys, monkeypatch):
