@@ -34,7 +34,7 @@ from sharevl_lite.memory_plan import (
     reliefs,
     sequences_at_once,
 )
-from sharevl_lite.policy.hf import has_bfloat16
+from sharevl_lite.policy.hf import BUILTIN_PREFIX, has_bfloat16
 from sharevl_lite.precheck import is_local, look
 
 Status = Literal["ok", "warning", "failure", "skipped"]
@@ -124,7 +124,7 @@ def _needs_gpu(recipe: Recipe) -> list[str]:
 
 def _gpus(recipe: Recipe | None, memory_gib: float | None) -> Iterator[Check]:
     if not torch.cuda.is_available():
-        yield _no_gpu(_needs_gpu(recipe) if recipe and memory_gib is None else [])
+        yield _no_gpu(recipe) if memory_gib is None else _other_gpu(memory_gib)
         return
     driver = _driver() or "driver unknown (nvidia-smi does not say)"
     yield Check("driver", "ok", f"{driver}, CUDA {torch.version.cuda}", facts={"cuda": torch.version.cuda})
@@ -142,8 +142,15 @@ def _gpus(recipe: Recipe | None, memory_gib: float | None) -> Iterator[Check]:
             yield Check(f"gpu {number}", "ok", finding, facts=facts)
 
 
-def _no_gpu(needs: list[str]) -> Check:
-    """There is none, or none that torch can use; `needs` is what asks for one."""
+def _other_gpu(memory_gib: float) -> Check:
+    return Check(
+        "gpu", "warning", f"none here; the plan is for one of {memory_gib:g} GiB", "run the recipe where it is"
+    )
+
+
+def _no_gpu(recipe: Recipe | None) -> Check:
+    """There is none, or none that torch can use."""
+    needs = _needs_gpu(recipe) if recipe else []
     finding, advice = "none", "run it on a machine with a CUDA GPU, or set model.loader: hf and rollout.engine: hf"
     driver = _driver()
     if driver is not None:
@@ -152,8 +159,10 @@ def _no_gpu(needs: list[str]) -> Check:
         advice = "update the driver, or install a torch built for an older CUDA; is CUDA_VISIBLE_DEVICES right?"
     if needs:
         return Check("gpu", "failure", f"{finding}, and the recipe needs one ({', '.join(needs)})", advice)
-    slow = advice if driver else "fine for the demo; slow for real models"
-    return Check("gpu", "warning", f"{finding}: training runs on the CPU", slow)
+    slow = "fine for the demo; slow for real models"
+    if recipe is not None and not recipe.model.path.startswith(BUILTIN_PREFIX):
+        slow = "for large models, run it on a machine with a CUDA GPU, and plan for that with --memory-gib N"
+    return Check("gpu", "warning", f"{finding}: training runs on the CPU", advice if driver else slow)
 
 
 def _driver() -> str | None:
@@ -336,9 +345,8 @@ def _plan_check(name: str, parts: dict[str, int], plan: MemoryPlan, total: int |
     amount = sum(parts.values())
     status: Status = "ok" if total is None or MemoryPlan(parts, {}).fits(total) else "failure"
     finding = f"{amount / GIB:.1f} GiB planned from {source} ({told})"
-    if total is not None:
-        finding += f" of {total / GIB:.1f} GiB"
-    return Check(name, status, finding, facts={"parts": parts, "total": total, "fits": status == "ok"})
+    finding += " on the CPU" if total is None else f" of a GPU's {total / GIB:.1f} GiB"
+    return Check(name, status, finding, facts={"parts": parts, "card": total, "fits": status == "ok"})
 
 
 def _room_for_sequences(recipe: Recipe, shape: ModelShape, total: int, *, half: bool) -> Check:
@@ -367,8 +375,8 @@ def _share_for_vllm(recipe: Recipe, shape: ModelShape, share: float, total: int,
         if MemoryPlan({}, plan_memory(given, shape, total=total, half=half).sampling).fits(total):
             return f"set rollout.vllm_gpu_memory_utilization to {share:.2f} or more"
     return (
-        "no share of this GPU is enough for vLLM beside the policy: set rollout.engine: hf, or take a smaller model (or "
-        "model.load_in_4bit) or a larger GPU"
+        "no share of this GPU is enough for vLLM beside the policy: set rollout.engine: hf, or take a smaller model "
+        "(or model.load_in_4bit) or a larger GPU"
     )
 
 

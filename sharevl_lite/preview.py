@@ -132,7 +132,7 @@ def _memory_lines(recipe: Recipe) -> list[str]:
         half=gpu and has_bfloat16(),
     )
     return [
-        f"memory (estimate) {sum(parts.values()) / MIB:,.0f} MiB to {what}: "
+        f"memory (estimate) {sum(parts.values()) / MIB:,.0f} MiB to {what} on the {'GPU' if gpu else 'CPU'}: "
         + ", ".join(f"{name} {amount / MIB:,.0f}" for name, amount in parts.items())
         for what, parts in (("train", plan.training), ("sample", plan.sampling))
     ]

@@ -36,6 +36,7 @@ def test_a_machine_without_gpu_runs_the_demo():
     assert "warn gpu: none: training runs on the CPU" in done.stdout
     assert f"ok   torch: {metadata.version('torch')}" in done.stdout
     assert "ok   memory, training:" in done.stdout
+    assert " on the CPU" in next(line for line in done.stdout.splitlines() if "memory, sampling" in line)
     assert done.stdout.splitlines()[-1].startswith("0 failures, ")
     assert "\x1b" not in done.stdout
 
@@ -51,6 +52,16 @@ def test_a_recipe_for_a_gpu_fails_and_says_what_to_do():
             "FAIL unsloth: not installed, and the recipe needs it\n     -> in an environment of its own, pip install "
         )
         assert f"{missing}'sharevl-lite[unsloth]'" in done.stdout
+
+
+@WITHOUT_GPU
+def test_it_is_said_which_device_a_plan_is_for():
+    recipe = load_recipe(CONFIGS / "geometry3k_two_gpus.yaml")
+    here, elsewhere = found(examine(recipe)), found(examine(recipe, memory_gib=24))
+    assert here["gpu"].advice.endswith("run it on a machine with a CUDA GPU, and plan for that with --memory-gib N")
+    assert here["memory, training"].finding.endswith(" on the CPU")
+    assert elsewhere["gpu"].finding == "none here; the plan is for one of 24 GiB"
+    assert elsewhere["memory, training"].finding.endswith(" of a GPU's 24.0 GiB")
 
 
 @WITHOUT_GPU
@@ -101,7 +112,7 @@ def test_json_is_one_object_with_everything():
     checks = {check["name"]: check for check in answer["checks"]}
     assert answer["failures"] == sum(check["status"] == "failure" for check in checks.values())
     assert checks["torch"]["facts"]["version"] == metadata.version("torch")
-    assert checks["memory, training"]["facts"]["total"] == 16 * 2**30
+    assert checks["memory, training"]["facts"]["card"] == 16 * 2**30
     assert sum(checks["memory, training"]["facts"]["parts"].values()) > 0
     assert done.returncode == int(answer["failures"] > 0)
 
