@@ -56,7 +56,8 @@ class DataSection(Section):
     """Where the problems come from."""
 
     train: Annotated[str, Field(min_length=1)] = "builtin:digits"
-    """A .parquet or .jsonl file, a folder of them, a Hub dataset id, or `builtin:digits`."""
+    """A .parquet or .jsonl file, a folder of them, a Hub dataset id, or `builtin:digits`. Paths start at the current
+    folder."""
     eval: Annotated[str, Field(min_length=1)] | None = None
     """Held-out problems, in the same forms. None: no evaluation."""
     train_split: str = "train"
@@ -191,6 +192,8 @@ class RewardSection(Section):
     numeric_tolerance: NonNegative = 0.0
     """A number is also right if it is off by at most this share of the right one (ChartQA: 0.05)."""
     functions: list[RewardFunctionSection] = []
+    """Rewards of your own, each a `{path: rewards.py:function, weight: 1.0}` of a function with TRL's signature. Paths
+    start at the recipe's folder, not at the current one as those of data do."""
     timeout_seconds: Positive = 10.0
     """A verification that takes longer is killed and counted as a failure, never as a wrong answer."""
     workers: Count = 2

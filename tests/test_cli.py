@@ -62,6 +62,14 @@ def test_train_help_names_every_knob():
     text = sharevl("train", "--help").stdout
     assert all(f"--{knob.name} " in text for knob in knobs())
     assert "Lower clip of the ratio" in text
+    words = " ".join(text.split())
+    assert "(default: []) Rewards of your own, each a `{path: rewards.py:function, weight: 1.0}`" in words
+    assert "Paths start at the recipe's folder" in words
+    assert "Paths start at the current folder" in words
+
+
+def test_variants_help_names_the_default_rewriter(called):
+    assert "rules (no model; default)" in " ".join(called("variants", "--help")[1].split())
 
 
 def test_train_help_names_knobs_when_python_asks_for_it(called):
