@@ -137,7 +137,7 @@ def _add_variants(commands: argparse._SubParsersAction[_Parser]) -> None:
     variants.add_argument("--out", metavar="DIR", help="folder to write; must be new, or of the same settings")
     variants.add_argument("--report", metavar="DIR", help="print the report of a folder written before")
     variants.add_argument(
-        "--with", dest="rewriter", default="rules", help="rules (no model), openai, hf:MODEL or vllm:MODEL"
+        "--with", dest="rewriter", default="rules", help="rules (no model; default), openai, hf:MODEL or vllm:MODEL"
     )
     variants.add_argument("--num", type=int, default=4, help="most rewrites of a problem (default: 4)")
     variants.add_argument("--base-url", help="an OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY")
@@ -277,7 +277,9 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     if recipe.model.loader == "unsloth":
         from sharevl_lite.policy.unsloth import import_unsloth
 
-        import_unsloth()  # before anything that imports transformers
+        import_unsloth(
+            beside_vllm=recipe.rollout.engine in ("vllm", "unsloth")
+        )  # before anything that imports transformers
     from sharevl_lite.run import train
 
     result = train(recipe, resume=options.resume)

@@ -56,7 +56,8 @@ class DataSection(Section):
     """Where the problems come from."""
 
     train: Annotated[str, Field(min_length=1)] = "builtin:digits"
-    """A .parquet or .jsonl file, a folder of them, a Hub dataset id, or `builtin:digits`."""
+    """A .parquet or .jsonl file, a folder of them, a Hub dataset id, or `builtin:digits`. Paths start at the current
+    folder."""
     eval: Annotated[str, Field(min_length=1)] | None = None
     """Held-out problems, in the same forms. None: no evaluation."""
     train_split: str = "train"
@@ -161,6 +162,16 @@ class ShareSection(Section):
     """What differences from the mean reward are divided by: the standard deviation; `repeated`: the public code's
     global deviation, over rewards repeated m times; `none`: nothing (Dr. GRPO, with `objective.aggregation`)."""
 
+    @model_validator(mode="after")
+    def _rewards_to_compare(self) -> ShareSection:
+        if self.num_responses * (1 if self.levels == "local" else self.num_variants) < 2:
+            alone = "" if self.num_variants == 1 else f" of each of the {self.num_variants} variants alone"
+            raise ValueError(
+                f"levels: {self.levels} with num_responses: 1 compares one reward{alone} with itself, so nothing is "
+                "learnt; set num_responses to 2 or more"
+            )
+        return self
+
 
 class RewardFunctionSection(Section):
     """A user's reward: a Python file and a function with TRL's signature."""
@@ -181,6 +192,8 @@ class RewardSection(Section):
     numeric_tolerance: NonNegative = 0.0
     """A number is also right if it is off by at most this share of the right one (ChartQA: 0.05)."""
     functions: list[RewardFunctionSection] = []
+    """Rewards of your own, each a `{path: rewards.py:function, weight: 1.0}` of a function with TRL's signature. Paths
+    start at the recipe's folder, not at the current one as those of data do."""
     timeout_seconds: Positive = 10.0
     """A verification that takes longer is killed and counted as a failure, never as a wrong answer."""
     workers: Count = 2

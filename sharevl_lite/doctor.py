@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 from rich.console import Console
 
 from sharevl_lite.config import Recipe
-from sharevl_lite.errors import INSTALL_GPU
+from sharevl_lite.errors import INSTALL_GPU, INSTALL_UNSLOTH, UserError, in_one_line
 from sharevl_lite.memory_plan import (
     GIB,
     MemoryPlan,
@@ -34,7 +34,8 @@ from sharevl_lite.memory_plan import (
     reliefs,
     sequences_at_once,
 )
-from sharevl_lite.policy.hf import has_bfloat16
+from sharevl_lite.policy.hf import BUILTIN_PREFIX, has_bfloat16
+from sharevl_lite.precheck import is_local, look
 
 Status = Literal["ok", "warning", "failure", "skipped"]
 MARKS: dict[Status, str] = {"ok": "ok", "warning": "warn", "failure": "FAIL", "skipped": "skip"}
@@ -89,7 +90,7 @@ def examine(recipe: Recipe | None, *, memory_gib: float | None = None) -> list[C
     """All checks, in the order they are read. `memory_gib` plans for a GPU of that size instead of the one here."""
     checks = [_python(), *_gpus(recipe, memory_gib), *_packages(recipe), _unsloth(recipe), _hub(recipe)]
     if recipe is not None:
-        checks += [_disk(recipe), _workers(recipe), *_memory(recipe, memory_gib)]
+        checks += [_disk(recipe), _workers(recipe), _start(recipe), *_memory(recipe, memory_gib)]
     return checks
 
 
@@ -123,7 +124,7 @@ def _needs_gpu(recipe: Recipe) -> list[str]:
 
 def _gpus(recipe: Recipe | None, memory_gib: float | None) -> Iterator[Check]:
     if not torch.cuda.is_available():
-        yield _no_gpu(_needs_gpu(recipe) if recipe and memory_gib is None else [])
+        yield _no_gpu(recipe) if memory_gib is None else _other_gpu(memory_gib)
         return
     driver = _driver() or "driver unknown (nvidia-smi does not say)"
     yield Check("driver", "ok", f"{driver}, CUDA {torch.version.cuda}", facts={"cuda": torch.version.cuda})
@@ -141,8 +142,15 @@ def _gpus(recipe: Recipe | None, memory_gib: float | None) -> Iterator[Check]:
             yield Check(f"gpu {number}", "ok", finding, facts=facts)
 
 
-def _no_gpu(needs: list[str]) -> Check:
-    """There is none, or none that torch can use; `needs` is what asks for one."""
+def _other_gpu(memory_gib: float) -> Check:
+    return Check(
+        "gpu", "warning", f"none here; the plan is for one of {memory_gib:g} GiB", "run the recipe where it is"
+    )
+
+
+def _no_gpu(recipe: Recipe | None) -> Check:
+    """There is none, or none that torch can use."""
+    needs = _needs_gpu(recipe) if recipe else []
     finding, advice = "none", "run it on a machine with a CUDA GPU, or set model.loader: hf and rollout.engine: hf"
     driver = _driver()
     if driver is not None:
@@ -151,8 +159,10 @@ def _no_gpu(needs: list[str]) -> Check:
         advice = "update the driver, or install a torch built for an older CUDA; is CUDA_VISIBLE_DEVICES right?"
     if needs:
         return Check("gpu", "failure", f"{finding}, and the recipe needs one ({', '.join(needs)})", advice)
-    slow = advice if driver else "fine for the demo; slow for real models"
-    return Check("gpu", "warning", f"{finding}: training runs on the CPU", slow)
+    slow = "fine for the demo; slow for real models"
+    if recipe is not None and not recipe.model.path.startswith(BUILTIN_PREFIX):
+        slow = "for large models, run it on a machine with a CUDA GPU, and plan for that with --memory-gib N"
+    return Check("gpu", "warning", f"{finding}: training runs on the CPU", advice if driver else slow)
 
 
 def _driver() -> str | None:
@@ -192,7 +202,7 @@ def _packages(recipe: Recipe | None) -> Iterator[Check]:
         if version is None:
             if package in needed and package in OPTIONAL:
                 finding = "not installed, and the recipe needs it"
-                yield Check(package, "failure", finding, INSTALL_GPU)
+                yield Check(package, "failure", finding, _install(package, needed))
             elif package in needed:
                 yield Check(package, "failure", "not installed", f"pip install {package}")
             else:
@@ -202,6 +212,13 @@ def _packages(recipe: Recipe | None) -> Iterator[Check]:
         else:
             advice = f"tested with {', '.join(tested)}; install one of them if something fails"
             yield Check(package, "warning", version, advice, {"version": version})
+
+
+def _install(package: str, needed: set[str]) -> str:
+    """How an optional package is installed with the others that the recipe needs."""
+    if "vllm" in needed:
+        return INSTALL_GPU
+    return INSTALL_UNSLOTH if "unsloth" in needed else f"pip install {package}"
 
 
 def _version(package: str) -> str | None:
@@ -287,11 +304,26 @@ def _workers(recipe: Recipe) -> Check:
     return Check("rewards", "ok", finding)
 
 
+def _start(recipe: Recipe) -> Check:
+    """What `train` looks at before it loads the model, of what is on this machine."""
+    name = "model and data"
+    try:
+        first = look(recipe)
+    except UserError as error:
+        return Check(name, "failure", in_one_line(error), "train would end with this")
+    if first.prompts is None and not first.problems:
+        return Check(name, "skipped", f"{recipe.model.path} and {recipe.data.train} are not on this machine yet")
+    seen = f"the first {len(first.problems)} problems" if first.problems else f"nothing of {recipe.data.train}"
+    model = recipe.model.path if first.prompts is not None else "no tokenizer"
+    return Check(name, "ok", f"read {seen}, with {model}")
+
+
 def _memory(recipe: Recipe, memory_gib: float | None) -> Iterator[Check]:
     found = find_config(recipe.model.path)
     if found is None:
+        local = is_local(recipe.model.path)
         finding = f"not planned: the configuration of {recipe.model.path} is not on this machine"
-        yield Check("memory", "skipped", finding, f"hf download {recipe.model.path} config.json")
+        yield Check("memory", "skipped", finding, "" if local else f"hf download {recipe.model.path} config.json")
         return
     shape = measure_shape(found[0])
     gpu = torch.cuda.is_available()
@@ -313,9 +345,8 @@ def _plan_check(name: str, parts: dict[str, int], plan: MemoryPlan, total: int |
     amount = sum(parts.values())
     status: Status = "ok" if total is None or MemoryPlan(parts, {}).fits(total) else "failure"
     finding = f"{amount / GIB:.1f} GiB planned from {source} ({told})"
-    if total is not None:
-        finding += f" of {total / GIB:.1f} GiB"
-    return Check(name, status, finding, facts={"parts": parts, "total": total, "fits": status == "ok"})
+    finding += " on the CPU" if total is None else f" of a GPU's {total / GIB:.1f} GiB"
+    return Check(name, status, finding, facts={"parts": parts, "card": total, "fits": status == "ok"})
 
 
 def _room_for_sequences(recipe: Recipe, shape: ModelShape, total: int, *, half: bool) -> Check:
@@ -323,7 +354,7 @@ def _room_for_sequences(recipe: Recipe, shape: ModelShape, total: int, *, half: 
     name, share = "memory, vLLM", recipe.rollout.vllm_gpu_memory_utilization * total
     least, count = engine_needs(recipe, shape, half=half), sequences_at_once(recipe, shape, total=total, half=half)
     if share < least:
-        advice = f"set rollout.vllm_gpu_memory_utilization to {least / total + 0.005:.2f} or more"
+        advice = _share_for_vllm(recipe, shape, round(least / total + 0.005, 2), total, half=half)
         return Check(name, "failure", f"{share / GIB:.1f} GiB for vLLM, which needs {least / GIB:.1f}", advice)
     asked, longest = recipe.rollout.batch_size, recipe.max_sequence_length
     finding = f"room for {min(count, asked)} of {asked} responses of full length ({longest:,} tokens) at once"
@@ -334,6 +365,19 @@ def _room_for_sequences(recipe: Recipe, shape: ModelShape, total: int, *, half: 
         )
         return Check(name, "warning", finding, advice)
     return Check(name, "ok", finding)
+
+
+def _share_for_vllm(recipe: Recipe, shape: ModelShape, share: float, total: int, *, half: bool) -> str:
+    """The advice to give vLLM the share that it needs, where the policy fits beside it; else another."""
+    if share < 1.0:
+        section = recipe.rollout.model_copy(update={"vllm_gpu_memory_utilization": share})
+        given = recipe.model_copy(update={"rollout": section})
+        if MemoryPlan({}, plan_memory(given, shape, total=total, half=half).sampling).fits(total):
+            return f"set rollout.vllm_gpu_memory_utilization to {share:.2f} or more"
+    return (
+        "no share of this GPU is enough for vLLM beside the policy: set rollout.engine: hf, or take a smaller model "
+        "(or model.load_in_4bit) or a larger GPU"
+    )
 
 
 def _advice(recipe: Recipe, shape: ModelShape, plan: MemoryPlan, total: int, *, half: bool) -> Iterator[Check]:

@@ -29,7 +29,7 @@ def check_engine(recipe: Recipe) -> None:
     if recipe.rollout.engine in ("vllm", "unsloth") and importlib.util.find_spec("vllm") is None:
         raise RolloutError(f"rollout.engine: vLLM is not installed; {INSTALL_GPU}, or choose rollout.engine: hf")
     if recipe.model.loader == "unsloth":
-        import_unsloth()
+        import_unsloth(beside_vllm=recipe.rollout.engine in ("vllm", "unsloth"))
 
 
 def check_servers(recipe: Recipe) -> None:

@@ -1,7 +1,9 @@
 """What tells a user's mistake from a fault of ours: its class. And what others' errors say, for such a message."""
 
-INSTALL_GPU = "pip install 'sharevl-lite[gpu]' (in a checkout '.[gpu]')"
-"""Takes versions of vLLM and Unsloth that go together with the rest."""
+INSTALL_GPU = "in an environment of its own, pip install 'sharevl-lite[gpu]' (in a checkout '.[gpu]')"
+"""Takes versions of vLLM and Unsloth that go together with the rest, and another torch than constraints.txt."""
+INSTALL_UNSLOTH = INSTALL_GPU.replace("[gpu]", "[unsloth]")
+"""The same without vLLM."""
 
 
 class UserError(ValueError):

@@ -31,6 +31,7 @@ from sharevl_lite.evaluation.saving import EVAL_DIR, Place, default_name, find_p
 from sharevl_lite.evaluation.statistics import RESAMPLES
 from sharevl_lite.evaluation.tables import show
 from sharevl_lite.intake import fit_prompts, most_images
+from sharevl_lite.policy.folder import check_folder, is_missing
 from sharevl_lite.policy.hf import load_adapter, resolve_model_path
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
@@ -40,7 +41,7 @@ from sharevl_lite.run import typed_command
 from sharevl_lite.run_folder import ADAPTER_DIR, RECIPE_FILE, RunError
 
 ALL_ROWS = sys.maxsize
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -137,18 +138,22 @@ def find_subject(target: str, settings: Settings, presets: Mapping[str, Any] | N
     found = None if run_dir is None else run_dir / RECIPE_FILE
     described = found if settings.recipe_file is None else Path(settings.recipe_file)
     if run_dir is None:
-        _check_model(target)
+        check_model(target)
     words = [*settings.words(), *([] if run_dir else ["--model.path", target])]
     rows = {"eval.problems": ALL_ROWS} if settings.data is not None else {}
     return Subject(target, load_recipe(described, words, presets={**rows, **(presets or {})}), adapter, run_dir)
 
 
-def _check_model(target: str) -> None:
-    """Raises RunError for what is no folder and cannot be a model of the Hub; PolicyError for an unknown built-in."""
-    if resolve_model_path(target) == target and not Path(target).is_dir() and not HUB_ID.fullmatch(target):
+def check_model(target: str) -> None:
+    """Raises RunError for what is not there and cannot be a model of the Hub; PolicyError for an unknown built-in, and
+    for a folder that holds no model."""
+    if resolve_model_path(target) != target:
+        return
+    if not Path(target).exists() and (is_missing(target) or not HUB_ID.fullmatch(target)):
         raise RunError(
             f"{target}: no such run, checkpoint or model; give a folder, ORG/NAME on the Hub, or builtin:NAME"
         )
+    check_folder(target)
 
 
 def _load(recipe: Recipe) -> LoadedProblems:

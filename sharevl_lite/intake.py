@@ -12,7 +12,7 @@ from rich.console import Console
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import LoadedProblems, Problem, load_problems
 from sharevl_lite.data.errors import RowFault
-from sharevl_lite.policy.prompts import PromptEncoder
+from sharevl_lite.policy.prompts import PromptRenderer
 from sharevl_lite.variants.expand import announce
 from sharevl_lite.variants.transforms import TRANSFORMS
 
@@ -37,7 +37,7 @@ def read_sources(recipe: Recipe) -> Intake:
 def fit_prompts(
     recipe: Recipe,
     loaded: LoadedProblems,
-    encoder: PromptEncoder,
+    encoder: PromptRenderer,
     console: Console,
     *,
     kinds: Sequence[str] | None = None,
@@ -77,7 +77,7 @@ def fit_prompts(
     return checked.problems
 
 
-def _check_special_tokens(problem: Problem, encoder: PromptEncoder) -> None:
+def _check_special_tokens(problem: Problem, encoder: PromptRenderer) -> None:
     """Raises RowFault for text that a tokenizer would read as (part of) an image, or as the end of the question."""
     for text in (problem.text, *problem.variants):
         for token in encoder.control_tokens:
@@ -88,7 +88,7 @@ def _check_special_tokens(problem: Problem, encoder: PromptEncoder) -> None:
                 )
 
 
-def _longest(problem: Problem, encoder: PromptEncoder, kinds: Sequence[str], most: int) -> tuple[int, str]:
+def _longest(problem: Problem, encoder: PromptRenderer, kinds: Sequence[str], most: int) -> tuple[int, str]:
     """Tokens of the problem's longest prompt, and in words with which transform that is.
 
     Transforms are counted only where their sentence and larger images could exceed `most`.

@@ -59,14 +59,14 @@ def nearest_keys(key: str, limit: int = 3) -> list[str]:
     """Valid dotted keys that an unknown `key` may have meant, best first; empty when nothing is near.
 
     The last part of the key counts more than where it stands: `num_variants` at the top level and
-    `train.num_variants` both find `share.num_variants`.
+    `train.num_variants` both find `share.num_variants`. A section of that name is meant where no sibling is near.
     """
     wanted = key.replace("-", "_")
     section, _, leaf = wanted.rpartition(".")
     names = [name for name in _names() if not wanted.startswith(f"{name}.")]
-    same_leaf = [name for name in names if _leaf(name) == leaf]
     siblings = {_leaf(name): name for name in names if name.rpartition(".")[0] == section}
     near_siblings = [siblings[found] for found in difflib.get_close_matches(leaf, siblings, limit, cutoff=0.65)]
+    same_leaf = [name for name in names if _leaf(name) == leaf and not (near_siblings and name in sections())]
     near_leaves = difflib.get_close_matches(leaf, sorted({_leaf(name) for name in names}), 1, cutoff=0.75)
     elsewhere = [name for name in names if _leaf(name) in near_leaves]
     return (same_leaf or near_siblings or elsewhere)[:limit]

@@ -7,17 +7,15 @@ hand without a download; otherwise, and for responses always, the recipe's upper
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sharevl_lite.config import Recipe
+from sharevl_lite.precheck import FirstLook, look
 from sharevl_lite.recipes import dump_recipe
-from sharevl_lite.rewards import RewardScorer
 
 if TYPE_CHECKING:
     from sharevl_lite.data import Problem
 
-MEASURED_PROBLEMS = 32
 MIB = 2**20
 
 
@@ -34,9 +32,8 @@ class StepSize:
 
 def preview(recipe: Recipe) -> str:
     """The text of a dry run. Raises the errors of the recipe's model and data where those are at hand, and of reward
-    functions that do not load."""
-    RewardScorer(recipe.reward).close()
-    first = _first_problems(recipe)
+    functions that do not load, as `train` would."""
+    first = look(recipe)
     prompt_length, measured = _prompt_length(recipe, first)
     size = step_size(recipe, prompt_length)
     train, share = recipe.train, recipe.share
@@ -53,7 +50,7 @@ def preview(recipe: Recipe) -> str:
         f"rows, separate    {size.pairs:,} rows, at most {size.tokens_separate:,} tokens",
         f"rows, packed      at most {size.tokens_packed:,} tokens in rows of {train.token_budget:,} "
         f"({size.tokens_separate / size.tokens_packed:.2f} x fewer)",
-        *_repeat_lines(recipe, first),
+        *_repeat_lines(recipe, first.problems),
         *_memory_lines(recipe),
         *_server_lines(recipe),
         f"written to        {recipe.run_dir}",
@@ -103,19 +100,6 @@ def _pair_formula(recipe: Recipe) -> str:
     return f"P·m²·n = {problems}·{share.num_variants}²·{share.num_responses}"
 
 
-def _first_problems(recipe: Recipe) -> list[Problem]:
-    """The first problems of the data; none of data that would have to be downloaded.
-
-    Raises DataError when a source that should be on this machine is not.
-    """
-    from sharevl_lite.data import load_problems
-
-    data = recipe.data
-    if _is_remote(data.train):
-        return []
-    return load_problems(data.train, data, split=data.train_split, limit=MEASURED_PROBLEMS).problems
-
-
 def _repeat_lines(recipe: Recipe, problems: list[Problem]) -> list[str]:
     from sharevl_lite.variants.expand import words_on_repeats
 
@@ -123,40 +107,12 @@ def _repeat_lines(recipe: Recipe, problems: list[Problem]) -> list[str]:
     return [] if told is None else [f"variants          of the first {len(problems)} problems: {told}"]
 
 
-def _prompt_length(recipe: Recipe, problems: list[Problem]) -> tuple[int, str]:
+def _prompt_length(recipe: Recipe, first: FirstLook) -> tuple[int, str]:
     """(tokens, where the figure is from)."""
-    data = recipe.data
-    bound = data.max_prompt_length, "upper bound: data.max_prompt_length"
-    processor = _processor_at_hand(recipe.model.path) if problems else None
-    if processor is None:
-        return bound
-    from sharevl_lite.policy.prompts import PromptRenderer
-
-    prompts = PromptRenderer(processor, data.prompt_template, data.system_prompt)
-    lengths = [prompts.count_tokens(problem.text, problem.image_sizes) for problem in problems]
+    if first.prompts is None or not first.problems:
+        return recipe.data.max_prompt_length, "upper bound: data.max_prompt_length"
+    lengths = [first.prompts.count_tokens(problem.text, problem.image_sizes) for problem in first.problems]
     return round(sum(lengths) / len(lengths)), f"mean of the first {len(lengths)} problems"
-
-
-def _is_remote(source: str) -> bool:
-    """Whether the source is a Hub dataset: not built in, not there, and not written as a file."""
-    local = source.startswith("builtin:") or Path(source).exists() or Path(source).suffix in (".parquet", ".jsonl")
-    return not local and source.count("/") == 1
-
-
-def _processor_at_hand(model: str) -> Any:
-    """The model's processor from disk or the local cache; None when it would have to be downloaded.
-
-    Raises PolicyError for an unknown built-in.
-    """
-    from transformers import AutoProcessor
-
-    from sharevl_lite.policy.hf import resolve_model_path
-
-    path = resolve_model_path(model)
-    try:
-        return AutoProcessor.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError):
-        return None
 
 
 def _memory_lines(recipe: Recipe) -> list[str]:
@@ -176,7 +132,7 @@ def _memory_lines(recipe: Recipe) -> list[str]:
         half=gpu and has_bfloat16(),
     )
     return [
-        f"memory (estimate) {sum(parts.values()) / MIB:,.0f} MiB to {what}: "
+        f"memory (estimate) {sum(parts.values()) / MIB:,.0f} MiB to {what} on the {'GPU' if gpu else 'CPU'}: "
         + ", ".join(f"{name} {amount / MIB:,.0f}" for name, amount in parts.items())
         for what, parts in (("train", plan.training), ("sample", plan.sampling))
     ]

@@ -168,10 +168,21 @@ def _read(file: Path) -> _Draft:
 def _missing(file: Path) -> str:
     problem = f"{file}: is a folder, not a recipe file" if file.is_dir() else f"{file}: no such file"
     for folder in (file, file.parent, Path("configs")):
-        names = sorted(str(found) for pattern in ("*.yaml", "*.yml") for found in folder.glob(pattern))
+        names = sorted(
+            str(found) for pattern in ("*.yaml", "*.yml") for found in folder.glob(pattern) if _is_recipe(found)
+        )
         if names:
             return f"{problem}. Recipes near it: {', '.join(names)}"
     return f"{problem}, and no *.yaml near it. Recipes to start from are in configs/ of the repository (git clone)"
+
+
+def _is_recipe(file: Path) -> bool:
+    """Whether the file holds a section of a recipe."""
+    try:
+        data = parse(file.read_text(encoding="utf-8")).data
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return not file.name.startswith(".") and isinstance(data, dict) and not sections().keys().isdisjoint(data)
 
 
 def _apply_overrides(draft: _Draft, overrides: Sequence[str] | Mapping[str, Any]) -> None:
@@ -299,19 +310,27 @@ ABSENT = {
 
 
 def _wording(path: KeyPath, kind: str, message: str, value: Any) -> str:
-    key = _dotted(path)
     if kind == "extra_forbidden":
         return _unknown_key(_dotted(tuple(part for part in path if isinstance(part, str))))
     if kind == "value_error":
         return message.removeprefix("Value error, ")
     if kind in ABSENT:
         return ABSENT[kind]
-    knob = find_knob(key)
-    if knob is not None:
-        return f"must be {knob.type}, got {_shown(value)}"
+    taken = _taken(path, kind)
+    told = message.replace("Input should be", "must be") if taken is None else f"must be {taken}"
+    return f"{told}, got {_shown(value)}"
+
+
+def _taken(path: KeyPath, kind: str) -> str | None:
+    """What a key takes, in words; None where the knobs do not say."""
+    key = _dotted(path)
     if key in sections():
-        return f"must be a mapping of keys, got {_shown(value)}"
-    return f"{message.replace('Input should be', 'must be')}, got {_shown(value)}"
+        return "a mapping of keys"
+    knob = find_knob(key)
+    if knob is None and kind == "model_type":
+        items = find_knob(_dotted(path[:-1]))
+        return None if items is None else items.type.removeprefix("list of ")
+    return None if knob is None else knob.type
 
 
 def _unknown_key(key: str, *, as_flag: bool = False) -> str:

@@ -86,7 +86,7 @@ def prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
     if resume != "auto":
         checkpoint = Path(resume)
         if not (checkpoint / STATE_FILE).is_file():
-            raise RunError(f"--resume {resume}: not a checkpoint (no {STATE_FILE} in it)")
+            raise RunError(f"--resume {resume}: {_no_checkpoint(checkpoint, run_dir)}")
         if checkpoint.parent.resolve() != (run_dir / CHECKPOINTS_DIR).resolve():
             raise RunError(f"--resume {resume}: not a checkpoint of {run_dir}; set --name and --output-dir to its run")
     elif not recipe_file.exists() or not has_steps(run_dir):
@@ -98,6 +98,22 @@ def prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
     if started.train.rollouts != recipe.train.rollouts:
         _check_length(started.train.rollouts, recipe, start)
     return start
+
+
+def _no_checkpoint(folder: Path, run_dir: Path) -> str:
+    """Why `folder` is none to resume from, and what to give instead."""
+    why = f"not a checkpoint (no {STATE_FILE} in it)" if folder.exists() else "no such folder"
+    for place in (folder, folder / CHECKPOINTS_DIR, run_dir / CHECKPOINTS_DIR):
+        there = list_checkpoints(place)
+        if there:
+            told = f"give auto for the newest, or one of {', '.join(map(str, there[-3:]))}"
+            return f"{why}; {told if place.parent.resolve() == run_dir.resolve() else _of_another(there[-1])}"
+    return f"{why}; {run_dir} has no checkpoints: give auto to begin it, or set --name and --output-dir to its run"
+
+
+def _of_another(checkpoint: Path) -> str:
+    run = checkpoint.parent.parent.resolve()
+    return f"there is {checkpoint}, of another run: set --name {run.name} and --output-dir {run.parent} for it"
 
 
 def has_steps(run_dir: Path) -> bool:
@@ -161,6 +177,8 @@ def _check_same_recipe(started: Recipe, recipe: Recipe, recipe_file: Path) -> No
     if list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR):
         changed = [k for k in changed if k != START]  # its weights have gone into the run's own
     wrong = [key for key in changed if key not in RESUMABLE_CHANGES]
+    if not wrong and is_finished(recipe):
+        return  # it does not go on
     if not wrong and ROUNDING.intersection(changed):
         logger.warning("%s changed: the run goes on, but not bit for bit", ", ".join(ROUNDING.intersection(changed)))
     if not wrong and RATE in changed:

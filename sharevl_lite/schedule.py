@@ -27,6 +27,20 @@ class UpdateStep:
     update: int
 
 
+def check_enough(recipe: Recipe, num_problems: int) -> None:
+    """Raises ScheduleError where data of so many problems do not suffice for a rollout."""
+    asked = recipe.train.problems_per_rollout
+    if num_problems < asked:
+        raise ScheduleError(
+            f"train.problems_per_rollout is {asked} and the data has {num_problems} problems; lower it or add data"
+        )
+    if recipe.rollout.dynamic_sampling and num_problems == asked:
+        raise ScheduleError(
+            f"rollout.dynamic_sampling: every step asks all {num_problems} problems, so there is none to replace "
+            "another; lower train.problems_per_rollout or add data"
+        )
+
+
 class Schedule(Dataset[UpdateStep]):
     """All optimizer steps of a run, in order. Each pass over the data is shuffled anew; a tail shorter than a rollout
     waits for the next pass.
@@ -38,17 +52,8 @@ class Schedule(Dataset[UpdateStep]):
     """
 
     def __init__(self, recipe: Recipe, num_problems: int, *, rank: int = 0, world: int = 1) -> None:
+        check_enough(recipe, num_problems)
         train = recipe.train
-        if num_problems < train.problems_per_rollout:
-            raise ScheduleError(
-                f"train.problems_per_rollout is {train.problems_per_rollout} and the data has {num_problems} problems; "
-                "lower it or add data"
-            )
-        if recipe.rollout.dynamic_sampling and num_problems == train.problems_per_rollout:
-            raise ScheduleError(
-                f"rollout.dynamic_sampling: every step asks all {num_problems} problems, so there is none to replace "
-                "another; lower train.problems_per_rollout or add data"
-            )
         if train.problems_per_update % world:
             raise ScheduleError(
                 f"train.problems_per_update ({train.problems_per_update}) must be a multiple of the {world} processes"

@@ -19,7 +19,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.data.errors import RowFault
 from sharevl_lite.data.images import ImageReader
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
-from sharevl_lite.evaluate import locate
+from sharevl_lite.evaluate import check_model, locate
 from sharevl_lite.policy.hf import load_adapter, load_policy
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
@@ -48,7 +48,7 @@ def open_tryout(run: str, model: str) -> Tryout:
         model: `run` for the run's own policy; a run, a checkpoint or an adapter; a model as in `model.path`.
 
     Raises:
-        RunError: `run` was asked for and has no recipe, or a run has no adapter yet.
+        RunError: `run` was asked for and has no recipe, a run has no adapter yet, or there is no such folder.
         PolicyError: the model or its adapter does not load.
     """
     target = Path(run) if model == RUN else Path(model)
@@ -64,6 +64,7 @@ def open_tryout(run: str, model: str) -> Tryout:
     elif found is not None:
         recipe = recipe.model_copy(update={"model": load_recipe(found / RECIPE_FILE).model})
     else:
+        check_model(model)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": model})})
     policy = load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
     if adapter is not None:

@@ -1,6 +1,7 @@
 """The command line as a user meets it: quick help, clear errors, exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sharevl_lite.cli import _PLAIN_KNOBS, main
+from sharevl_lite.policy.hf import resolve_model_path
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / "configs" / "digits_cpu.yaml")
@@ -60,6 +62,14 @@ def test_train_help_names_every_knob():
     text = sharevl("train", "--help").stdout
     assert all(f"--{knob.name} " in text for knob in knobs())
     assert "Lower clip of the ratio" in text
+    words = " ".join(text.split())
+    assert "(default: []) Rewards of your own, each a `{path: rewards.py:function, weight: 1.0}`" in words
+    assert "Paths start at the recipe's folder" in words
+    assert "Paths start at the current folder" in words
+
+
+def test_variants_help_names_the_default_rewriter(called):
+    assert "rules (no model; default)" in " ".join(called("variants", "--help")[1].split())
 
 
 def test_train_help_names_knobs_when_python_asks_for_it(called):
@@ -86,12 +96,19 @@ def test_dry_run_shows_the_recipe_with_overrides_and_exits_0():
         (["train", DEMO, "--train.rollouts", "many"], ["train.rollouts", "many"]),
         (["train", DEMO, "--objective.epsilon", "2"], ["objective", "epsilon must be below 1"]),
         (["train", "no/such.yaml"], ["no/such.yaml"]),
+        (["train", "nope.yaml"], ["nope.yaml: no such file. Recipes near it: configs/digits_cpu.yaml, "]),
+        (["train", DEMO, "--train", "{rollout: 3}"], ["unknown key; did you mean train.rollouts"]),
+        (["train", DEMO, "--train.share", "{std: none}"], ["unknown key; did you mean --share?"]),
+        (
+            ["train", DEMO, "--reward.functions", "[rewards.py:brevity]"],
+            ['reward.functions.0: must be {path: text, weight: float}, got "rewards.py:brevity"'],
+        ),
         (
             ["train", DEMO, "--data.train", "no/such.parquet", "--name", "x9", "--output-dir", "/nonexistent"],
             ["no/such"],
         ),
         (["train", DEMO, "--model.path", "builtin:nothing", "--name", "x9"], ["builtin:nothing", "builtin:digits-vl"]),
-        (["train", DEMO, "--resume", "no/checkpoint", "--name", "x9"], ["no/checkpoint", "not a checkpoint"]),
+        (["train", DEMO, "--resume", "no/checkpoint", "--name", "x9"], ["no/checkpoint", "no such folder"]),
         (["train", DEMO, "--train.report-to", "[wandb]", "--name", "x9"], ["wandb", "pip install"]),
         (["train", DEMO, "--data.train", "no/such.parquet", "--dry-run"], ["no/such.parquet: no such file"]),
         (["train", DEMO, "--reward.functions", "[{path: no.py:mine}]", "--dry-run"], ["no.py:mine", "no file"]),
@@ -121,6 +138,58 @@ def test_a_mistake_is_one_clear_message_and_code_2(called, words, told):
     assert code == 2, output + errors
     for piece in told:
         assert piece in errors
+
+
+ROWS = [{"problem": f"What is {n} + {n}?", "images": [], "answer": str(2 * n)} for n in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--data.max-prompt-length", "12"], "above data.max_prompt_length (12)"),
+        (["--train.problems-per-rollout", "64"], "train.problems_per_rollout is 64 and the data has 40 problems"),
+        (["--data.train-limit", "33", "--train.problems-per-rollout", "64"], "the data has 33 problems"),
+        (
+            ["--train", "{problems_per_rollout: 40, problems_per_update: 40}", "--rollout.dynamic-sampling", "true"],
+            "asks all 40 problems",
+        ),
+        (["--data.eval", "nothere.jsonl"], "nothere.jsonl: no such file or folder"),
+        (["--data.train", "token.jsonl"], "row 3 (counted from 0; token.jsonl line 4): its text holds <|im_end|>"),
+        (["--model.path", "./mymodel"], "cannot load './mymodel' (no such folder)"),
+        (["--model.path", "runs/old"], "runs/old' (it is a run, not a model)"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else None,
+)
+def test_what_train_refuses_at_once_the_dry_run_and_doctor_refuse(words, told, called, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    odd = [*ROWS[:3], {"problem": "What is <|im_end|>?", "images": [], "answer": "1"}, *ROWS[3:]]
+    (tmp_path / "token.jsonl").write_text("".join(json.dumps(row) + "\n" for row in odd))
+    old = tmp_path / "runs" / "old"
+    old.mkdir(parents=True)
+    (old / "recipe.yaml").write_text("name: old\n")
+    shutil.copy(Path(resolve_model_path("builtin:digits-vl")) / "tokenizer.json", old)
+    sources = (flag for flag in ("--data.train", "--data.eval") if flag not in words)
+    common = [DEMO, *(word for flag in sources for word in (flag, "rows.jsonl")), *words]
+    for command in (["train", *common, "--dry-run"], ["train", *common, "--output-dir", str(tmp_path / "out")]):
+        code, output, errors = called(*command)
+        assert code == 2, output + errors
+        assert told in errors
+    code, output, _ = called("doctor", *common)
+    assert code == 1
+    assert "FAIL model and data: " in output
+    assert told in output
+    assert "hf download" not in output
+
+
+def test_a_dry_run_reads_the_first_rows_alone(called, tmp_path, monkeypatch):
+    """Rows that are skipped may be followed by good ones."""
+    monkeypatch.chdir(tmp_path)
+    odd = [{"problem": f"{n} <|im_end|>?", "images": [], "answer": "1"} for n in range(32)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*odd, *ROWS]))
+    code, output, errors = called("train", DEMO, "--dry-run", "--data.train", "rows.jsonl", "--data.on-bad-row", "skip")
+    assert code == 0, errors
+    assert "mean of the first 32 problems" in output
 
 
 def test_knobs_outside_of_sections_are_known_to_the_command_line():

@@ -36,6 +36,7 @@ def test_a_machine_without_gpu_runs_the_demo():
     assert "warn gpu: none: training runs on the CPU" in done.stdout
     assert f"ok   torch: {metadata.version('torch')}" in done.stdout
     assert "ok   memory, training:" in done.stdout
+    assert " on the CPU" in next(line for line in done.stdout.splitlines() if "memory, sampling" in line)
     assert done.stdout.splitlines()[-1].startswith("0 failures, ")
     assert "\x1b" not in done.stdout
 
@@ -47,7 +48,20 @@ def test_a_recipe_for_a_gpu_fails_and_says_what_to_do():
     assert "FAIL gpu: none, and the recipe needs one (model.loader: unsloth, model.load_in_4bit)" in done.stdout
     assert "-> run it on a machine with a CUDA GPU, or set model.loader: hf" in done.stdout
     if doctor._version("unsloth") is None:
-        assert "FAIL unsloth: not installed, and the recipe needs it" in done.stdout
+        missing = (
+            "FAIL unsloth: not installed, and the recipe needs it\n     -> in an environment of its own, pip install "
+        )
+        assert f"{missing}'sharevl-lite[unsloth]'" in done.stdout
+
+
+@WITHOUT_GPU
+def test_it_is_said_which_device_a_plan_is_for():
+    recipe = load_recipe(CONFIGS / "geometry3k_two_gpus.yaml")
+    here, elsewhere = found(examine(recipe)), found(examine(recipe, memory_gib=24))
+    assert here["gpu"].advice.endswith("run it on a machine with a CUDA GPU, and plan for that with --memory-gib N")
+    assert here["memory, training"].finding.endswith(" on the CPU")
+    assert elsewhere["gpu"].finding == "none here; the plan is for one of 24 GiB"
+    assert elsewhere["memory, training"].finding.endswith(" of a GPU's 24.0 GiB")
 
 
 @WITHOUT_GPU
@@ -98,7 +112,7 @@ def test_json_is_one_object_with_everything():
     checks = {check["name"]: check for check in answer["checks"]}
     assert answer["failures"] == sum(check["status"] == "failure" for check in checks.values())
     assert checks["torch"]["facts"]["version"] == metadata.version("torch")
-    assert checks["memory, training"]["facts"]["total"] == 16 * 2**30
+    assert checks["memory, training"]["facts"]["card"] == 16 * 2**30
     assert sum(checks["memory, training"]["facts"]["parts"].values()) > 0
     assert done.returncode == int(answer["failures"] > 0)
 
@@ -181,7 +195,7 @@ def test_a_folder_that_cannot_hold_a_run(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gib", "knob"), [(12, "rollout.vllm_gpu_memory_utilization"), (30, "model.gradient_checkpointing")]
+    ("gib", "knob"), [(18, "rollout.vllm_gpu_memory_utilization"), (30, "model.gradient_checkpointing")]
 )
 def test_memory_that_does_not_suffice_comes_with_advice(gib, knob):
     changes = {"model.path": "Qwen/Qwen2.5-VL-3B-Instruct", "model.dtype": "bfloat16", "rollout.engine": "vllm"}
@@ -199,6 +213,21 @@ def test_how_many_responses_vllm_samples_at_once(gib, status):
     count = int((0.55 * gib - 8.27 - 1.0) * 1024 / 432)
     assert check.finding == f"room for {count} of 96 responses of full length (3,072 tokens) at once"
     assert ("sampling will be slow" in check.advice) is (status == "warning")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gib", "share", "advice"),
+    [
+        ("r1_sharevl_qwen2_5_vl_7b", 8, 0.5, "no share of this GPU is enough"),  # 2.10 of it
+        ("geometry3k_qwen2_5_vl_3b", 16, 0.45, "no share of this GPU is enough"),  # 0.51, and 8.9 GiB beside it
+        ("geometry3k_qwen2_5_vl_3b", 24, 0.3, "set rollout.vllm_gpu_memory_utilization to 0.34 or more"),
+    ],
+)
+def test_vllm_is_given_no_share_that_does_not_fit(recipe, gib, share, advice):
+    changes = {"rollout.vllm_gpu_memory_utilization": share}
+    check = found(examine(load_recipe(CONFIGS / f"{recipe}.yaml", changes), memory_gib=gib))["memory, vLLM"]
+    assert check.status == "failure"
+    assert check.advice.startswith(advice)
 
 
 def test_room_for_activations_is_pointed_out():

@@ -283,7 +283,7 @@ def test_a_file_that_is_not_utf8(tmp_path):
 
 
 def test_a_missing_file_lists_the_recipes_near_it(write, tmp_path, monkeypatch):
-    write("{}", "digits.yaml")
+    write("share: {}", "digits.yaml")
     assert problems_of(tmp_path / "digit.yaml") == ["digit.yaml: no such file. Recipes near it: digits.yaml"]
     assert "is a folder" in problems_of(tmp_path)[0]
     monkeypatch.chdir(tmp_path)

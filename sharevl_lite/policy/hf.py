@@ -24,6 +24,7 @@ from sharevl_lite.config_model import LoraSection, ModelSection
 from sharevl_lite.errors import first_line
 from sharevl_lite.policy.attention import check_full_attention
 from sharevl_lite.policy.errors import PolicyError
+from sharevl_lite.policy.folder import check_folder
 from sharevl_lite.policy.fused import fuse
 from sharevl_lite.policy.packed import HALF, PackedPolicy
 
@@ -71,7 +72,7 @@ def load_base(section: ModelSection, device: torch.device) -> tuple[Any, Any]:
     with _said_as_policy_error(section.path):
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **quantised)
         processor = AutoProcessor.from_pretrained(path)
-    _bound_pixels(processor, section)
+    bound_pixels(processor, section)
     if not section.load_in_4bit:
         model.to(device)
     model.eval().requires_grad_(False)
@@ -82,6 +83,8 @@ def check_supported(path: str) -> None:
     """Raises PolicyError where the model's configuration does not load, or its family or attention is not supported."""
     from transformers import AutoConfig
 
+    if not path.startswith(BUILTIN_PREFIX):
+        check_folder(path)
     with _said_as_policy_error(path):
         config = AutoConfig.from_pretrained(resolve_model_path(path))
     if config.model_type not in SUPPORTED:
@@ -136,7 +139,7 @@ def finish_policy(adapted: Any, processor: Any, section: ModelSection, *, temper
         parameter.requires_grad_("lora_" in name)
         if parameter.requires_grad and parameter.dtype in HALF:
             parameter.data = parameter.data.float()
-    _bound_pixels(processor, section)
+    bound_pixels(processor, section)
     policy = PackedPolicy(adapted, processor, temperature=temperature)
     if policy.base_dtype in HALF:
         _leave_casting_to_autocast(adapted)
@@ -292,9 +295,12 @@ def four_bits(dtype: torch.dtype) -> Any:
 
 @contextlib.contextmanager
 def _said_as_policy_error(path: str) -> Iterator[None]:
+    """What transformers and safetensors raise for a model that is missing, incomplete or none."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise PolicyError(
             f"model.path: cannot load {path!r} ({first_line(error)}); give a local folder, a "
             "Hub id you can reach, or builtin:digits-vl"
@@ -308,7 +314,18 @@ def _check_attention(path: str, config: Any) -> None:
         raise PolicyError(f"model.path: {path!r}: {error}") from error
 
 
-def _bound_pixels(processor: Any, section: ModelSection) -> None:
+def check_processor(path: str, processor: Any) -> None:
+    """Raises PolicyError for a tokenizer alone, which transformers gives where a folder holds no more."""
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise PolicyError(
+            f"model.path: {path!r} holds no processor of images (preprocessor_config.json, or processor_config.json); "
+            "copy it there from the model that it was made of"
+        )
+
+
+def bound_pixels(processor: Any, section: ModelSection) -> None:
+    """Sets the recipe's bounds on a processor. Raises PolicyError where they cross, or it reads no images."""
+    check_processor(section.path, processor)
     size = processor.image_processor.size
     if section.min_pixels is not None:
         size["shortest_edge"] = section.min_pixels

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sharevl_lite.config import Recipe
 from sharevl_lite.config_model import ModelSection
-from sharevl_lite.errors import INSTALL_GPU, first_line
+from sharevl_lite.errors import INSTALL_GPU, INSTALL_UNSLOTH, first_line
 from sharevl_lite.vllm_start import starting_vllm
 
 if TYPE_CHECKING:
@@ -40,12 +40,13 @@ LLAMA_CPP = ("UNSLOTH_LLAMA_CPP_PATH", "UNSLOTH_LLAMA_CPP_SCRIPTS_DIR")
 """Where it looks for llama.cpp's programs and its converter: in LLAMA_CPP_DIR, where that is set."""
 
 
-def import_unsloth() -> Any:
-    """The module. Raises PolicyError where it is not installed or finds no GPU."""
+def import_unsloth(*, beside_vllm: bool = False) -> Any:
+    """The module. Raises PolicyError where it is not installed, saying how with or without vLLM, or finds no GPU."""
     from sharevl_lite.policy.errors import PolicyError
 
     if find_spec("unsloth") is None:
-        raise PolicyError(f"model.loader: Unsloth is not installed; {INSTALL_GPU}, or choose model.loader: hf")
+        install = INSTALL_GPU if beside_vllm else INSTALL_UNSLOTH
+        raise PolicyError(f"model.loader: Unsloth is not installed; {install}, or choose model.loader: hf")
     settings = dict(SETTINGS)
     if folder := os.environ.get("LLAMA_CPP_DIR"):
         settings |= dict.fromkeys(LLAMA_CPP, str(Path(folder).expanduser()))

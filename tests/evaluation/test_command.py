@@ -21,6 +21,9 @@ DIGITS = ["--data", "builtin:digits"]
         ([MODEL, "--engine", "hf", "--server-url", "http://a/v1"], "--server-url and --engine hf"),
         (["./nope"], "./nope: no such run, checkpoint or model"),
         (["runs/of/mine"], "runs/of/mine: no such run, checkpoint or model"),
+        (["runs/nothere", *DIGITS], "runs/nothere: no such run, checkpoint or model"),
+        (["nothere", *DIGITS], "nothere: no such run, checkpoint or model"),
+        (["runs/data", *DIGITS], "cannot load 'runs/data' (it is a folder without config.json)"),
         (["builtin:nope"], "built in: builtin:digits-vl"),
         ([MODEL, "--resamples", "9"], "--resamples 9"),
         ([MODEL, "--force"], "--force belongs to --compare"),
@@ -33,7 +36,9 @@ DIGITS = ["--data", "builtin:digits"]
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else None,
 )
-def test_a_mistake_is_one_clear_message_and_code_2(words, told, capsys, monkeypatch):
+def test_a_mistake_is_one_clear_message_and_code_2(words, told, capsys, monkeypatch, tmp_path):
+    (tmp_path / "runs" / "data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sharevl_lite.evaluate.load_policy_of", lambda recipe: pytest.fail("loaded a model"))
     if "vllm" in words:
         monkeypatch.setattr("sharevl_lite.engines.importlib.util.find_spec", lambda name: None)

@@ -224,8 +224,10 @@ def test_without_a_model(trained, tmp_path, capsys):
     shown = str(render(Index([trained]), "?view=try"))
     assert "sharevl-lite view RUN --model run" in shown
     assert 'form class="try' not in shown
-    assert main(["view", str(trained), "--model", str(tmp_path / "none")]) == 2
-    assert "cannot load" in capsys.readouterr().err
+    for nothing in (str(tmp_path / "none"), "nomodel", str(trained / "rollouts")):
+        assert main(["view", str(trained), "--model", nothing]) == 2
+        told = "is a folder without config.json" if nothing.endswith("rollouts") else "no such run, checkpoint or model"
+        assert told in capsys.readouterr().err
     (tmp_path / "rollouts").symlink_to(trained / "rollouts")
     assert main(["view", str(tmp_path), "--model", "run"]) == 2
     assert "holds no recipe.yaml; name the model" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What the loaders refuse, and how they say it."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,11 @@ from tiny_models import FAMILIES, tiny_model
 
 from sharevl_lite.cli import main
 from sharevl_lite.config_model import ModelSection
-from sharevl_lite.errors import INSTALL_GPU
+from sharevl_lite.errors import INSTALL_GPU, INSTALL_UNSLOTH
 from sharevl_lite.policy.errors import PolicyError
+from sharevl_lite.policy.folder import is_missing
 from sharevl_lite.policy.fused import stock_layers
-from sharevl_lite.policy.hf import dtype_of, load_policy
+from sharevl_lite.policy.hf import dtype_of, load_policy, resolve_model_path
 from sharevl_lite.policy.unsloth import check_vision_tower
 from sharevl_lite.recipes import RecipeError, load_recipe
 from sharevl_lite.rewrite.errors import VariantsError
@@ -49,8 +51,10 @@ def test_an_error_without_text_is_told_by_its_type(monkeypatch):
 def test_unsloth_that_is_missing_is_named_before_anything_is_loaded(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sharevl_lite.policy.unsloth.find_spec", lambda name: None)
     file = recipe("model: {path: nowhere/at-all, loader: unsloth}\n")
-    assert main(["train", file, "--output-dir", str(tmp_path)]) == 2
-    assert f"model.loader: Unsloth is not installed; {INSTALL_GPU}, or choose model.loader: hf" in message(capsys)
+    for engine, install in (("hf", INSTALL_UNSLOTH), ("vllm", INSTALL_GPU)):
+        assert main(["train", file, "--output-dir", str(tmp_path), "--rollout.engine", engine]) == 2
+        assert f"model.loader: Unsloth is not installed; {install}, or choose model.loader: hf" in message(capsys)
+    assert "in an environment of its own, pip install 'sharevl-lite[unsloth]' (in a checkout" in INSTALL_UNSLOTH
 
 
 def test_unsloth_that_does_not_start_says_why(recipe, tmp_path, capsys, monkeypatch):
@@ -69,6 +73,8 @@ def test_unsloth_that_does_not_start_says_why(recipe, tmp_path, capsys, monkeypa
         ("rollout: {engine: unsloth}", "rollout.engine: unsloth samples with the weights of model.loader: unsloth"),
         ("model: {load_in_4bit: true, dtype: float32}", "model.load_in_4bit computes in half precision"),
         ("model: {checkpointing_layers: 2}", "checkpointing_layers needs gradient_checkpointing: true"),
+        ("share: {num_variants: 1, num_responses: 1}", "num_responses: 1 compares one reward with itself, so nothing"),
+        ("share: {num_responses: 1, levels: local}", "one reward of each of the 2 variants alone with itself"),
         (
             "rollout: {overlap: true}",
             "rollout.overlap needs rollout.engine: server; hf samples where the policy trains",
@@ -78,6 +84,11 @@ def test_unsloth_that_does_not_start_says_why(recipe, tmp_path, capsys, monkeypa
 def test_choices_that_do_not_go_together(recipe, text, told):
     with pytest.raises(RecipeError, match=told):
         load_recipe(recipe(text))
+
+
+def test_one_response_to_each_of_several_variants_can_be_compared(recipe):
+    for text in ("share: {num_responses: 1}", "share: {num_responses: 1, levels: global}", "share: {num_variants: 1}"):
+        load_recipe(recipe(f"model: {{path: 'builtin:digits-vl'}}\n{text}"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -154,3 +165,63 @@ def test_as_many_layers_are_recomputed_as_were_asked_for(layers, again):
     case = make_case(policy)
     sum(scores.sum() for scores in packed_scores(policy, case, ALL)).backward()
     assert runs == [2] * again + [1] * (len(blocks) - again)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """What lies beside a recipe, none of it a model; here is where the commands run."""
+    monkeypatch.chdir(tmp_path)
+    for name, files in {
+        "mine": ["train.jsonl"],
+        "runs/first": ["recipe.yaml", "tokenizer.json"],
+        "runs/first/adapter": ["adapter_config.json"],
+        "lora": ["adapter_config.json"],
+        "odd": ["config.json"],
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        for file in files:
+            (folder / file).write_text("{}")
+    (tmp_path / "mine.gguf").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("mine", r"'mine' \(it is a folder without config\.json\)"),
+        ("mine.gguf", r"'mine\.gguf' \(it is a file\)"),
+        ("runs/first", r"\(it is a run, not a model\); export it \(sharevl-lite export runs/first --to DIR\)"),
+        ("runs/first/adapter", r"\(it is an adapter, not a model\); export it \(sharevl-lite export runs/first --to"),
+        ("lora", r"\(it is an adapter, not a model\); merge it .* model\.lora\.start_from: lora"),
+        ("odd", r"cannot load 'odd' \(Unrecognized model"),
+        ("./nothere", r"'\./nothere' \(no such folder\)"),
+        ("~/nothere", r"no such folder; ~ is not expanded here"),
+        ("runs/nothere", r"'runs/nothere' \(no such folder\)"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_told_for_what_it_is(folders, path, told):
+    with pytest.raises(PolicyError, match=told):
+        load_policy(ModelSection(path=path), seed=0)
+
+
+def test_ids_of_the_hub_are_no_missing_folders(folders, tmp_path):
+    (tmp_path / "Qwen" / "A").mkdir(parents=True)
+    assert is_missing("Qwen/B")
+    (tmp_path / "Qwen" / "A" / "config.json").write_text("{}")
+    assert not any(map(is_missing, ("Qwen/B", "org/name", "gpt2", "Qwen/A", "mine")))
+
+
+@pytest.mark.parametrize("damage", ["weights", "processor"])
+def test_a_model_that_is_incomplete_is_no_trace(tmp_path, damage):
+    model = tmp_path / "model"
+    shutil.copytree(resolve_model_path("builtin:digits-vl"), model)
+    if damage == "weights":
+        (weights,) = model.glob("*.safetensors")
+        weights.write_bytes(weights.read_bytes()[:100])
+        told = "cannot load .*(header|deserializ)"
+    else:
+        for file in (*model.glob("processor_config.json"), *model.glob("preprocessor_config.json")):
+            file.unlink()
+        told = r"(holds no processor of images|cannot load .*)"
+    with pytest.raises(PolicyError, match=told):
+        load_policy(ModelSection(path=str(model)), seed=0)

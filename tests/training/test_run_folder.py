@@ -8,9 +8,10 @@ from sharevl_lite.checkpoints import CheckpointError, list_checkpoints, remove_c
 from sharevl_lite.data import Problem
 from sharevl_lite.data.errors import DataError
 from sharevl_lite.policy.errors import PolicyError
+from sharevl_lite.recipes import dump_recipe
 from sharevl_lite.rewards.functions import RewardFunctionError
 from sharevl_lite.run import RunError
-from sharevl_lite.run_folder import check_same_data
+from sharevl_lite.run_folder import check_same_data, prepare
 
 pytestmark = pytest.mark.slow
 FEW = {"train.rollouts": 2, "train.problems_per_rollout": 2, "train.problems_per_update": 2, "data.eval": None}
@@ -52,6 +53,49 @@ def test_a_run_that_failed_in_its_first_step_is_started_again(small_recipe, tmp_
         train(recipe)
     with pytest.raises(RunError, match=r"started with another recipe \(seed was 0, now 1\)"):
         train(recipe.model_copy(update={"seed": 1}), resume="auto")
+
+
+def left_behind(recipe, updates=(4, 8)):
+    """A run's folder as far as resuming looks at it."""
+    (recipe.run_dir / "checkpoints").mkdir(parents=True)
+    (recipe.run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
+    for update in updates:
+        checkpoint = recipe.run_dir / "checkpoints" / f"checkpoint-{update}"
+        checkpoint.mkdir()
+        (checkpoint / "trainer_state.json").write_text(f'{{"global_step": {update}}}')
+    return recipe.run_dir
+
+
+def test_what_is_no_checkpoint_is_told_with_what_there_is(small_recipe, tmp_path):
+    recipe, other = small_recipe("mine"), small_recipe("other")
+    with pytest.raises(RunError, match=r"auot: no such folder; .*mine has no checkpoints: give auto to begin it"):
+        prepare(recipe, "auot")
+    run, elsewhere = left_behind(recipe), left_behind(other)
+    there = "give auto for the newest, or one of .*mine/checkpoints/checkpoint-4, .*checkpoint-8"
+    for given, why in (
+        ("auot", "no such folder"),
+        (run / "checkpoints" / "checkpoint-5", "no such folder"),
+        (run, "not a checkpoint"),
+        (run / "checkpoints", "not a checkpoint"),
+    ):
+        with pytest.raises(RunError, match=rf"{why}.*; {there}$"):
+            prepare(recipe, given)
+    told = rf"not a checkpoint.*; there is .*checkpoint-8, of another run: set --name other and --output-dir {tmp_path}"
+    with pytest.raises(RunError, match=told):
+        prepare(recipe, elsewhere)
+    assert prepare(recipe, run / "checkpoints" / "checkpoint-4").name == "checkpoint-4"
+
+
+def test_a_finished_run_is_not_said_to_go_on(small_recipe, caplog):
+    run = left_behind(small_recipe())
+    changed = small_recipe(**{"train.learning_rate": 1e-5, "train.token_budget": 4096})
+    with caplog.at_level("WARNING"):
+        prepare(changed, "auto")
+        assert "the run goes on with 1e-05" in caplog.text
+        caplog.clear()
+        (run / "summary.json").write_text("{}")
+        prepare(changed, "auto")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""What `train` refuses at its start, found for `--dry-run` and `doctor` without a weight read or a file downloaded.
+
+The model's folder and the first rows of data on this machine are held to what `train` holds them to; what would have to
+be downloaded, and the rows behind the first ones, are left to it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sharevl_lite.collect import check_rewards
+from sharevl_lite.config import Recipe
+from sharevl_lite.data import DataError, LoadedProblems, Problem, load_problems
+from sharevl_lite.data.loading import BUILTIN
+from sharevl_lite.data.sources import read_rows
+from sharevl_lite.intake import fit_prompts
+from sharevl_lite.policy.folder import is_missing
+from sharevl_lite.policy.hf import bound_pixels, check_supported, resolve_model_path
+from sharevl_lite.policy.prompts import PromptRenderer
+from sharevl_lite.rewards import RewardScorer
+from sharevl_lite.schedule import check_enough
+
+MEASURED_PROBLEMS = 32
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """The first training problems (none of data to be downloaded), and what counts the tokens of their prompts."""
+
+    problems: list[Problem]
+    prompts: PromptRenderer | None
+
+
+def look(recipe: Recipe) -> FirstLook:
+    """Checks what is at hand. Raises the errors that `train` would: of reward functions, the model, or data."""
+    scorer = RewardScorer(recipe.reward)
+    try:
+        prompts = _prompts_at_hand(recipe)
+        data = recipe.data
+        train = _first_problems(data.train, data.train_split, data.train_limit, recipe)
+        held_out = None if data.eval is None else _first_problems(data.eval, data.eval_split, None, recipe)
+        for source in (train, held_out):
+            if source is not None:
+                check_rewards(scorer, source.problems)
+    finally:
+        scorer.close()
+    if train is not None:
+        train = _fitting(train, prompts, recipe)
+        check_enough(recipe, _count(train, recipe))
+    if held_out is not None:
+        _fitting(held_out, prompts, recipe)
+    return FirstLook([] if train is None else train.problems, prompts)
+
+
+def is_local(model: str) -> bool:
+    """Whether a model is built in, here, or named as a folder."""
+    return resolve_model_path(model) != model or Path(model).exists() or is_missing(model)
+
+
+def _prompts_at_hand(recipe: Recipe) -> PromptRenderer | None:
+    """None where the model would have to be downloaded. Raises PolicyError for what is here and no model."""
+    model = recipe.model
+    if is_local(model.path):
+        check_supported(model.path)
+    processor = _processor_at_hand(model.path)
+    if processor is None:
+        return None
+    bound_pixels(processor, model)
+    return PromptRenderer(processor, recipe.data.prompt_template, recipe.data.system_prompt)
+
+
+def _processor_at_hand(model: str) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(resolve_model_path(model), local_files_only=True)
+    except (OSError, ValueError):
+        return None
+
+
+def _is_remote(source: str) -> bool:
+    """Whether the source is a Hub dataset: not built in, not there, and not written as a file."""
+    local = source.startswith(BUILTIN) or Path(source).exists() or Path(source).suffix in (".parquet", ".jsonl")
+    return not local and source.count("/") == 1
+
+
+def _first_problems(source: str, split: str, limit: int | None, recipe: Recipe) -> LoadedProblems | None:
+    """None of data that would have to be downloaded."""
+    if _is_remote(source):
+        return None
+    most = MEASURED_PROBLEMS if limit is None else min(limit, MEASURED_PROBLEMS)
+    return load_problems(source, recipe.data, split=split, limit=most)
+
+
+def _fitting(loaded: LoadedProblems, prompts: PromptRenderer | None, recipe: Recipe) -> LoadedProblems:
+    """Those whose prompts fit. Where bad rows are skipped, good ones may follow the first."""
+    if prompts is None:
+        return loaded
+    try:
+        return replace(loaded, problems=fit_prompts(recipe, loaded, prompts, Console(quiet=True)))
+    except DataError:
+        if recipe.data.on_bad_row == "skip" and len(loaded.problems) == MEASURED_PROBLEMS:
+            return loaded
+        raise
+
+
+def _count(first: LoadedProblems, recipe: Recipe) -> int:
+    """Problems of the training data, at most: rows behind the first are counted, not read, and no more than asked."""
+    data = recipe.data
+    if len(first.places) < MEASURED_PROBLEMS:
+        return len(first.problems)
+    most = recipe.train.problems_per_rollout + 1
+    if data.train_limit is not None:
+        most = min(most, data.train_limit)
+    if data.train.startswith(BUILTIN):
+        return len(load_problems(data.train, data, split=data.train_split, limit=most).problems)
+    rows = read_rows(data.train, split=data.train_split, columns=lambda *_: None)
+    return sum(1 for _ in itertools.islice(rows, most))
