@@ -10,6 +10,7 @@ Importing the package imports nothing heavy; the parts come when they are used.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ __all__ = [
     "store",
     "train",
 ]
+
+# Imported by PEFT, it says at every start on some CPUs that it found no other kernel for 4 bits on the Hub.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _MODULES = frozenset({"metrics_log", "rewards", "share", "store"})
 _NAMES = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import logging
 import os
 import sys
 import textwrap
@@ -22,8 +21,6 @@ _PLAIN_KNOBS = frozenset({"name", "output_dir", "seed"})
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 done, 2 a mistake in what was asked, 130 interrupted."""
     _be_kind_to_shared_cores()
-    # Imported by PEFT, it says at every start on some CPUs that it found no other kernel for 4 bits on the Hub.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(with_knobs=words[:1] == ["train"] and not {"-h", "--help"}.isdisjoint(words))
     options, overrides = parser.parse_known_args(words)
