@@ -1,10 +1,12 @@
 """One torch thread per test process: sums have one order, and two test processes do not fight over two cores.
 
 Without a GPU the Triton kernels run in Triton's interpreter; that is decided when they are imported. Lying here, this
-file also makes `tiny_models` importable from every test.
+file also makes `tiny_models` importable from every test. Tests that interrupt need what a shell takes from a program in
+its background: an interrupt that is not ignored.
 """
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

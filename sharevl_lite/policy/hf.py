@@ -24,7 +24,7 @@ from sharevl_lite.config_model import LoraSection, ModelSection
 from sharevl_lite.errors import first_line
 from sharevl_lite.policy.attention import check_full_attention
 from sharevl_lite.policy.errors import PolicyError
-from sharevl_lite.policy.folder import check_folder
+from sharevl_lite.policy.folder import ADAPTER_CONFIG, check_folder
 from sharevl_lite.policy.fused import fuse
 from sharevl_lite.policy.packed import HALF, PackedPolicy
 
@@ -158,8 +158,16 @@ def _leave_casting_to_autocast(adapted: Any) -> None:
 
 
 def save_adapter(policy: PackedPolicy, folder: Path) -> None:
-    """Writes the adapter (PEFT's files, tensors as they are: float32) into `folder`."""
+    """Writes the adapter (PEFT's files, tensors as they are: float32) into `folder`.
+
+    A base from this machine is named by its folder alone: an adapter may be uploaded, and others have no such path.
+    """
     policy.model.save_pretrained(str(folder))
+    file = folder / ADAPTER_CONFIG
+    config = json.loads(file.read_text("utf-8"))
+    base = Path(config["base_model_name_or_path"] or "")
+    if base.is_dir():
+        file.write_text(json.dumps(config | {"base_model_name_or_path": base.name}, indent=2) + "\n", "utf-8")
 
 
 def load_adapter(policy: PackedPolicy, folder: Path) -> None:

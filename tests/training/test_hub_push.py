@@ -1,5 +1,6 @@
 """The real Hub client uploads the adapter, and nothing else of a run, to a server on this machine."""
 
+import json
 import logging
 import shutil
 
@@ -77,7 +78,11 @@ def test_a_checkpoint_at_the_end_only(command, finish, hub, tmp_path):
     """It holds the adapter that the run ends with, which is not sent again."""
     finish(command(**PUSHED, **{"train.save_rollouts": "null", "data.eval": "null"}))
     assert [commit["message"] for commit in hub.commits["someone/digits"]] == ["step 2"]
-    assert hub.files("someone/digits") == contents(tmp_path / "small" / "adapter")
+    sent = hub.files("someone/digits")
+    assert sent == contents(tmp_path / "small" / "adapter")
+    assert json.loads(sent["adapter_config.json"])["base_model_name_or_path"] == "digits-vl", (
+        "no folder of this machine"
+    )
 
 
 @pytest.mark.slow
