@@ -228,3 +228,16 @@ def test_the_plan_is_what_an_h100_was_seen_to_take(monkeypatch):
     longest = {"data.max_prompt_length": 1520, "rollout.max_completion_length": 16}
     adam = 8 * adapter_parameters(load_recipe(T4), shape_of("Qwen/Qwen2.5-VL-3B-Instruct")) / GIB  # was not held then
     assert planned("geometry3k_qwen2_5_vl_3b_t4", "sampling", **longest) == pytest.approx(6.04 + adam, rel=0.05)
+
+
+def test_keys_of_one_long_group_are_planned_where_they_are_more_than_a_row_may_gather():
+    """Rows of 2,048 tokens, 12 responses: prompts of 500 are within the bound of 4 keys a token, of 2,000 are 12.7."""
+
+    def activations(prompt):
+        changes = {"train.token_budget": 2048, "data.max_prompt_length": prompt}
+        recipe = load_recipe("configs/geometry3k_qwen2_5_vl_3b.yaml", changes)
+        return plan_memory(recipe, shape, total=24 * GIB, half=True).training["activations"]
+
+    shape = shape_of("Qwen/Qwen2.5-VL-3B-Instruct")
+    assert activations(500) == activations(100)
+    assert activations(2000) - activations(500) == 2048 * 2 * 2 * shape.kv_width * (13 - 4)
