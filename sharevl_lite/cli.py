@@ -263,11 +263,13 @@ def _knob_help() -> str:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sharevl_lite.heavy_imports import without_collecting
     from sharevl_lite.recipes import load_recipe
 
     recipe = load_recipe(options.recipe, overrides)
     if options.dry_run:
-        from sharevl_lite.preview import preview
+        with without_collecting():
+            from sharevl_lite.preview import preview
 
         print(preview(recipe), end="")
         return EXIT_OK
@@ -277,7 +279,8 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         import_unsloth(
             beside_vllm=recipe.rollout.engine in ("vllm", "unsloth")
         )  # before anything that imports transformers
-    from sharevl_lite.run import train
+    with without_collecting():
+        from sharevl_lite.run import train
 
     result = train(recipe, resume=options.resume)
     return EXIT_OK if result.summary is not None else EXIT_INTERRUPTED
@@ -314,7 +317,10 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> int:
         from sharevl_lite.policy.unsloth import import_unsloth
 
         import_unsloth()  # before anything that imports transformers
-    from sharevl_lite.export.command import run
+    from sharevl_lite.heavy_imports import without_collecting
+
+    with without_collecting():
+        from sharevl_lite.export.command import run
 
     run(options, overrides)
     return EXIT_OK
@@ -333,7 +339,10 @@ def _view(options: argparse.Namespace, overrides: list[str]) -> int:
         return EXIT_USAGE
 
     def open_model() -> Any:
-        from sharevl_lite.try_it import open_tryout
+        from sharevl_lite.heavy_imports import without_collecting
+
+        with without_collecting():
+            from sharevl_lite.try_it import open_tryout
 
         return open_tryout(options.run_dir, options.model)
 

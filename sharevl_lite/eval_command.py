@@ -83,7 +83,10 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         return
     if options.limit is not None or options.print_command:
         raise EvaluationError("--limit and --print-command belong to --suite; eval.problems limits other data")
-    from sharevl_lite.evaluate import evaluate_target, report
+    from sharevl_lite.heavy_imports import without_collecting
+
+    with without_collecting():
+        from sharevl_lite.evaluate import evaluate_target, report
 
     report(evaluate_target(options.target, _settings(options, overrides)), as_json=options.json)
 

@@ -3,14 +3,19 @@
 Without a GPU the Triton kernels run in Triton's interpreter; that is decided when they are imported. Lying here, this
 file also makes `tiny_models` importable from every test. Tests that interrupt need what a shell takes from a program in
 its background: an interrupt that is not ignored.
+
+While modules and tests are collected, nothing is looked through for garbage; what was collected stays.
 """
 
+import gc
 import os
 import signal
 from pathlib import Path
 
 import pytest
-import torch
+gc.disable()  # until the tests are collected: see pytest_collection_finish
+
+import torch  # noqa: E402
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,6 +24,12 @@ if not torch.cuda.is_available():
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """A million objects of modules and tests are no garbage: the tests' own collections leave them out."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
