@@ -12,9 +12,9 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
 gc.disable()  # until the tests are collected: see pytest_collection_finish
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
