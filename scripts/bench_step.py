@@ -258,7 +258,10 @@ def main() -> int:
         ways = [way for way in chosen(options) if way.name in options.work[1:]]
         if ways[0].loader == "unsloth":
             import_unsloth()
-        from step_worker import work
+        from sharevl_lite.heavy_imports import without_collecting
+
+        with without_collecting():
+            from step_worker import work
 
         work(ways, Path(options.work[0]), options.problems)
         return 0

@@ -294,6 +294,7 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _doctor(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sharevl_lite.heavy_imports import without_collecting
     from sharevl_lite.recipes import RecipeError, load_recipe
 
     if options.recipe is None and overrides:
@@ -301,7 +302,8 @@ def _doctor(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.memory_gib is not None and options.memory_gib <= 0:
         raise RecipeError([f"--memory-gib {options.memory_gib}: give the GPU's memory in GiB, such as 24"])
     recipe = None if options.recipe is None else load_recipe(options.recipe, overrides)
-    from sharevl_lite.doctor import examine, report
+    with without_collecting():
+        from sharevl_lite.doctor import examine, report
 
     return report(examine(recipe, memory_gib=options.memory_gib), as_json=options.json)
 

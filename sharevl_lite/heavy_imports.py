@@ -1,4 +1,4 @@
-"""Importing torch and transformers from the command line without looking for garbage meanwhile.
+"""Importing torch, transformers and Gradio from the command line without looking for garbage meanwhile.
 
 Half a million objects come with these modules, and all of them stay. Python's collector looks through them again and
 again while they are made, which takes a fifth of the time of a start, and later at each of its full collections.
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_HEAVY = ("torch", "transformers")
+_HEAVY = ("torch", "transformers", "gradio")
 
 
 @contextmanager

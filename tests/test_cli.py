@@ -82,11 +82,11 @@ def test_dry_run_tells_what_dynamic_sampling_may_add(called):
     assert "responses         384, and up to 1,152 in 3 rounds of replacements" in told
 
 
-def test_dry_run_shows_the_recipe_with_overrides_and_exits_0():
-    done = sharevl("train", DEMO, "--share.num-variants", "3", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "num_variants: 3" in done.stdout
-    assert "P·m²·n = 32·3²·6" in done.stdout
+def test_dry_run_shows_the_recipe_with_overrides_and_exits_0(called):
+    code, told, errors = called("train", DEMO, "--share.num-variants", "3", "--dry-run")
+    assert code == 0, errors
+    assert "num_variants: 3" in told
+    assert "P·m²·n = 32·3²·6" in told
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_mistake_shows_no_trace():
     assert "Traceback" not in done.stderr
 
 
-def test_eval_of_a_model_prints_and_saves_figures_that_can_be_compared(tmp_path):
+def test_eval_of_a_model_prints_and_saves_figures_that_can_be_compared(called, tmp_path):
     words = [
         "--recipe",
         DEMO,
@@ -217,9 +217,9 @@ def test_eval_of_a_model_prints_and_saves_figures_that_can_be_compared(tmp_path)
         "--resamples",
         "200",
     ]
-    done = sharevl("eval", "builtin:digits-vl", *words, "--json", "--out", str(tmp_path), "--name", "one")
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
+    code, told, errors = called("eval", "builtin:digits-vl", *words, "--json", "--out", str(tmp_path), "--name", "one")
+    assert code == 0, errors
+    figures = json.loads(told)
     assert figures["counts"]["responses"] == 8 * 4 * 2
     assert 0.0 < figures["metrics"]["mean@2"]["value"] < 1.0
     assert figures["protocol"]["samples"] == 2

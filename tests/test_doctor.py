@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sharevl_lite import doctor
+from sharevl_lite.cli import main
 from sharevl_lite.doctor import TESTED, examine
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rollout.serve_command import serve_command
@@ -20,9 +21,17 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
-def call(*words, **environment):
-    command = [sys.executable, "-m", "sharevl_lite", "doctor", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+@pytest.fixture
+def call(capsys):
+    """The command in this process, which has torch already."""
+
+    def run(*words):
+        capsys.readouterr()
+        code = main(["doctor", *map(str, words)])
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=said.out, stderr=said.err)
+
+    return run
 
 
 def found(checks):
@@ -31,7 +40,8 @@ def found(checks):
 
 @WITHOUT_GPU
 def test_a_machine_without_gpu_runs_the_demo():
-    done = call(CONFIGS / "digits_cpu.yaml")
+    command = [sys.executable, "-m", "sharevl_lite", "doctor", str(CONFIGS / "digits_cpu.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warn gpu: none: training runs on the CPU" in done.stdout
     assert f"ok   torch: {metadata.version('torch')}" in done.stdout
@@ -42,7 +52,7 @@ def test_a_machine_without_gpu_runs_the_demo():
 
 
 @WITHOUT_GPU
-def test_a_recipe_for_a_gpu_fails_and_says_what_to_do():
+def test_a_recipe_for_a_gpu_fails_and_says_what_to_do(call):
     done = call(CONFIGS / "geometry3k_qwen2_5_vl_3b_t4.yaml")
     assert done.returncode == 1
     assert "FAIL gpu: none, and the recipe needs one (model.loader: unsloth, model.load_in_4bit)" in done.stdout
@@ -106,7 +116,7 @@ def test_a_t4_is_told_and_planned_without_bfloat16(monkeypatch):
     assert "--dtype float32 " in serve_command(server)
 
 
-def test_json_is_one_object_with_everything():
+def test_json_is_one_object_with_everything(call):
     done = call(CONFIGS / "digits_cpu.yaml", "--memory-gib", 16, "--json")
     answer = json.loads(done.stdout)
     checks = {check["name"]: check for check in answer["checks"]}
@@ -126,16 +136,17 @@ def test_json_is_one_object_with_everything():
         ([CONFIGS / "digits_cpu.yaml", "--memory-gib", "-1"], "--memory-gib -1.0"),
     ],
 )
-def test_mistakes_are_exit_code_2(words, message):
+def test_mistakes_are_exit_code_2(call, words, message):
     done = call(*words)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_hub_token_is_seen_and_never_shown():
+def test_the_hub_token_is_seen_and_never_shown(call, monkeypatch):
     secret = "hf_" + "s3cret" * 5
-    done = call("--json", HF_TOKEN=secret)
+    monkeypatch.setenv("HF_TOKEN", secret)
+    done = call("--json")
     assert "a token is set" in done.stdout
     assert secret not in done.stdout + done.stderr
 

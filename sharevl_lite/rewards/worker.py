@@ -13,6 +13,7 @@ A verifier must not outlive the run it works for, whatever happens to either:
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -61,7 +62,11 @@ def _answer(extracted: str, gold: str, tolerance: float) -> dict[str, Any]:
 
 
 def _warm_up() -> None:
-    """Import the graders and fill their caches of regular expressions, so that no item's time-out pays for it."""
+    """Import the graders and fill their caches of regular expressions, so that no item's time-out pays for it.
+
+    All of that stays: looking through it for garbage meanwhile would take a seventh of the start.
+    """
+    gc.disable()
     from sharevl_lite.rewards.verifier import judge
 
     logging.getLogger("math_verify").setLevel(
@@ -71,6 +76,8 @@ def _warm_up() -> None:
         raise RuntimeError(
             "the graders misjudge a known answer; are math-verify and mathruler the versions of the project?"
         )
+    gc.freeze()
+    gc.enable()
 
 
 def _take_stdout() -> IO[bytes]:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from sharevl_lite import load_recipe, train
+from sharevl_lite.cli import main
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "digits_cpu.yaml"
@@ -48,6 +49,14 @@ def finished(tmp_path_factory):
     return train(recipe, console=Console(quiet=True)).run_dir
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The folder of a small run that nothing stopped, trained once. Copy it to change it."""
+    folder = tmp_path_factory.mktemp("whole")
+    recipe = load_recipe(DEMO, {**SMALL, "name": "whole", "output_dir": str(folder)})
+    return train(recipe, console=Console(quiet=True)).run_dir
+
+
 @pytest.fixture
 def command(tmp_path):
     """`command(words, **changes)`: the words of a `sharevl-lite train` that does the same in a process of its own."""
@@ -58,6 +67,20 @@ def command(tmp_path):
         return [sys.executable, "-m", "sharevl_lite", "train", str(DEMO), *words, *flags]
 
     return make
+
+
+@pytest.fixture
+def finish_here(capsys):
+    """Runs a command in this process, which has torch already, to its end; returns what it said."""
+
+    def run(words):
+        capsys.readouterr()
+        code = main(words[words.index("train") :])
+        said = capsys.readouterr()
+        assert code == 0, said.out + said.err
+        return said.out
+
+    return run
 
 
 @pytest.fixture

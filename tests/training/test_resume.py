@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -35,13 +36,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert tables[0].equals(tables[1])
 
 
-@pytest.fixture
-def whole(command, finish, tmp_path):
-    finish(command(name="whole"))
-    return tmp_path / "whole"
-
-
-def test_killed_anywhere_and_resumed(command, environment, finish, whole, tmp_path):
+def test_killed_anywhere_and_resumed(command, environment, whole, tmp_path):
     """SIGKILL, again and again at growing delays, until the run gets through."""
     run, kills = tmp_path / "killed", 0
     words = command("--resume", "auto", name="killed")
@@ -84,11 +79,11 @@ CHOICES = {
 }
 
 
-def test_a_killed_run_chooses_again_as_it_would_have(command, environment, finish, tmp_path):
+def test_a_killed_run_chooses_again_as_it_would_have(command, environment, finish_here, tmp_path):
     """What is replaced and who is asked how do not depend on the kill: SIGKILL in the middle of step 3."""
     changes = dict(CHOICES)
     changes |= {"share.num_responses": 2, "reward.format_weight": 0.0}  # so that some problems are silent
-    finish(command(name="whole", **changes))
+    finish_here(command(name="whole", **changes))
     words = command("--resume", "auto", name="killed", **changes)
     process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while _newest(tmp_path / "killed") < 4:
@@ -98,28 +93,30 @@ def test_a_killed_run_chooses_again_as_it_would_have(command, environment, finis
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the run was over before it was killed"
-    finish(words)
+    finish_here(words)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     last = [record for record in figures(tmp_path / "whole") if "loss" in record][-2:]
     chosen = ("extra_problems", "harder", "plainer")
     assert any(record.get(name, 0) > 0 for record in last for name in chosen), "nothing was chosen after the kill"
 
 
-def test_resume_from_an_older_checkpoint(command, finish, whole, tmp_path):
+def test_resume_from_an_older_checkpoint(command, finish_here, whole, tmp_path):
     """Files of later steps give way; a finished run's summary must go first, or it counts as finished."""
+    settings = (whole / "recipe.yaml").read_text().replace(str(whole.parent), str(tmp_path))
+    whole = shutil.copytree(whole, tmp_path / "whole")
+    (whole / "recipe.yaml").write_text(settings)  # as if it had been trained there
     (whole / "summary.json").unlink()
     kept = figures(whole)
     adapter = load_file(str(whole / "adapter" / "adapter_model.safetensors"))
     checkpoint = list_checkpoints(whole / "checkpoints")[0]
-    done = finish(command("--resume", str(checkpoint), name="whole"))
-    assert "resuming after step 2" in done.stdout
+    assert "resuming after step 2" in finish_here(command("--resume", str(checkpoint), name="whole"))
     assert figures(whole) == kept
     again = load_file(str(whole / "adapter" / "adapter_model.safetensors"))
     assert all(torch.equal(adapter[name], again[name]) for name in adapter)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_finishes_the_step_and_saves(command, environment, finish, whole, tmp_path, number):
+def test_interrupt_finishes_the_step_and_saves(command, environment, finish_here, whole, tmp_path, number):
     run = tmp_path / "stopped"
     words = command(name="stopped", **{"train.save_rollouts": "null"})
     process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -134,6 +131,6 @@ def test_interrupt_finishes_the_step_and_saves(command, environment, finish, who
     saved = list_checkpoints(run / "checkpoints")
     assert len(saved) == 1
     (run / "tokenizer.json").unlink()  # as a program left it that did not keep it
-    finish(command("--resume", "auto", name="stopped", **{"train.save_rollouts": "null"}))
+    finish_here(command("--resume", "auto", name="stopped", **{"train.save_rollouts": "null"}))
     assert (run / "tokenizer.json").is_file()
     assert_same_run(whole, run)

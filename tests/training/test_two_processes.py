@@ -14,10 +14,10 @@ from sharevl_lite.together import in_all
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(command, finish, tmp_path):
+def test_two_processes_equal_one(command, finish, finish_here, tmp_path):
     # Float64, so that the only difference (how sums over problems are grouped) stays far from any threshold.
     changes = {"model.dtype": "float64", "train.rollouts": 3}
-    finish(command(name="one", **changes))
+    finish_here(command(name="one", **changes))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517"]
     finish([*launch, *command(name="two", **changes)[1:]])
     records = [
@@ -43,13 +43,13 @@ def test_two_processes_equal_one(command, finish, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_replace_and_choose_as_one_does(command, finish, tmp_path):
+def test_two_processes_replace_and_choose_as_one_does(command, finish, finish_here, tmp_path):
     """Replacements and success rates belong to places and problems, not to processes."""
     changes = {"model.dtype": "float64", "data.eval": "null", "data.train_limit": 9, "train.rollouts": 4}
     changes |= {"rollout.dynamic_sampling": "true", "share.difficulty.adaptive": "true"}
     changes |= {"share.difficulty.solved": 0.6, "share.difficulty.unsolved": 0.4}
     changes |= {"share.num_responses": 2, "reward.format_weight": 0.0}  # so that some problems are silent
-    finish(command(name="one", **changes))
+    finish_here(command(name="one", **changes))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29518"]
     finish([*launch, *command(name="two", **changes)[1:]])
     one, two = (

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sharevl_lite.heavy_imports import without_collecting
 from sharevl_lite.store_schema import StoreError
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
     if not index.splits() and not options.follow:
         reasons = "; ".join(f"{path}: {why}" for path, why in index.unreadable.items())
         raise StoreError(f"{options.run_dir}: no readable rollouts{': ' + reasons if reasons else ''} (--follow waits)")
-    from sharevl_explorer.app import serve
+    with without_collecting():
+        from sharevl_explorer.app import serve
 
     tryout = None if open_tryout is None else open_tryout()
     shown = {"follow": options.follow, "share": options.share, "auth": auth, "tryout": tryout}
