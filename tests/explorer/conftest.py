@@ -44,9 +44,12 @@ def page(browser):
     opened.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served():
-    """Serve a run, once with the same options; gives the address."""
+    """Serve a run, once with the same options; gives the address.
+
+    Each server takes some hundredths of a core while nobody asks it anything, so a file's servers end with it.
+    """
     from sharevl_explorer.app import serve
 
     addresses = {}

@@ -71,14 +71,14 @@ def command(tmp_path):
 
 @pytest.fixture
 def finish_here(capsys):
-    """Runs a command in this process, which has torch already, to its end; returns what it said."""
+    """Runs a command in this process, which has torch already, to its end; returns what it said: `out` and `err`."""
 
-    def run(words):
+    def run(words, code=0):
         capsys.readouterr()
-        code = main(words[words.index("train") :])
+        ended = main(words[words.index("train") :])
         said = capsys.readouterr()
-        assert code == 0, said.out + said.err
-        return said.out
+        assert ended == code, said.out + said.err
+        return said
 
     return run
 

@@ -109,7 +109,7 @@ def test_resume_from_an_older_checkpoint(command, finish_here, whole, tmp_path):
     kept = figures(whole)
     adapter = load_file(str(whole / "adapter" / "adapter_model.safetensors"))
     checkpoint = list_checkpoints(whole / "checkpoints")[0]
-    assert "resuming after step 2" in finish_here(command("--resume", str(checkpoint), name="whole"))
+    assert "resuming after step 2" in finish_here(command("--resume", str(checkpoint), name="whole")).out
     assert figures(whole) == kept
     again = load_file(str(whole / "adapter" / "adapter_model.safetensors"))
     assert all(torch.equal(adapter[name], again[name]) for name in adapter)
