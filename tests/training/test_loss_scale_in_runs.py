@@ -12,10 +12,10 @@ BRIEF = {"model.dtype": "float16", "data.eval": None, "train.rollouts": 2}
 def test_an_overflow_repeats_the_update(small_recipe, monkeypatch):
     recipe = small_recipe("calm", **BRIEF)
     calm = steps(train(recipe).run_dir)
-    monkeypatch.setattr("sharevl_lite.loss_scale.START", 2.0**30)
+    monkeypatch.setattr("sharevl_lite.loss_scale.START", 2.0**20)
     loud = train(small_recipe("loud", **BRIEF)).run_dir
     wild = steps(loud)
-    assert START == calm[0]["loss_scale"] <= wild[0]["loss_scale"] < 2.0**30
+    assert START == calm[0]["loss_scale"] <= wild[0]["loss_scale"] < 2.0**20
     for name in ("loss", "ratio", "clip_low", "pairs", "reward"):
         assert calm[0][name] == wild[0][name], name
     # Other scales round other gradients.
