@@ -33,11 +33,20 @@ _SIGNS = str.maketrans(
         "∩": r"\cap ",
         "≡": r"\equiv ",
         "∅": r"\emptyset ",
+        "∠": r"\angle ",
+        "△": r"\triangle ",
+        "∥": r"\parallel ",
+        "⊥": r"\perp ",
+        "≅": r"\cong ",
+        "∼": r"\sim ",
+        "∽": r"\sim ",
         "¼": r"\frac{1}{4}",
         "½": r"\frac{1}{2}",
         "¾": r"\frac{3}{4}",
         "⅓": r"\frac{1}{3}",
         "⅔": r"\frac{2}{3}",
+        "∶": ":",  # ratio
+        "′": "'",
         "’": "'",
         "‘": "'",
         "“": '"',
@@ -80,6 +89,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 _TEXT = re.compile(r"\\(?:text|textrm|mathrm|rm|operatorname)\s*\{([^{}]*)\}")
+_BRACED_INDEX = re.compile(r"_\s*\{\s*([0-9A-Za-z])\s*\}")
 _LOOSE_SPACE = re.compile(r" (?![0-9A-Za-z])|(?<![0-9A-Za-z]) ")
 _FOREIGN = "À-ÖØ-öø-ɏЀ-ӿ぀-ヿ一-鿿가-힣"  # of words alone; Greek letters are symbols
 _NO_FORMULA = r"(?!.*\b(?i:sin|cos|tan|log|exp|sqrt)\b)"
@@ -120,7 +130,7 @@ def text_key(answer: str) -> str:
         key = key[1:-1].strip()
     if key.startswith('"') and key.endswith('"'):
         key = key[1:-1].strip()
-    key = _LOOSE_SPACE.sub("", re.sub(r"\s+", " ", key))
+    key = _LOOSE_SPACE.sub("", _BRACED_INDEX.sub(r"_\1", re.sub(r"\s+", " ", key)))
     return key.lower().replace(",", " ") if is_prose(key) else key
 
 

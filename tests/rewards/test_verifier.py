@@ -22,6 +22,7 @@ RIGHT = [  # (boxed answer, gold)
     (r"6+8\pi", r"8\pi+6"),
     (r"(x+1)^2", r"x^2+2x+1"),
     ("s(i-1)", "(i-1)s"),
+    (r"101_{2}", "101_2"),
     (r"2^{10}", "1024"),
     (r"6\times 8", "48"),
     (r"25\pi \approx 78.54", r"25\pi"),
@@ -47,11 +48,19 @@ RIGHT = [  # (boxed answer, gold)
     ("option I", "I. nine"),
     ("I. 9.0", "I. 9"),
     ("N", "N"),
+    # numerals and alleles
+    ("iv", "IV"),
+    (r"\text{AaBb}", "AaBb"),
     # angles
     (r"\angle CBA", r"\angle ABC"),
     (r"m\angle ABC", r"\angle ABC"),
     ("f'(x) = 2x", "2x"),
+    ("∠CBA", r"\angle ABC"),
+    (r"\angle A=\angle B", "∠A=∠B"),
+    (r"AB \parallel CD", "AB∥CD"),
+    (r"\triangle ABC \sim \triangle DEF", "△ABC∽△DEF"),
     # percent, ratio
+    ("3∶4", "3:4"),
     ("0.5", r"50\%"),
     (r"50\%", "0.5"),
     ("50", r"50\%"),
@@ -222,6 +231,10 @@ WRONG = [
     ("J. Adams", "J. Smith"),
     ("U.K.", "U.S."),
     (r"\angle ACB", r"\angle ABC"),  # right to math-verify
+    (r"AB \perp CD", "AB∥CD"),
+    ("IV", "VI"),  # right to mathruler, as is the next one
+    ("FF", "Ff"),
+    ("AaBB", "AaBb"),
     ("5°C", "5°F"),  # right to both
     ("30° N", "30° S"),
     ("30%", "30°"),
