@@ -22,6 +22,8 @@ RIGHT = [  # (boxed answer, gold)
     (r"6+8\pi", r"8\pi+6"),
     (r"(x+1)^2", r"x^2+2x+1"),
     ("s(i-1)", "(i-1)s"),
+    (r"100 \bmod 7 = 2", "2"),
+    (r"100 \bmod 7 = 2", r"2 \pmod 7"),
     (r"101_{2}", "101_2"),
     (r"2^{10}", "1024"),
     (r"6\times 8", "48"),
@@ -241,6 +243,7 @@ WRONG = [
     (r"5\text{ m/s}", r"5\text{ km/h}"),
     ("5 m/s", "5 m"),
     ("5v/g", "5"),
+    (r"100 \bmod 7 = 3", "2"),
     ("5", r"5 \mod 7"),  # right to math-verify, as are the next three
     (r"5 \mod 8", r"5 \mod 7"),
     (r"5 \pmod 8", r"5 \pmod 7"),
