@@ -94,7 +94,7 @@ _LOOSE_SPACE = re.compile(r" (?![0-9A-Za-z])|(?<![0-9A-Za-z]) ")
 _FOREIGN = "À-ÖØ-öø-ɏЀ-ӿ぀-ヿ一-鿿가-힣"  # of words alone; Greek letters are symbols
 _NO_FORMULA = r"(?!.*\b(?i:sin|cos|tan|log|exp|sqrt)\b)"
 _WORDS = rf"(?=.*[A-Za-z]{{3}}|[nN][oO]$|.*[{_FOREIGN}])[A-Za-z{_FOREIGN}][A-Za-z{_FOREIGN} ,.;'!?()-]*"
-_WORDS_AND_NUMBERS = rf"[A-Za-z{_FOREIGN}]{{3,}}(?:[ ,.]+(?:[A-Za-z{_FOREIGN}]+|\d+))*"
+_WORDS_AND_NUMBERS = rf"(?!(?:USD|EUR|GBP|INR)\b)[A-Za-z{_FOREIGN}]{{3,}}(?:[ ,.]+(?:[A-Za-z{_FOREIGN}]+|\d+))*"
 # Without IGNORECASE, for which i and s are cases of foreign letters.
 _PROSE = re.compile(rf"{_NO_FORMULA}(?:{_WORDS}|{_WORDS_AND_NUMBERS})")
 _SYMBOL = re.compile(r"[A-Za-z\\][A-Za-z0-9\\_{}' ()]*")
@@ -136,7 +136,8 @@ def text_key(answer: str) -> str:
 
 def is_prose(answer: str) -> bool:
     """Whether the answer is words rather than a formula: letters only, at least one run of three, or "no"; or such a
-    word before further words and whole numbers (`May 5, 1998`). Accents and other scripts are of words, Greek is not.
+    word, which is no currency, before further words and whole numbers (`May 5, 1998`). Accents and other scripts are of
+    words, Greek is not.
 
     The symbolic graders read words as products of letters, in which "act" equals "cat".
     """

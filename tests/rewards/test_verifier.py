@@ -50,6 +50,8 @@ RIGHT = [  # (boxed answer, gold)
     ("option I", "I. nine"),
     ("I. 9.0", "I. 9"),
     ("N", "N"),
+    ("450", "USD 450"),
+    ("USD 1.5", "USD 1.50"),
     # numerals and alleles
     ("iv", "IV"),
     (r"\text{AaBb}", "AaBb"),
@@ -234,6 +236,7 @@ WRONG = [
     ("U.K.", "U.S."),
     (r"\angle ACB", r"\angle ABC"),  # right to math-verify
     (r"AB \perp CD", "AB∥CD"),
+    ("USD 451", "USD 450"),
     ("IV", "VI"),  # right to mathruler, as is the next one
     ("FF", "Ff"),
     ("AaBB", "AaBb"),
