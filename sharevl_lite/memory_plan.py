@@ -7,8 +7,8 @@ Weights, adapters and optimizer are counted from the model's configuration, exac
   checkpointing one layer keeps that at a time and every layer its input (Unsloth moves the inputs to the host). Fused
   layers keep 5 widths less, which the plan leaves as a reserve until a GPU has shown it, and a fused MLP 2 intermediate
   widths less; its backward pass holds 4;
-- features of a rollout's pictures are kept until it is trained, those of an evaluation until its end (where transformers
-  sample), up to a bound: at most a prompt's tokens each;
+- features of a rollout's pictures are kept until it is trained, and where transformers sample those of an evaluation
+  until its end, up to a bound: at most a prompt's tokens each;
 - the head keeps the hidden gradients [T, H] in float32 and a workspace that is bounded (kernels/README.md);
 - sampling with transformers holds keys and values of a whole batch, and its logits in float32 three times over; while
   it reads a batch of prompts, a layer keeps 4 widths and 3 intermediate widths per token (docs/LOG.md compares that and

@@ -1,6 +1,6 @@
 """Answers that are a date or a time of day, compared part by part: to the graders they are calculations or products.
 
-    2024-1-3 is 2024-01-03        May 12, 2019 is 12th May 2019        Mar 2020 is March 2020        3:45 p.m. is 03:45 PM
+    2024-1-3 is 2024-01-03      May 12, 2019 is 12th May 2019      Mar 2020 is March 2020      3:45 p.m. is 03:45 PM
 
 Dates in digits keep the order of their parts, for nobody can tell 5/12 from 12/5.
 """
@@ -31,8 +31,8 @@ def parse_date(answer: str) -> tuple[int, ...] | None:
 
 
 def parse_named_date(answer: str) -> tuple[str, ...] | None:
-    """Month, day and year of a day or a month with its name (`May 12, 2019`, `12th May`, `Mar 2020`, `Aug`), "" for what
-    is not said; None for anything else."""
+    """Month, day and year of a day or a month with its name (`May 12, 2019`, `12th May`, `Mar 2020`, `Aug`), "" for
+    what is not said; None for anything else."""
     text = _bare(answer)
     if found := _DAY_FIRST.fullmatch(text):
         day, month, year = found.groups()
