@@ -109,7 +109,8 @@ class Learner:
         chosen = frozenset(active)
         idle = self._idle(valid, chosen)
         if not active and not idle:  # one row is needed at weight 0 (see `losses`), even if every verification failed
-            idle = [*valid[:1]] or [Pair(problems[0], 0, 0, 0)]
+            own = [pair for pair in valid if pair.k == pair.j]  # others are compared with scores that are not there
+            idle = own[:1] or [Pair(problems[0], 0, 0, 0)]
         active_rows = self._rows(active)
         return UpdatePlan(
             active_rows=active_rows,

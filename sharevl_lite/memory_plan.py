@@ -7,7 +7,8 @@ Weights, adapters and optimizer are counted from the model's configuration, exac
   checkpointing one layer keeps that at a time and every layer its input (Unsloth moves the inputs to the host). Fused
   layers keep 5 widths less, which the plan leaves as a reserve until a GPU has shown it, and a fused MLP 2 intermediate
   widths less; its backward pass holds 4;
-- features of a rollout's pictures are kept until it is trained, up to a bound: at most a prompt's tokens each;
+- features of a rollout's pictures are kept until it is trained, and where transformers sample those of an evaluation
+  until its end, up to a bound: at most a prompt's tokens each;
 - the head keeps the hidden gradients [T, H] in float32 and a workspace that is bounded (kernels/README.md);
 - sampling with transformers holds keys and values of a whole batch, and its logits in float32 three times over; while
   it reads a batch of prompts, a layer keeps 4 widths and 3 intermediate widths per token (docs/LOG.md compares that and
@@ -244,15 +245,21 @@ def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool,
     logits = 4 * 4 * min(tokens, LOGIT_ROWS) * shape.vocabulary
     return {
         "activations": tokens * _activation_bytes(recipe, shape, width),
-        "features of pictures": _feature_bytes(recipe, shape, width),
+        "features of pictures": _feature_bytes(recipe, shape, width, _prompts_of_rollout(recipe)),
         "head": WORKSPACE_BYTES + 4 * tokens * shape.hidden if kernel else logits,
     }
 
 
-def _feature_bytes(recipe: Recipe, shape: ModelShape, width: int) -> int:
-    """What is kept of a rollout's pictures: at most a prompt's tokens each, and no more than the bound."""
-    tokens = recipe.train.problems_per_rollout * recipe.share.num_variants * recipe.data.max_prompt_length
+def _feature_bytes(recipe: Recipe, shape: ModelShape, width: int, prompts: int) -> int:
+    """What is kept of the pictures of so many prompts: at most a prompt's tokens each, and no more than the bound."""
+    tokens = prompts * recipe.data.max_prompt_length
     return min(tokens * shape.hidden * shape.vision_levels * width, FEATURE_CACHE_BYTES)
+
+
+def _prompts_of_rollout(recipe: Recipe) -> int:
+    """Prompts of a rollout, those of problems that dynamic sampling replaced included: their pictures stay as long."""
+    rounds = 1 + recipe.rollout.max_extra_rounds if recipe.rollout.dynamic_sampling else 1
+    return rounds * recipe.train.problems_per_rollout * recipe.share.num_variants
 
 
 def _activation_bytes(recipe: Recipe, shape: ModelShape, width: int) -> int:
@@ -287,8 +294,9 @@ def _fuses_mlp(model: ModelSection, width: int) -> bool:
 def _sampling_parts(recipe: Recipe, shape: ModelShape, width: int, total: int | None) -> dict[str, int]:
     section = recipe.rollout
     if section.engine == "hf":
+        held_out = 0 if recipe.data.eval is None else 2 * recipe.eval.problems  # plain, and as a variant
         return {
-            "features of pictures": _feature_bytes(recipe, shape, width),
+            "features of pictures": _feature_bytes(recipe, shape, width, max(_prompts_of_rollout(recipe), held_out)),
             "reading prompts": section.batch_size
             * recipe.data.max_prompt_length
             * width

@@ -43,7 +43,9 @@ def look(recipe: Recipe) -> FirstLook:
         prompts = _prompts_at_hand(recipe)
         data = recipe.data
         train = _first_problems(data.train, data.train_split, data.train_limit, recipe)
-        held_out = None if data.eval is None else _first_problems(data.eval, data.eval_split, None, recipe)
+        held_out = None
+        if data.eval is not None:
+            held_out = _first_problems(data.eval, data.eval_split, recipe.eval.problems, recipe)
         for source in (train, held_out):
             if source is not None:
                 check_rewards(scorer, source.problems)

@@ -182,6 +182,15 @@ def test_what_train_refuses_at_once_the_dry_run_and_doctor_refuse(words, told, c
     assert "hf download" not in output
 
 
+def test_a_dry_run_reads_no_held_out_rows_that_train_does_not(called, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    odd = {"problem": "What is <|im_end|>?", "images": [], "answer": "1"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ROWS[:3], odd]))
+    words = ["train", DEMO, "--dry-run", "--data.eval", "rows.jsonl", "--eval.problems"]
+    assert called(*words, "3")[0] == 0
+    assert called(*words, "4")[0] == 2
+
+
 def test_a_dry_run_reads_the_first_rows_alone(called, tmp_path, monkeypatch):
     """Rows that are skipped may be followed by good ones."""
     monkeypatch.chdir(tmp_path)

@@ -241,3 +241,21 @@ def test_keys_of_one_long_group_are_planned_where_they_are_more_than_a_row_may_g
     shape = shape_of("Qwen/Qwen2.5-VL-3B-Instruct")
     assert activations(500) == activations(100)
     assert activations(2000) - activations(500) == 2048 * 2 * 2 * shape.kv_width * (13 - 4)
+
+
+def test_pictures_that_are_kept_while_transformers_sample_are_planned(recipe):
+    """Those of a rollout and of what dynamic sampling replaced in it, or of an evaluation, whose problems are asked in
+    two ways."""
+    changes = {"rollout.engine": "hf", "train.problems_per_rollout": 4, "data.max_prompt_length": 100}
+    changes |= {"share.num_variants": 2, "train.problems_per_update": 4, "data.eval": None}
+    shape = shape_of("builtin:digits-vl")
+    prompt = 100 * shape.hidden * shape.vision_levels * 4
+
+    def kept(**more):
+        plan = plan_memory(recipe(**changes, **more), shape, total=None, half=False)
+        return plan.training["features of pictures"], plan.sampling["features of pictures"]
+
+    assert kept() == (8 * prompt, 8 * prompt)
+    assert kept(**{"rollout.dynamic_sampling": True, "rollout.max_extra_rounds": 2}) == (24 * prompt, 24 * prompt)
+    changes["data.eval"] = "builtin:digits"
+    assert kept(**{"eval.problems": 64}) == (8 * prompt, 128 * prompt)

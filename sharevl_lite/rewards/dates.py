@@ -1,6 +1,6 @@
 """Answers that are a date or a time of day, compared part by part: to the graders they are calculations or products.
 
-    2024-1-3 is 2024-01-03        May 12, 2019 is 12th May 2019        3:45 p.m. is 03:45 PM
+    2024-1-3 is 2024-01-03      May 12, 2019 is 12th May 2019      Mar 2020 is March 2020      3:45 p.m. is 03:45 PM
 
 Dates in digits keep the order of their parts, for nobody can tell 5/12 from 12/5.
 """
@@ -20,6 +20,7 @@ _DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
 _YEAR = r"(?:\s*,?\s*(\d{4}))?"
 _DAY_FIRST = re.compile(rf"{_DAY}\s*(?:of\s)?\s*({_MONTH})\b\.?{_YEAR}", re.IGNORECASE)
 _MONTH_FIRST = re.compile(rf"({_MONTH})\b\.?\s*{_DAY}(?!\d){_YEAR}", re.IGNORECASE)
+_NO_DAY = re.compile(rf"({_MONTH})\b\.?{_YEAR}", re.IGNORECASE)
 _TIME = re.compile(r"(\d{1,2})(?::(\d{2}))?(?::(\d{2}))?\s*([ap])\.?\s?m\.?", re.IGNORECASE)
 
 
@@ -30,12 +31,15 @@ def parse_date(answer: str) -> tuple[int, ...] | None:
 
 
 def parse_named_date(answer: str) -> tuple[str, ...] | None:
-    """Month, day and year (or "") of a day with its month as a word (`May 12, 2019`, `12th May`); None otherwise."""
+    """Month, day and year of a day or a month with its name (`May 12, 2019`, `12th May`, `Mar 2020`, `Aug`), "" for
+    what is not said; None for anything else."""
     text = _bare(answer)
     if found := _DAY_FIRST.fullmatch(text):
         day, month, year = found.groups()
     elif found := _MONTH_FIRST.fullmatch(text):
         month, day, year = found.groups()
+    elif found := _NO_DAY.fullmatch(text):
+        month, day, year = found[1], "", found[2]
     else:
         return None
     return month[:3].lower(), day.lstrip("0"), year or ""

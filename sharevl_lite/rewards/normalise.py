@@ -33,11 +33,20 @@ _SIGNS = str.maketrans(
         "∩": r"\cap ",
         "≡": r"\equiv ",
         "∅": r"\emptyset ",
+        "∠": r"\angle ",
+        "△": r"\triangle ",
+        "∥": r"\parallel ",
+        "⊥": r"\perp ",
+        "≅": r"\cong ",
+        "∼": r"\sim ",
+        "∽": r"\sim ",
         "¼": r"\frac{1}{4}",
         "½": r"\frac{1}{2}",
         "¾": r"\frac{3}{4}",
         "⅓": r"\frac{1}{3}",
         "⅔": r"\frac{2}{3}",
+        "∶": ":",  # ratio
+        "′": "'",
         "’": "'",
         "‘": "'",
         "“": '"',
@@ -80,11 +89,12 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 _TEXT = re.compile(r"\\(?:text|textrm|mathrm|rm|operatorname)\s*\{([^{}]*)\}")
+_BRACED_INDEX = re.compile(r"_\s*\{\s*([0-9A-Za-z])\s*\}")
 _LOOSE_SPACE = re.compile(r" (?![0-9A-Za-z])|(?<![0-9A-Za-z]) ")
 _FOREIGN = "À-ÖØ-öø-ɏЀ-ӿ぀-ヿ一-鿿가-힣"  # of words alone; Greek letters are symbols
 _NO_FORMULA = r"(?!.*\b(?i:sin|cos|tan|log|exp|sqrt)\b)"
 _WORDS = rf"(?=.*[A-Za-z]{{3}}|[nN][oO]$|.*[{_FOREIGN}])[A-Za-z{_FOREIGN}][A-Za-z{_FOREIGN} ,.;'!?()-]*"
-_WORDS_AND_NUMBERS = rf"[A-Za-z{_FOREIGN}]{{3,}}(?:[ ,.]+(?:[A-Za-z{_FOREIGN}]+|\d+))*"
+_WORDS_AND_NUMBERS = rf"(?!(?:USD|EUR|GBP|INR)\b)[A-Za-z{_FOREIGN}]{{3,}}(?:[ ,.]+(?:[A-Za-z{_FOREIGN}]+|\d+))*"
 # Without IGNORECASE, for which i and s are cases of foreign letters.
 _PROSE = re.compile(rf"{_NO_FORMULA}(?:{_WORDS}|{_WORDS_AND_NUMBERS})")
 _SYMBOL = re.compile(r"[A-Za-z\\][A-Za-z0-9\\_{}' ()]*")
@@ -120,13 +130,14 @@ def text_key(answer: str) -> str:
         key = key[1:-1].strip()
     if key.startswith('"') and key.endswith('"'):
         key = key[1:-1].strip()
-    key = _LOOSE_SPACE.sub("", re.sub(r"\s+", " ", key))
+    key = _LOOSE_SPACE.sub("", _BRACED_INDEX.sub(r"_\1", re.sub(r"\s+", " ", key)))
     return key.lower().replace(",", " ") if is_prose(key) else key
 
 
 def is_prose(answer: str) -> bool:
     """Whether the answer is words rather than a formula: letters only, at least one run of three, or "no"; or such a
-    word before further words and whole numbers (`May 5, 1998`). Accents and other scripts are of words, Greek is not.
+    word, which is no currency, before further words and whole numbers (`May 5, 1998`). Accents and other scripts are of
+    words, Greek is not.
 
     The symbolic graders read words as products of letters, in which "act" equals "cat".
     """

@@ -5,7 +5,7 @@ r"""Residues: `5 \pmod 7`, `x \equiv 5 \pmod{7}`, `5 mod 7`. Both graders drop t
 
 A gold answer with a modulus means all numbers of a class, which one number without a modulus does not name. A gold
 number is often the remainder that was asked for; an answer that adds the modulus says it too. A stated residue must be
-smaller than its modulus (up to the sign): `1234 \bmod 7` repeats the question.
+smaller than its modulus (up to the sign): `1234 \bmod 7` repeats the question, `1234 \bmod 7 = 2` answers it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,13 @@ def parse_residue(answer: str) -> Residue | None:
     if found is None or _MENTIONS_MODULUS.search(found["modulus"]):
         return None
     *names, residue = _CONGRUENT.split(found["residue"])
-    name = names[0].strip() if names else ""
+    modulus, *remainder = _CONGRUENT.split(found["modulus"])
+    if remainder:  # of a division that is written out
+        names, residue = [*names, *remainder[1:]], remainder[0]
     if len(names) > 1 or _MENTIONS_MODULUS.search(residue):
         return None
-    return Residue(text_key(name), text_key(residue), text_key(found["modulus"]))
+    name = names[0].strip() if names else ""
+    return Residue(text_key(name), text_key(residue), text_key(modulus))
 
 
 def mentions_modulus(answer: str) -> bool:

@@ -11,6 +11,7 @@ wrong answers, so cheap rules that know better come before them and end the ladd
 * `3:4` is a ratio, equal to 6:8 and not to 3/4, which says "of the whole"; math-verify divides;
 * a date is no subtraction, nor are the pages, the score or the telephone number that a gold answer names by digits and
   hyphens: to math-verify 1998-05-12 is 1998-06-11, and 5-12 is 6-13;
+* Roman numerals and genotypes are no products, in which VI equals IV and FF equals Ff;
 * an angle is named by its points in order, ABC or CBA; as products of letters ABC equals ACB;
 * a modulus is part of a residue (see `residues`): to math-verify `5 \mod 8` is `5 \mod 7`, and both are 5;
 * `x<2 and x>5` is not `x<2 or x>5`, and 12 am not 12 pm;
@@ -76,6 +77,8 @@ _ANGLE = re.compile(r"(?:m\s*)?\\angle\s*\{?([A-Z]'*)\s*([A-Z]'*)\s*([A-Z]'*)\}?
 _TEXT_IN_BETWEEN = re.compile(r"\d\s*\\(?:text|textrm|mathrm|rm)\s*\{(?!\s*(?:or|and)\s*\})[^{}]*[A-Za-z][^{}]*\}\s*\d")
 _HYPHENED = re.compile(r"\d+(?:\s*[-–]\s*\d+)+")
 _BASE = re.compile(r"\d\s*_\s*\{?\s*\d")
+_ROMAN = re.compile(r"(?=..)X{0,3}(?:IX|IV|V?I{0,3})", re.IGNORECASE)
+_GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1))+")
 _JOINT = re.compile(r"\b(?:and|or)\b")
 _RELATION = re.compile(r"[<>]|\\[lg]e(?![A-Za-z])")
 _PRIME = re.compile(r"(?<=[A-Za-z0-9)'])'(?![A-Za-z])|\\prime(?![A-Za-z])")
@@ -211,6 +214,14 @@ def _by_text(answer: str, expected: str) -> bool | None:
     return False if is_prose(expected) else None
 
 
+def _by_letters(answer: str, expected: str) -> bool | None:
+    """Numerals in letters, and pairs of alleles, which differ in the case alone."""
+    stated, gold = (unwrap_text(side).strip().rstrip(".") for side in (answer, expected))
+    if _ROMAN.fullmatch(stated) and _ROMAN.fullmatch(gold):
+        return stated.upper() == gold.upper()
+    return stated == gold if _GENOTYPE.fullmatch(stated) and _GENOTYPE.fullmatch(gold) else None
+
+
 def _by_ratio(answer: str, expected: str) -> bool | None:
     stated, gold = parse_ratio(answer), parse_ratio(expected)
     if stated is None and gold is None:
@@ -320,6 +331,7 @@ def _by_rounding(answer: str, expected: str) -> bool | None:
 
 _LADDER: tuple[tuple[str, Callable[[str, str], bool | None]], ...] = (
     ("exact", _by_date),
+    ("exact", _by_letters),
     ("exact", _by_text),
     ("residue", _by_residue),
     ("ratio", _by_ratio),

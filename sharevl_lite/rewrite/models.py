@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from sharevl_lite.rewrite.chat import ChatModel
 from sharevl_lite.rewrite.errors import VariantsError
@@ -37,6 +38,8 @@ class ModelSource:
                 raise VariantsError(
                     f"{self.option} openai needs {prefix}base-url (such as http://localhost:8000/v1) and {prefix}model"
                 )
+            if not _is_address(self.base_url):
+                raise VariantsError(f"{prefix}base-url must be an address such as http://localhost:8000/v1")
             return
         if self.kind not in {"hf", "vllm"}:
             also = "rules, " if self.option == "--with" else ""
@@ -48,6 +51,14 @@ class ModelSource:
             )
         if self.base_url or self.model:
             raise VariantsError(f"{self.option} {self.spec}: {prefix}base-url and {prefix}model are for openai")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port that is none
+        return False
 
 
 class ModelRoom:

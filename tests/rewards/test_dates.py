@@ -22,6 +22,8 @@ def boxed(answer):
         ("12 may", "May 12"),
         ("12 of Sept.", "September 12"),
         ("12", "12 May"),
+        ("Mar 2020", "March 2020"),
+        ("Aug.", "August"),
         ("3:45 p.m.", "3:45 PM"),
         ("03:45 pm", "3:45 p.m."),
         ("03:45", "3:45"),
@@ -53,6 +55,9 @@ def test_right(answer, gold):
         ("2024", "2024-01-03"),
         ("12 Apr", "12 May"),
         ("May 21", "May 12"),
+        ("May 20", "May 2020"),
+        ("Feb 2020", "Mar 2020"),
+        ("May 1998", "May 5, 1998"),
         ("May 12, 2018", "May 12, 2019"),
         ("3:45 a.m.", "3:45 PM"),
         ("12 am", "12 pm"),  # right to math-verify

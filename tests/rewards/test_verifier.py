@@ -22,6 +22,9 @@ RIGHT = [  # (boxed answer, gold)
     (r"6+8\pi", r"8\pi+6"),
     (r"(x+1)^2", r"x^2+2x+1"),
     ("s(i-1)", "(i-1)s"),
+    (r"100 \bmod 7 = 2", "2"),
+    (r"100 \bmod 7 = 2", r"2 \pmod 7"),
+    (r"101_{2}", "101_2"),
     (r"2^{10}", "1024"),
     (r"6\times 8", "48"),
     (r"25\pi \approx 78.54", r"25\pi"),
@@ -47,11 +50,21 @@ RIGHT = [  # (boxed answer, gold)
     ("option I", "I. nine"),
     ("I. 9.0", "I. 9"),
     ("N", "N"),
+    ("450", "USD 450"),
+    ("USD 1.5", "USD 1.50"),
+    # numerals and alleles
+    ("iv", "IV"),
+    (r"\text{AaBb}", "AaBb"),
     # angles
     (r"\angle CBA", r"\angle ABC"),
     (r"m\angle ABC", r"\angle ABC"),
     ("f'(x) = 2x", "2x"),
+    ("∠CBA", r"\angle ABC"),
+    (r"\angle A=\angle B", "∠A=∠B"),
+    (r"AB \parallel CD", "AB∥CD"),
+    (r"\triangle ABC \sim \triangle DEF", "△ABC∽△DEF"),
     # percent, ratio
+    ("3∶4", "3:4"),
     ("0.5", r"50\%"),
     (r"50\%", "0.5"),
     ("50", r"50\%"),
@@ -222,12 +235,18 @@ WRONG = [
     ("J. Adams", "J. Smith"),
     ("U.K.", "U.S."),
     (r"\angle ACB", r"\angle ABC"),  # right to math-verify
+    (r"AB \perp CD", "AB∥CD"),
+    ("USD 451", "USD 450"),
+    ("IV", "VI"),  # right to mathruler, as is the next one
+    ("FF", "Ff"),
+    ("AaBB", "AaBb"),
     ("5°C", "5°F"),  # right to both
     ("30° N", "30° S"),
     ("30%", "30°"),
     (r"5\text{ m/s}", r"5\text{ km/h}"),
     ("5 m/s", "5 m"),
     ("5v/g", "5"),
+    (r"100 \bmod 7 = 3", "2"),
     ("5", r"5 \mod 7"),  # right to math-verify, as are the next three
     (r"5 \mod 8", r"5 \mod 7"),
     (r"5 \pmod 8", r"5 \pmod 7"),

@@ -233,6 +233,9 @@ def test_lists_of_accepted_answers_survive_beside_single_ones(tmp_path, monkeypa
     assert [problem.answer_cell for problem in again] == lists
 
 
+ENDPOINT = ["builtin:digits", "--out", "x", "--with", "openai", "--model", "m", "--base-url"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -242,6 +245,8 @@ def test_lists_of_accepted_answers_survive_beside_single_ones(tmp_path, monkeypa
         (["builtin:digits", "--out", "x", "--num", "0"], "--num"),
         (["builtin:digits", "--out", "x", "--with", "hf:no/such-folder/at-all"], "cannot be loaded"),
         (["builtin:digits", "--out", "x", "--check-with", "openai"], "--check-base-url"),
+        ([*ENDPOINT, "localhost:8000"], "--base-url must be an address such as http://localhost:8000/v1"),
+        ([*ENDPOINT, "http://localhost:port/v1"], "--base-url must be an address such as http://localhost:8000/v1"),
         (["builtin:digits", "--out", "x", "--check-with", "hf"], "name the model"),
         (["no/such.parquet", "--out", "x"], "no such file"),
         (["--report", "nowhere"], "no report"),

@@ -151,3 +151,12 @@ def test_log_probs_that_others_are_compared_with_are_scored_always(small_recipe,
     scored = {pair for pairs, graded in passes if not graded for pair in pairs}
     assert any(pair.k != pair.j and pair._replace(k=pair.j) not in trained for pair in trained)
     assert all(pair._replace(k=pair.j) in scored for pair in trained)
+
+
+def test_a_row_that_stands_in_where_nothing_trains_can_be_compared(small_recipe, monkeypatch):
+    """Nothing of the first variant takes part, and no reward differs: the row at weight 0 is of another variant."""
+    takes_part, as_pairs = Learner.takes_part, Advantages.as_pairs
+    monkeypatch.setattr(Learner, "takes_part", lambda self, p, j, i: j > 0 and takes_part(self, p, j, i))
+    monkeypatch.setattr(Advantages, "as_pairs", lambda self, levels: torch.zeros_like(as_pairs(self, levels)))
+    changes = {"train.score_skipped": False, "train.rollouts": 1, "objective.correction": "truncate"}
+    assert figures(run(small_recipe(**BRIEF | changes)))[0]["pairs"] > 0

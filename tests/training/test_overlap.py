@@ -1,5 +1,6 @@
 """The next rollout is sampled while this one trains: by the weights of that time, and nothing is lost."""
 
+import json
 import threading
 import time
 
@@ -11,7 +12,9 @@ from safetensors.torch import load_file
 from sharevl_lite import metrics_log, store, train
 from sharevl_lite.ahead import Ahead
 from sharevl_lite.policy.hf import load_adapter, load_policy, save_adapter
+from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.hf import HFRolloutEngine
+from sharevl_lite.trainer import ShareGRPOTrainer
 
 AHEAD = {
     "rollout.engine": "server",
@@ -129,6 +132,24 @@ def test_what_fails_in_the_background_stops_the_run(run, monkeypatch):
     monkeypatch.setattr(Elsewhere, "sample", breaks)
     with pytest.raises(ConnectionError, match="the server is gone"):
         run(**{"data.eval": None})
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_when_the_next_is_ahead_already_is_saved_with_what_it_was_sampled_by(
+    run, tmp_path, monkeypatch
+):
+    def disagrees(self):
+        if self._rollout.number == 3:
+            raise RolloutError("they do not run the same model")
+
+    monkeypatch.setattr(ShareGRPOTrainer, "_check_sampler", disagrees)
+    with pytest.raises(RolloutError):
+        run(**{"data.eval": None, "train.save_rollouts": None})
+    (checkpoint,) = (tmp_path / "ahead" / "checkpoints").glob("checkpoint-*")
+    saved = json.loads((checkpoint / "ahead" / "ahead.json").read_text())
+    assert saved == {"rollout": 3, "updates": 2}
+    ahead, now = (load_file(str(folder / "adapter_model.safetensors")) for folder in (checkpoint / "ahead", checkpoint))
+    assert any(not torch.equal(ahead[name], now[name]) for name in now)
 
 
 MEASURED = ("seconds", "memory", "tokens_per_second")
