@@ -30,11 +30,10 @@ class RoomyLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes new keys and values [B, H, N, D] behind the others and gives all. RuntimeError where no room is left."""
-        start = self.get_seq_length()
-        end = start + key_states.shape[2]
+        start, added = self.get_seq_length(), key_states.shape[2]
         for room, new in zip(self._room, (key_states, value_states), strict=True):
-            room[:, :, start:end] = new
-        self.keys, self.values = (room[:, :, :end] for room in self._room)
+            room.narrow(2, start, added).copy_(new)
+        self.keys, self.values = (room[:, :, : start + added] for room in self._room)
         return self.keys, self.values
 
 

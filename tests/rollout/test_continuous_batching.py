@@ -151,12 +151,12 @@ def test_a_roomy_layer_grows_in_its_own_memory():
     room = torch.randn(2, 2, 3, 10, 4, generator=draw)
     roomy, plain = RoomyLayer(room[0], room[1], 4), DynamicLayer()
     plain.update(room[0][:, :, :4].clone(), room[1][:, :, :4].clone())
-    for new in (1, 1, 3):
+    for new in (1, 3, 1, 1):
         keys, values = torch.randn(2, 2, 3, new, 4, generator=draw)
         for mine, theirs in zip(roomy.update(keys, values), plain.update(keys, values), strict=True):
             assert torch.equal(mine, theirs)
         assert roomy.get_seq_length() == plain.get_seq_length()
         assert roomy.get_mask_sizes(1) == plain.get_mask_sizes(1)
         assert roomy.keys.data_ptr() == room.data_ptr()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="exceeds dimension size"):
         roomy.update(keys, values)
