@@ -39,7 +39,8 @@ class RolloutSection(Section):
     max_completion_length: Count = 2048
     """Longest response in tokens (paper: 2048); a longer one is cut and flagged as truncated."""
     batch_size: Count = 64
-    """Responses generated together; with `engine: server`, requests of one process under way together."""
+    """Responses sampled at a time: with `hf` and `vllm` one that has ended makes room for the next, with `server` they
+    are the requests of one process under way."""
     vllm_gpu_memory_utilization: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.35
     """Share of the GPU's memory for vLLM's weights and cache while it samples; it gives it back for the update. (On a
     CPU: a share of the machine's memory, which it keeps.)"""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from sharevl_kernels.prefix_attention import PrefixLayout, block_attention, choose_backend, prefix_attention
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "sharevl_prefix"
 BLOCKS = "sharevl_flash_blocks"
@@ -42,6 +43,8 @@ def attend(
     Raises ValueError for a packed row with dropout, a sliding window or more than one row.
     """
     if prefix_layout is None:
+        if query.shape[2] == 1:
+            return _decode(query, key, value, attention_mask, scaling), None
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         out, _ = sdpa_attention_forward(
@@ -53,6 +56,15 @@ def attend(
     dtype = value.dtype  # rotary embeddings under autocast can leave queries and keys wider
     packed = prefix_attention(query[0].to(dtype), key[0].to(dtype), value[0], prefix_layout, scale=scaling)
     return packed[None], None
+
+
+def _decode(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None) -> Tensor:
+    """One new token per row, [B, heads, 1, D]. Queries that share a head of keys are a row of queries to it, where
+    transformers 5.17 copies all keys and values for each of them (5.24 does as here)."""
+    batch, heads, _, size = query.shape
+    grouped = query.reshape(batch, key.shape[1], -1, size)
+    out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(batch, 1, heads, size)
 
 
 def attend_within_blocks(

@@ -4,13 +4,16 @@ Each response is drawn by inverse transform sampling from its own stream of unif
 response does not depend on which others share its batch or process: a resumed run, or one on two processes, samples
 what one uninterrupted process would have sampled (up to the rounding of a differently padded batch).
 
-Equal prompts are read once for all of their responses, and `generate` goes on from the keys and values.
+Equal prompts that start together are read once for all of their responses, and `generate` goes on from the keys and
+values.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +23,11 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import EncodedPrompt
+from sharevl_lite.rollout.continuous import Context, join
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
+
+SLICE = 16
+"""Tokens of each response between two looks at which have ended."""
 
 
 class SeededSampler(LogitsProcessor):
@@ -58,8 +65,18 @@ class SeededSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, drawn_B1, 0.0)
 
 
+@dataclass
+class Row:
+    """A response that is being sampled: to which request, its own uniform numbers, and what it has so far."""
+
+    request: SamplingRequest
+    uniforms_T: Float[Tensor, "T"]
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
 class HFRolloutEngine:
-    """Batched `generate` on the policy being trained, `batch_size` responses at a time.
+    """`generate` on the policy being trained, `batch_size` responses at a time (`continuous.py` says how).
 
     With `keep_images` the policy keeps what its vision tower made of the images, for an update on these responses.
     """
@@ -74,17 +91,16 @@ class HFRolloutEngine:
 
     def sample(self, requests: Sequence[SamplingRequest], sampling: Sampling) -> list[list[Response]]:
         """`count` responses to each request, in order."""
-        jobs = [(request, index) for request in requests for index in range(request.count)]
+        groups = [
+            [Row(request, uniforms(request, index, sampling)) for index in range(request.count)] for request in requests
+        ]
         training = self.policy.training
         self.policy.eval()
-        drawn: list[Response] = []
         try:
-            for start in range(0, len(jobs), self.batch_size):
-                drawn.extend(self._generate(jobs[start : start + self.batch_size], sampling))
+            self._sample(groups, sampling)
         finally:
             self.policy.train(training)
-        responses = iter(drawn)
-        return [[next(responses) for _ in range(request.count)] for request in requests]
+        return [[self._response(row) for row in group] for group in groups]
 
     def sync(self) -> None:
         """Nothing to do: the engine samples from the trained weights themselves."""
@@ -93,44 +109,37 @@ class HFRolloutEngine:
         """Nothing is held."""
 
     @torch.no_grad()
-    def _generate(self, jobs: list[tuple[SamplingRequest, int]], sampling: Sampling) -> list[Response]:
-        device = self.policy.device
-        uniforms = [
-            torch.rand(
-                sampling.max_completion_length,
-                generator=torch.Generator().manual_seed(response_seed(sampling.seed, request.key, index)),
-            )
-            for request, index in jobs
-        ]
-        sampler = SeededSampler(
-            torch.stack(uniforms).to(device), sampling.temperature, sampling.top_p, self.policy.vision_token_ids
-        )
-        prompts = {request.prompt.prefix.identity: request.prompt for request, _ in jobs}
-        places = {identity: place for place, identity in enumerate(prompts)}
-        base = self.policy.base
-        with self.policy.autocast(), without_own_settings(base):
-            ids_BL, mask_BL, cache = self._read(list(prompts.values()))
-            rows = torch.tensor([places[request.prompt.prefix.identity] for request, _ in jobs], device=device)
-            cache.batch_select_indices(rows)
-            base.model.rope_deltas = base.model.rope_deltas[rows]
-            # Not the model's own, which Unsloth replaces by one with a cache of its own.
-            output = type(base).generate(
-                base,
-                input_ids=ids_BL[rows],
-                attention_mask=mask_BL[rows],
-                past_key_values=cache,
-                logits_processor=LogitsProcessorList([sampler]),
-                do_sample=False,
-                max_new_tokens=sampling.max_completion_length,
-                eos_token_id=self.end_ids,
-                pad_token_id=self.pad_id,
-            )
-        new_BT = output[:, ids_BL.shape[1] :].cpu()
-        logprobs_BT = torch.stack(sampler.logprobs, dim=1).cpu()
-        return [self._response(ids_T, logp_T) for ids_T, logp_T in zip(new_BT, logprobs_BT, strict=True)]
+    def _sample(self, groups: list[list[Row]], sampling: Sampling) -> None:
+        """Samples each row to its end. Those of a group start together, so that their prompt is read once."""
+        size = self.batch_size
+        waiting = deque(group[start : start + size] for group in groups for start in range(0, len(group), size))
+        running: list[Row] = []
+        context: Context | None = None
+        with self.policy.autocast(), without_own_settings(self.policy.base):
+            while True:
+                staying = [place for place, row in enumerate(running) if not self._has_ended(row, sampling)]
+                joining: list[Row] = []
+                while waiting and len(staying) + len(joining) + len(waiting[0]) <= size:
+                    joining += waiting.popleft()
+                running = [running[place] for place in staying] + joining
+                if not running:
+                    return
+                parts = [(context, staying)] if context is not None and staying else []
+                if joining:
+                    parts.append(self._read(joining))
+                context = join(parts, room=SLICE)
+                self._go_on(running, context, sampling)
 
-    def _read(self, prompts: list[EncodedPrompt]) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"], DynamicCache]:
-        """Reads prompts but for their last tokens: left-padded ids, which of them are none, and keys and values."""
+    def _read(self, rows: list[Row]) -> tuple[Context, list[int]]:
+        """Reads the prompts of some rows, equal ones once; which row of the context is whose."""
+        prompts = {row.request.prompt.prefix.identity: row.request.prompt for row in rows}
+        places = {identity: place for place, identity in enumerate(prompts)}
+        context = self._read_prompts(list(prompts.values()))
+        if not self.keep_images:
+            self.policy.forget_images()
+        return context, [places[row.request.prompt.prefix.identity] for row in rows]
+
+    def _read_prompts(self, prompts: list[EncodedPrompt]) -> Context:
         longest = max(prompt.prefix.ids_P.numel() for prompt in prompts)
         ids_BL = torch.full((len(prompts), longest), self.pad_id)
         mask_BL = torch.zeros_like(ids_BL)
@@ -144,26 +153,63 @@ class HFRolloutEngine:
             after_B1[row] = prefix.positions_3P.max() + 1 - prefix.ids_P.numel()
         keys = [key for prompt in prompts for key in prompt.prefix.image_keys]
         images = {key: image for prompt in prompts for key, image in prompt.images.items()}
-        base, device = self.policy.base, self.policy.device
-        cache = DynamicCache(config=base.config.get_text_config())
+        cache = DynamicCache(config=self.policy.base.config.get_text_config())
         self.policy.read(ids_BL, mask_BL, positions_3BL, keys, images, cache)
-        if not self.keep_images:
-            self.policy.forget_images()
         cache.crop(-1)  # `generate` reads a last token itself
-        base.model.rope_deltas = after_B1.to(device)
-        return ids_BL.to(device), mask_BL.to(device), cache
+        device = self.policy.device
+        return Context(ids_BL.to(device), mask_BL.to(device), after_B1.to(device), cache)
 
-    def _response(self, ids_T: Int[Tensor, "T"], logprobs_T: Float[Tensor, "T"]) -> Response:
-        ids = ids_T.tolist()
-        end = next((place for place, token in enumerate(ids) if token in self.end_ids), None)
-        length = len(ids) if end is None else end + 1
-        kept = ids[:length]
-        return Response(
-            token_ids=tuple(kept),
-            logprobs=tuple(logprobs_T[:length].tolist()),
-            text=self.policy.processor.tokenizer.decode(kept, skip_special_tokens=True),
-            truncated=end is None,
+    def _go_on(self, rows: list[Row], context: Context, sampling: Sampling) -> None:
+        """Samples up to `SLICE` tokens more of each row."""
+        starts = [len(row.token_ids) for row in rows]
+        count = min(SLICE, sampling.max_completion_length - max(starts))
+        uniforms_BT = torch.stack(
+            [row.uniforms_T[start : start + count] for row, start in zip(rows, starts, strict=True)]
         )
+        sampler = SeededSampler(
+            uniforms_BT.to(self.policy.device), sampling.temperature, sampling.top_p, self.policy.vision_token_ids
+        )
+        base = self.policy.base
+        base.model.rope_deltas = context.after_B1
+        # Not the model's own, which Unsloth replaces by one with a cache of its own.
+        output = type(base).generate(
+            base,
+            input_ids=context.ids_BL,
+            attention_mask=context.mask_BL,
+            past_key_values=context.cache,
+            logits_processor=LogitsProcessorList([sampler]),
+            do_sample=False,
+            max_new_tokens=count,
+            eos_token_id=self.end_ids,
+            pad_token_id=self.pad_id,
+        )
+        new_BN = output[:, context.ids_BL.shape[1] :]
+        context.extend(new_BN)
+        logprobs_BN = torch.stack(sampler.logprobs, dim=1)
+        for row, ids, logprobs in zip(rows, new_BN.tolist(), logprobs_BN.tolist(), strict=True):
+            end = next((place for place, token in enumerate(ids) if token in self.end_ids), len(ids))
+            row.token_ids += ids[: end + 1]
+            row.logprobs += logprobs[: end + 1]
+
+    def _has_ended(self, row: Row, sampling: Sampling) -> bool:
+        return self._is_whole(row) or len(row.token_ids) == sampling.max_completion_length
+
+    def _is_whole(self, row: Row) -> bool:
+        return bool(row.token_ids) and row.token_ids[-1] in self.end_ids
+
+    def _response(self, row: Row) -> Response:
+        return Response(
+            token_ids=tuple(row.token_ids),
+            logprobs=tuple(row.logprobs),
+            text=self.policy.processor.tokenizer.decode(row.token_ids, skip_special_tokens=True),
+            truncated=not self._is_whole(row),
+        )
+
+
+def uniforms(request: SamplingRequest, index: int, sampling: Sampling) -> Float[Tensor, "T"]:
+    """The numbers in [0, 1) that draw the tokens of a request's response."""
+    stream = torch.Generator().manual_seed(response_seed(sampling.seed, request.key, index))
+    return torch.rand(sampling.max_completion_length, generator=stream)
 
 
 @contextlib.contextmanager

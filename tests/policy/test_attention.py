@@ -1,6 +1,7 @@
 """`sharevl_prefix` in a model: set for good, read only by packed rows, refused where it would be wrong."""
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,20 @@ def test_an_ordinary_pass_is_what_it_was(family):
         again = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
     assert torch.equal(before, after)
     assert torch.equal(sampled, again)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_new_tokens_queries_share_their_head_of_keys(padded):
+    """Against keys and values that are repeated for each head; float64, so that nothing but rounding differs."""
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    query, key, value = draw(3, 8, 1, 16), draw(3, 2, 11, 16), draw(3, 2, 11, 16)
+    mask = torch.arange(11) >= torch.tensor([0, 4, 10])[:, None] if padded else torch.ones(3, 11, dtype=torch.bool)
+    scores = (query * 0.3) @ key.repeat_interleave(4, dim=1).transpose(2, 3)
+    probs = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
+    expected = (probs @ value.repeat_interleave(4, dim=1)).transpose(1, 2)
+    found, weights = attend(None, query, key, value, mask[:, None, None] if padded else None, scaling=0.3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    assert weights is None
 
 
 def test_sliding_windows_are_refused_before_anything_is_scored():
