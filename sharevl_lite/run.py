@@ -301,11 +301,13 @@ def _summarise(recipe: Recipe, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _greeting(recipe: Recipe, trainer: ShareGRPOTrainer, done: int) -> str:
     share, train_ = recipe.share, recipe.train
+    updates = train_.updates_per_rollout
     trained = sum(p.numel() for p in trainer.policy.parameters() if p.requires_grad)
     start = f"resuming after step {done}" if done else "starting"
     told = (
         f"{recipe.name}: {start}; {train_.rollouts} steps of {train_.problems_per_rollout} problems x "
-        f"{share.num_variants} variants x {share.num_responses} responses, {train_.updates_per_rollout} updates each; "
+        f"{share.num_variants} variants x {share.num_responses} responses, "
+        f"{updates} update{'' if updates == 1 else 's'} each; "
         f"{len(trainer.problems)} problems, {trained:,} trained parameters"
     )
     repeated = words_on_repeats(trainer.problems, share)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sharevl_lite.knobs import knobs
+from sharevl_lite.knobs import knobs, sections
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -121,3 +121,16 @@ def test_yaml_in_the_documentation_is_a_recipe():
     assert len(blocks) >= 3
     for block in blocks:
         assert set(yaml.safe_load(block)) <= known, block
+
+
+def test_fields_named_for_newcomers_are_fields():
+    """First column of the table: full names, and names alone that belong to the section before."""
+    known = {knob.key for knob in knobs()} | set(sections())
+    rows = re.findall(r"^\| (`.+?) \|", (DOCS / "coming-from.md").read_text(), re.M)
+    assert len(rows) > 20
+    for row in rows:
+        section = ""
+        for name in re.findall(r"`([a-z0-9_.]+)(?::[^`]*)?`", row):
+            section = name.rpartition(".")[0] or section
+            wanted = name if "." in name else f"{section}.{name}"
+            assert wanted in known, row

@@ -117,12 +117,13 @@ def _introduction(source: Source, base: BaseModel, kind: str) -> str:
 
 def _data(source: Source) -> str:
     data, train = source.recipe.data, source.recipe.train
+    updates = train.updates_per_rollout
     file = source.run / DATA_FILE
     count = f"{json.loads(file.read_text())['problems']:,} problems" if file.is_file() else "problems"
     held = f"held out: `{_public(data.eval)}`, split `{data.eval_split}`" if data.eval else "nothing was held out"
     return (
         f"{count} of `{_public(data.train)}`, split `{data.train_split}`; {held}. {train.rollouts} rollouts of "
-        f"{train.problems_per_rollout} problems, {train.updates_per_rollout} updates each."
+        f"{train.problems_per_rollout} problems, {updates} update{'' if updates == 1 else 's'} each."
     )
 
 

@@ -118,5 +118,5 @@ def llama_command(folder: Path) -> str:
 
 
 def _asking(source: Source) -> str:
-    template = source.recipe.data.prompt_template
+    template = source.recipe.data.prompt_template.format(problem="{problem}")  # braces that are doubled in it
     return f"It was trained with questions in this form, images where the text has them:\n\n```text\n{template}\n```"

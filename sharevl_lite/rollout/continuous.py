@@ -2,7 +2,7 @@
 
 `generate` is called for a few tokens at a time and goes on from the keys and values of the call before. Between two
 calls finished rows leave, and waiting ones, whose prompts are read then, join. Rows of unequal length are padded on
-their left.
+their left. (transformers' own continuous batching, `generate_batch`, takes no images up to 5.24.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (part[:, :, :length] for part in self._room)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes new keys and values [B, H, N, D] behind the others and gives all. RuntimeError where no room is left."""
+        """Writes new keys and values [B, H, N, D] behind the others; gives all. RuntimeError where no room is left."""
         start, added = self.get_seq_length(), key_states.shape[2]
         for room, new in zip(self._room, (key_states, value_states), strict=True):
             room.narrow(2, start, added).copy_(new)

@@ -151,6 +151,9 @@ def test_four_bits_pixel_bounds_and_a_system_prompt_are_told(tiny_run, export, t
     assert "trained against the base model in 4 bits (NF4)" in text
     (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     compile(snippet, "README.md", "exec")
+    (asked,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    assert "\\boxed{}" in asked  # not doubled, as in a template
+    assert "{problem}" in asked
     assert 'processor.image_processor.size["longest_edge"] = 6272' in snippet
     assert 'messages.insert(0, {"role": "system", "content": [{"type": "text", "text": "Be brief."}]})' in snippet
 
