@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
-from sharevl_lite.policy.packed import PackedPolicy
+from sharevl_lite.policy.packed import PackedPolicy, cache_argument
 from sharevl_lite.policy.prompts import EncodedPrompt
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 
@@ -118,12 +118,12 @@ class HFRolloutEngine:
                 base,
                 input_ids=ids_BL[rows],
                 attention_mask=mask_BL[rows],
-                past_key_values=cache,
                 logits_processor=LogitsProcessorList([sampler]),
                 do_sample=False,
                 max_new_tokens=sampling.max_completion_length,
                 eos_token_id=self.end_ids,
                 pad_token_id=self.pad_id,
+                **{cache_argument(base): cache},
             )
         new_BT = output[:, ids_BL.shape[1] :].cpu()
         logprobs_BT = torch.stack(sampler.logprobs, dim=1).cpu()
