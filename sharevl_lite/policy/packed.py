@@ -9,6 +9,7 @@ so that distributed wrappers see it.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,11 @@ class ImageFeatures:
     def nbytes(self) -> int:
         """Memory held."""
         return sum(t.numel() * t.element_size() for t in (self.embeds_LH, *self.deepstack))
+
+
+def cache_argument(base: Any) -> str:
+    """The name under which a model takes its keys and values, which transformers 5.24 changed."""
+    return "cache" if "cache" in inspect.signature(type(base).forward).parameters else "past_key_values"
 
 
 class TokenScores(NamedTuple):
@@ -158,8 +164,8 @@ class PackedPolicy(nn.Module):
             inputs_embeds=embeds_BLH,
             attention_mask=send(mask_BL, self.device),
             position_ids=send(positions_3BL, self.device),
-            past_key_values=cache,
             use_cache=True,
+            **{cache_argument(self.base): cache},
             **extra,
         )
 
@@ -192,11 +198,10 @@ class PackedPolicy(nn.Module):
             return self._features[key]
         image = images[key]
         with torch.set_grad_enabled(bool(self._vision_trained) and torch.is_grad_enabled()):
-            output = self.base.model.get_image_features(
-                image.patches_LD.to(self.device), image.grid_3[None].to(self.device)
-            )
+            tower = self.base.model.visual
+            output = tower(image.patches_LD.to(self.device, tower.dtype), grid_thw=image.grid_3[None].to(self.device))
         deepstack = getattr(output, "deepstack_features", None) or ()
-        features = ImageFeatures(output.pooler_output[0], tuple(deepstack))
+        features = ImageFeatures(output.pooler_output, tuple(deepstack))
         if not self._vision_trained:
             self._remember(key, features)
         return features

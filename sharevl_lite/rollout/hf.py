@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
-from sharevl_lite.policy.packed import PackedPolicy
+from sharevl_lite.policy.packed import PackedPolicy, cache_argument
 from sharevl_lite.policy.prompts import EncodedPrompt
 from sharevl_lite.rollout.continuous import Context, join
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
@@ -176,12 +176,12 @@ class HFRolloutEngine:
             base,
             input_ids=context.ids_BL,
             attention_mask=context.mask_BL,
-            past_key_values=context.cache,
             logits_processor=LogitsProcessorList([sampler]),
             do_sample=False,
             max_new_tokens=count,
             eos_token_id=self.end_ids,
             pad_token_id=self.pad_id,
+            **{cache_argument(base): context.cache},
         )
         new_BN = output[:, context.ids_BL.shape[1] :]
         context.extend(new_BN)

@@ -42,19 +42,27 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(404, b'{"error":"not found"}', {"X-Error-Code": code, "X-Error-Message": "not found"})
 
     def _entry(self, repo, file):
+        path = file.relative_to(repo).as_posix()
+        if file.is_dir():
+            return {"type": "directory", "path": path, "oid": _oid(path.encode())}
         data = file.read_bytes()
-        return {"type": "file", "path": file.relative_to(repo).as_posix(), "size": len(data), "oid": _oid(data)}
+        return {"type": "file", "path": path, "size": len(data), "oid": _oid(data)}
 
     def _entries(self, repo):
         return [self._entry(repo, file) for file in sorted(repo.rglob("*")) if file.is_file()]
+
+    def _tree(self, repo, folder):
+        """What lies in a folder, or with `recursive` all below it."""
+        asked = parse_qs(urlsplit(self.path).query)
+        inside = sorted(folder.glob("**/*" if asked.get("recursive", [""])[0].lower() in ("true", "1") else "*"))
+        return [self._entry(repo, path) for path in inside]
 
     def _api(self, repo, name, rest):
         if not rest or rest[0] == "revision":
             siblings = [{"rfilename": entry["path"]} for entry in self._entries(repo)]
             self._json({"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0})
         elif rest[0] == "tree":
-            folder = "/".join(rest[2:])
-            self._json([e for e in self._entries(repo) if not folder or e["path"].startswith(folder + "/")])
+            self._json(self._tree(repo, repo / "/".join(rest[2:])))
         elif rest[0] == "paths-info":
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
             paths = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]

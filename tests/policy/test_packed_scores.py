@@ -235,18 +235,12 @@ def black(image):
 
 
 @pytest.fixture
-def count_vision(monkeypatch):
+def count_vision():
     """Counts a policy's passes through its vision tower by the number of patches."""
 
     def watch(policy):
         calls = []
-        whole = policy.base.model.get_image_features
-
-        def counted(patches, grid, **kwargs):
-            calls.append(patches.shape[0])
-            return whole(patches, grid, **kwargs)
-
-        monkeypatch.setattr(policy.base.model, "get_image_features", counted)
+        policy.base.model.visual.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[0]))
         return calls
 
     return watch

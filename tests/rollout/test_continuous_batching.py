@@ -30,7 +30,8 @@ def passes(policy):
 
     def note(_module, _args, kwargs):
         rows, read = kwargs["inputs_embeds"].shape[:2]
-        seen.append((rows, read, kwargs["past_key_values"].get_seq_length() + read))
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # new and old name
+        seen.append((rows, read, cache.get_seq_length() + read))
 
     policy.base.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
     return seen
