@@ -120,7 +120,7 @@ def test_the_best_checkpoint_is_kept_and_loaded_at_the_end(trained, limit):
 def test_two_processes_end_with_the_same_best_adapter(command, finish, trained, tmp_path):
     """Each evaluates its share of the questions after the best checkpoint was loaded: both must have loaded it."""
     changes = {**GETS_WORSE, "train.rollouts": 2, "model.dtype": "float64", "train.save_total_limit": 1}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29533"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     finish([*launch, *command(name="two", **changes)[1:]])
     one, two = trained("one", **changes), tmp_path / "two"
     assert numbers(list_checkpoints(two / "checkpoints")) == [2, 4]

@@ -194,7 +194,7 @@ def test_two_processes_of_which_one_or_both_have_nothing_to_learn_from(
     changes = {**BRIEF, "data.train": source, "train.problems_per_rollout": 2, "train.problems_per_update": 2}
     changes |= {"rollout.temperature": 0.1, "model.dtype": "float64", "reward.timeout_seconds": 5.0}
     changes |= {"data.eval": "null", "train.save_rollouts": "null", "train.warmup_updates": 0}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29531"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     finish([*launch, *command(name="two", **changes)[1:]])
     train(small_recipe("one", **changes), console=Console(quiet=True))
     one, two = (steps_of(tmp_path / name) for name in ("one", "two"))

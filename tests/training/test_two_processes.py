@@ -18,7 +18,7 @@ def test_two_processes_equal_one(command, finish, finish_here, tmp_path):
     # Float64, so that the only difference (how sums over problems are grouped) stays far from any threshold.
     changes = {"model.dtype": "float64", "train.rollouts": 3}
     finish_here(command(name="one", **changes))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     finish([*launch, *command(name="two", **changes)[1:]])
     records = [
         [record for record in metrics_log.read(tmp_path / name / "metrics.jsonl") if "loss" in record]
@@ -50,7 +50,7 @@ def test_two_processes_replace_and_choose_as_one_does(command, finish, finish_he
     changes |= {"share.difficulty.solved": 0.6, "share.difficulty.unsolved": 0.4}
     changes |= {"share.num_responses": 2, "reward.format_weight": 0.0}  # so that some problems are silent
     finish_here(command(name="one", **changes))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29518"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     finish([*launch, *command(name="two", **changes)[1:]])
     one, two = (
         [record for record in metrics_log.read(tmp_path / name / "metrics.jsonl") if "loss" in record]
@@ -99,7 +99,7 @@ if Path(__file__).with_name("no_server").exists():
 def rewarded(command, tmp_path):
     """`rewarded(function, name, *words, **changes)`: a run in two processes with a function of `rewards.py`."""
     (tmp_path / "rewards.py").write_text(REWARDS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29534"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
     def make(function, name, *words, **changes):
         knobs = {"train.rollouts": 2, "train.save_rollouts": "null", "train.lr_scheduler_type": "constant"}
