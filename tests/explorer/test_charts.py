@@ -5,7 +5,7 @@ import re
 
 import pytest
 from hostile_rows import rows
-from sharevl_explorer.charts import Line, figure, line_chart
+from sharevl_explorer.charts import Line, line_chart
 from sharevl_explorer.index import Index
 from sharevl_explorer.page import render
 
@@ -17,15 +17,50 @@ def chart(*lines):
 
 
 def ticks(page):
-    return re.findall(r'text-anchor="end">([^<]*)<', page)[:3]
+    return re.findall(r'text-anchor="end">([^<]*)</text>', page.partition("<path")[0].partition("<circle")[0])
 
 
-@pytest.mark.parametrize("high", [1e-7, 3e-5, 2.8e-4, 0.004, 0.5, 3.0, 900.0])
+def as_numbers(labels):
+    return [float(label.replace("−", "-")) for label in labels]
+
+
+@pytest.mark.parametrize("high", [1e-7, 3e-5, 2.8e-4, 0.004, 0.5, 3.0, 900.0, 250_000.0])
 def test_the_ticks_of_an_axis_differ(high):
     page = chart([(1, 0.0), (2, high), (3, 0.0)])
-    assert len(set(ticks(page))) == 3
-    assert f"step 2: t {figure(high, min(1.08 * high, 0.02))}<" in page
-    assert float(figure(high, 0.02 if high > 0.02 else high).replace("−", "-")) == pytest.approx(high, rel=0.05)
+    labels = as_numbers(ticks(page))
+    assert 3 <= len(set(labels)) == len(labels) <= 5
+    assert labels[0] == 0
+    assert labels[-1] == pytest.approx(high, rel=0.2)
+    told = re.search('step 2: t ([^<"]*)', page)[1]
+    assert as_numbers([told]) == pytest.approx([high], rel=0.05)
+    assert ("e" in told) == (high < 1e-3 or high >= 1e5)
+
+
+def test_rounding_noise_is_a_flat_line():
+    """Two runs, 5.6e-17 apart: at the same height, on an axis whose ticks differ and are written plainly."""
+    page = chart([(1, 0.2707590553114011)], [(1, 0.2707590553114012)])
+    heights = {float(y) for y in re.findall(r'cy="([^"]*)"', page)}
+    assert len(heights) == 1
+    assert ticks(page) == ["0.26", "0.27", "0.28"]
+    assert page.count(">0.271</b>") == 2
+    noise = chart([(1, 0.0), (2, 5.6e-17), (3, -5.6e-17)])
+    assert len(set(re.findall(r'cy="([^"]*)"', noise))) == 1
+    assert len(set(re.findall(r'cy="([^"]*)"', chart([(1, 2.0), (2, 1.95)])))) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ((0.36484, 0.97421), ["0", "0.5", "1.0"]),
+        ((0.9, 1.0), ["0.90", "0.95", "1.00"]),
+        ((1.0, 1.0), ["0.950", "0.975", "1.000"]),
+        ((1.0, 1.4), ["1.0", "1.2", "1.4"]),
+        ((-9.0, 1.0), ["−10", "−5", "0", "5"]),
+        ((17.0, 20.5), ["17", "18", "19", "20", "21"]),
+    ],
+)
+def test_an_axis_ends_at_round_numbers_and_a_share_at_1(values, labels):
+    assert ticks(chart(list(enumerate(values)))) == labels
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from itertools import groupby
 from statistics import pstdev
 from typing import Any
 
-from sharevl_explorer.charts import number, percent
+from sharevl_explorer.figures import number, percent
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, key, picture, tabs, untrained
+from sharevl_explorer.parts import Context, counted, key, picture, tabs, untrained
 from sharevl_explorer.places import not_here, other_steps, place, same_problem, step_keys
 from sharevl_explorer.prose import question, shortened, word_diff
 from sharevl_explorer.queries import neighbours, responses
@@ -82,7 +82,7 @@ def _card(context: Context, j: int, group: list[dict[str, Any]], original: dict[
             ],
         ),
         el("p.asked", changed),
-        el("p.quiet", f"{len(group)} responses, {success} right, local spread {spread}"),
+        el("p.quiet", f"{counted(len(group), 'response')}, {success} right, local spread {spread}"),
     )
 
 
