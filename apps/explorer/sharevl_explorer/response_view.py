@@ -9,6 +9,7 @@ from sharevl_explorer.figures import number
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import Context, counted, key, picture, untrained
 from sharevl_explorer.places import not_here, place, same_problem, step_keys
+from sharevl_explorer.prompt import prompt_as_sent
 from sharevl_explorer.prose import question
 from sharevl_explorer.prose import response as set_response
 from sharevl_explorer.queries import responses
@@ -35,6 +36,7 @@ def response_view(context: Context) -> Html:
         el("h3", f"Q{state.variant}"),
         [picture(context, sha, alts) for sha in row["image_sha"]],
         el("p", question(row["variant_text"])),
+        prompt_as_sent(context.index.runs[state.run], row["variant_text"]),
     )
     return el(
         "section.response",
