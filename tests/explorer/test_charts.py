@@ -98,6 +98,29 @@ def test_a_damaged_step_leaves_the_lines_open(tmp_path):
     assert paths["entropy"] == 1
 
 
+def test_reward_functions_of_the_user_have_figures_with_what_they_are_over(tmp_path):
+    store = RolloutStore(tmp_path)
+    records = []
+    for step in (1, 2):
+        store.write("train", step, rows(store, step, {"a": "one"}))
+        store.write("eval", step, rows(store, step, {"a": "one"}))
+        bonus = {"reward/bonus": 0.75} if step == 1 else {}
+        records.append({"step": step, "reward": 0.5, **bonus, "reward/bonus/applied": 0.25 if step == 1 else 0.0})
+        records[-1] |= {"reward/brevity": -0.5, "reward/brevity/applied": 1.0, "eval_reward/brevity": 0.1}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    index = Index([tmp_path])
+
+    def titles(query):
+        return re.findall("<figcaption><span[^>]*>(reward/[^<]*)<", render(index, query))
+
+    page = render(index, "?view=run")
+    assert titles("?view=run") == ["reward/bonus", "reward/bonus, applied", "reward/brevity"]
+    assert titles("?view=run&split=eval") == ["reward/brevity"]
+    assert "step 1: reward/bonus, applied 0.250" in page
+    assert "step 1: reward/bonus 0.75" in page
+    assert "step 2: reward/bonus 0" not in page
+
+
 def test_figures_of_two_runs_share_their_axes(tmp_path):
     for number, name in enumerate(("one", "two")):
         store = RolloutStore(tmp_path / name)
