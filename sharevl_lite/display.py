@@ -97,6 +97,11 @@ class StepDisplay(TrainerCallback):
         return table
 
 
+def counted(number: int, noun: str) -> str:
+    """1 step, 2 steps."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def before_after_table(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> Table:
     """Held-out figures before and after training (None: not known), with the change, of shares in points.
 

@@ -106,7 +106,8 @@ def tally_rollout(tally: Tally, rollout: Rollout) -> None:
 
 
 def tally_responses(tally: Tally, rollout: Rollout) -> None:
-    """What responses are worth, in all and by each of the user's functions, and how they look."""
+    """What responses are worth, in all and by each of the user's functions (with the share that it gave a number for,
+    which its mean is over), and how they look."""
     scores = [score for block in rollout.scores for row in block for score in row]
     responses = [response for block in rollout.responses for row in block for response in row]
     known = [score for score in scores if score.failure is None]
@@ -115,7 +116,9 @@ def tally_responses(tally: Tally, rollout: Rollout) -> None:
     tally.mean("format", [score.format for score in scores])
     for name in scores[0].functions if scores else ():
         values = torch.tensor([score.functions[name] for score in scores], dtype=torch.float64)
-        tally.mean(f"reward/{name}", values[torch.isfinite(values)])
+        applied = torch.isfinite(values)
+        tally.mean(f"reward/{name}", values[applied])
+        tally.mean(f"reward/{name}/applied", applied)
     tally.mean("response_length", [float(len(response.token_ids)) for response in responses])
     tally.mean("truncated", [float(response.truncated) for response in responses])
     tally.total("verifier_failures", len(scores) - len(known))

@@ -36,7 +36,7 @@ from sharevl_lite.atomic import (
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR, discard_later_checkpoints, updates_made
 from sharevl_lite.collect import Collector, check_rewards
 from sharevl_lite.config import Recipe
-from sharevl_lite.display import OF_UPDATE, StepDisplay, before_after_table
+from sharevl_lite.display import OF_UPDATE, StepDisplay, before_after_table, counted
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.errors import ToldError
 from sharevl_lite.heldout import SHARES
@@ -301,14 +301,13 @@ def _summarise(recipe: Recipe, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _greeting(recipe: Recipe, trainer: ShareGRPOTrainer, done: int) -> str:
     share, train_ = recipe.share, recipe.train
-    updates = train_.updates_per_rollout
     trained = sum(p.numel() for p in trainer.policy.parameters() if p.requires_grad)
     start = f"resuming after step {done}" if done else "starting"
     told = (
-        f"{recipe.name}: {start}; {train_.rollouts} steps of {train_.problems_per_rollout} problems x "
-        f"{share.num_variants} variants x {share.num_responses} responses, "
-        f"{updates} update{'' if updates == 1 else 's'} each; "
-        f"{len(trainer.problems)} problems, {trained:,} trained parameters"
+        f"{recipe.name}: {start}; {counted(train_.rollouts, 'step')} of "
+        f"{counted(train_.problems_per_rollout, 'problem')} x {counted(share.num_variants, 'variant')} x "
+        f"{counted(share.num_responses, 'response')}, {counted(train_.updates_per_rollout, 'update')} each; "
+        f"{counted(len(trainer.problems), 'problem')}, {trained:,} trained parameters"
     )
     repeated = words_on_repeats(trainer.problems, share)
     return told if repeated is None else f"{told}\nvariants  {repeated}"
@@ -327,9 +326,9 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
         "would be rescued by the global level" if recipe.share.levels == "local" else "were rescued by another variant"
     )
     console.print(
-        f"{summary['steps']} steps in {summary['train_seconds']:.0f} s; on average {shares['vanished_local']} of the "
-        f"variant groups and {shares['vanished_global']} of the problems gave no signal, {shares['rescued']} of the "
-        f"problems {sharing}",
+        f"{counted(summary['steps'], 'step')} in {summary['train_seconds']:.0f} s; on average "
+        f"{shares['vanished_local']} of the variant groups and {shares['vanished_global']} of the problems gave no "
+        f"signal, {shares['rescued']} of the problems {sharing}",
         highlight=False,
         soft_wrap=True,
     )

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sharevl_lite.display import LIVE_ROWS, LIVE_WIDTH, StepDisplay, before_after_table
+from sharevl_lite.display import LIVE_ROWS, LIVE_WIDTH, StepDisplay, before_after_table, counted
 
 STEP = {
     "loss": 0.1,
@@ -187,3 +187,7 @@ def test_before_and_after_without_a_figure():
     text = shown(figures(None, None, None, 0.9), figures(0.5, 0.5, 0.5, 0.9))
     rows = [re.split(r"\s*│\s*", line.strip(" │")) for line in text.splitlines() if "50.0%" in line]
     assert rows == [[name, "-", "50.0%", "-"] for name in ("all", "plain questions", "variants")]
+
+
+def test_one_is_no_plural():
+    assert [counted(number, "step") for number in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]

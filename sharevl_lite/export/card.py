@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from sharevl_lite import __version__, metrics_log
 from sharevl_lite.data.sources import HUB_ID
+from sharevl_lite.display import counted
 from sharevl_lite.evaluation.document import read as read_evaluation
 from sharevl_lite.evaluation.saving import EVAL_DIR
 from sharevl_lite.evaluation.statistics import Figure
@@ -117,13 +118,13 @@ def _introduction(source: Source, base: BaseModel, kind: str) -> str:
 
 def _data(source: Source) -> str:
     data, train = source.recipe.data, source.recipe.train
-    updates = train.updates_per_rollout
     file = source.run / DATA_FILE
     count = f"{json.loads(file.read_text())['problems']:,} problems" if file.is_file() else "problems"
     held = f"held out: `{_public(data.eval)}`, split `{data.eval_split}`" if data.eval else "nothing was held out"
     return (
-        f"{count} of `{_public(data.train)}`, split `{data.train_split}`; {held}. {train.rollouts} rollouts of "
-        f"{train.problems_per_rollout} problems, {updates} update{'' if updates == 1 else 's'} each."
+        f"{count} of `{_public(data.train)}`, split `{data.train_split}`; {held}. "
+        f"{counted(train.rollouts, 'rollout')} of {counted(train.problems_per_rollout, 'problem')}, "
+        f"{counted(train.updates_per_rollout, 'update')} each."
     )
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from hostile_rows import rows
-from sharevl_explorer.charts import Line, figure, line_chart
+from sharevl_explorer.charts import Line, line_chart
 from sharevl_explorer.index import Index
 from sharevl_explorer.page import render
 
@@ -17,15 +17,50 @@ def chart(*lines):
 
 
 def ticks(page):
-    return re.findall(r'text-anchor="end">([^<]*)<', page)[:3]
+    return re.findall(r'text-anchor="end">([^<]*)</text>', page.partition("<path")[0].partition("<circle")[0])
 
 
-@pytest.mark.parametrize("high", [1e-7, 3e-5, 2.8e-4, 0.004, 0.5, 3.0, 900.0])
+def as_numbers(labels):
+    return [float(label.replace("−", "-")) for label in labels]
+
+
+@pytest.mark.parametrize("high", [1e-7, 3e-5, 2.8e-4, 0.004, 0.5, 3.0, 900.0, 250_000.0])
 def test_the_ticks_of_an_axis_differ(high):
     page = chart([(1, 0.0), (2, high), (3, 0.0)])
-    assert len(set(ticks(page))) == 3
-    assert f"step 2: t {figure(high, min(1.08 * high, 0.02))}<" in page
-    assert float(figure(high, 0.02 if high > 0.02 else high).replace("−", "-")) == pytest.approx(high, rel=0.05)
+    labels = as_numbers(ticks(page))
+    assert 3 <= len(set(labels)) == len(labels) <= 5
+    assert labels[0] == 0
+    assert labels[-1] == pytest.approx(high, rel=0.2)
+    told = re.search('step 2: t ([^<"]*)', page)[1]
+    assert as_numbers([told]) == pytest.approx([high], rel=0.05)
+    assert ("e" in told) == (high < 1e-3 or high >= 1e5)
+
+
+def test_rounding_noise_is_a_flat_line():
+    """Two runs, 5.6e-17 apart: at the same height, on an axis whose ticks differ and are written plainly."""
+    page = chart([(1, 0.2707590553114011)], [(1, 0.2707590553114012)])
+    heights = {float(y) for y in re.findall(r'cy="([^"]*)"', page)}
+    assert len(heights) == 1
+    assert ticks(page) == ["0.26", "0.27", "0.28"]
+    assert page.count(">0.271</b>") == 2
+    noise = chart([(1, 0.0), (2, 5.6e-17), (3, -5.6e-17)])
+    assert len(set(re.findall(r'cy="([^"]*)"', noise))) == 1
+    assert len(set(re.findall(r'cy="([^"]*)"', chart([(1, 2.0), (2, 1.95)])))) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ((0.36484, 0.97421), ["0", "0.5", "1.0"]),
+        ((0.9, 1.0), ["0.90", "0.95", "1.00"]),
+        ((1.0, 1.0), ["0.950", "0.975", "1.000"]),
+        ((1.0, 1.4), ["1.0", "1.2", "1.4"]),
+        ((-9.0, 1.0), ["−10", "−5", "0", "5"]),
+        ((17.0, 20.5), ["17", "18", "19", "20", "21"]),
+    ],
+)
+def test_an_axis_ends_at_round_numbers_and_a_share_at_1(values, labels):
+    assert ticks(chart(list(enumerate(values)))) == labels
 
 
 @pytest.mark.parametrize(
@@ -61,6 +96,29 @@ def test_a_damaged_step_leaves_the_lines_open(tmp_path):
     paths = {re.search("<span[^>]*>([^<]*)", part)[1]: part.count('class="line"') for part in charts[1:]}
     assert paths["reward"] == 2
     assert paths["entropy"] == 1
+
+
+def test_reward_functions_of_the_user_have_figures_with_what_they_are_over(tmp_path):
+    store = RolloutStore(tmp_path)
+    records = []
+    for step in (1, 2):
+        store.write("train", step, rows(store, step, {"a": "one"}))
+        store.write("eval", step, rows(store, step, {"a": "one"}))
+        bonus = {"reward/bonus": 0.75} if step == 1 else {}
+        records.append({"step": step, "reward": 0.5, **bonus, "reward/bonus/applied": 0.25 if step == 1 else 0.0})
+        records[-1] |= {"reward/brevity": -0.5, "reward/brevity/applied": 1.0, "eval_reward/brevity": 0.1}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    index = Index([tmp_path])
+
+    def titles(query):
+        return re.findall("<figcaption><span[^>]*>(reward/[^<]*)<", render(index, query))
+
+    page = render(index, "?view=run")
+    assert titles("?view=run") == ["reward/bonus", "reward/bonus, applied", "reward/brevity"]
+    assert titles("?view=run&split=eval") == ["reward/brevity"]
+    assert "step 1: reward/bonus, applied 0.250" in page
+    assert "step 1: reward/bonus 0.75" in page
+    assert "step 2: reward/bonus 0" not in page
 
 
 def test_figures_of_two_runs_share_their_axes(tmp_path):

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 from hostile_rows import rows
+from sharevl_explorer.figures import moved
 from sharevl_explorer.index import Index
 from sharevl_explorer.page import render
 
-from sharevl_lite.store import RolloutStore
+from sharevl_lite.store import Rewards, RolloutStore
 
 
 def written(run, steps, texts, change=lambda row: row, n=2):
@@ -70,6 +71,45 @@ def test_ids_of_different_problems_do_not_move(tmp_path):
     assert "different problems" not in text(render(Index([one, two]), "?view=compare&problem=p-a"))
     two = written(tmp_path / "three", (1,), {"a": "same"}, lambda row: replace(row, answer="another"))
     assert "1 id with another" in text(render(Index([one, two]), "?view=compare"))
+
+
+def test_a_split_without_anything_to_compare_leads_to_one_that_has(tmp_path):
+    """As after a demo: no problem trained twice, all held-out ones asked before and after."""
+    store = RolloutStore(tmp_path)
+    for step, name in ((1, "a"), (2, "b")):
+        store.write("train", step, rows(store, step, {name: "one"}))
+    for step in (0, 2):
+        store.write("eval", step, rows(store, step, {"c": "one"}))
+    index = Index([tmp_path])
+    page = render(index, "?view=compare")
+    assert "No problem of this split was asked twice." in text(page)
+    assert '<a class="button" href="?view=compare&amp;split=eval">compare in eval</a>' in main_of(page)
+    bar = render(index, "?view=run")
+    assert '<a href="?view=compare&amp;split=eval">Compare</a>' in bar
+    assert selected(render(index, "?view=compare&split=eval")) == ["step 0", "step 2"]
+
+
+def test_the_bar_stays_in_a_split_that_can_be_compared(tmp_path):
+    one = written(tmp_path / "one", (1, 2), {"a": "same"})
+    assert '<a href="?view=compare">Compare</a>' in render(Index([one]), "?view=run")
+    alone = written(tmp_path / "two", (1,), {"a": "same"})
+    assert '<a href="?view=compare">Compare</a>' in render(Index([alone]), "?view=run")
+    assert "compare in" not in render(Index([alone]), "?view=compare")
+
+
+@pytest.mark.parametrize(
+    ("difference", "told"), [(0.875, "▲ 88 points"), (-0.01, "▼ 1 point"), (0.0, "= 0 points"), (1.0, "▲ 100 points")]
+)
+def test_a_move_is_told_in_points(difference, told):
+    assert moved(difference) == told
+
+
+def test_a_mover_is_told_in_points(tmp_path):
+    store = RolloutStore(tmp_path)
+    store.write("train", 1, rows(store, 1, {"a": "one"}))  # half are right
+    right = Rewards(1.0, 1.0, 1.0)
+    store.write("train", 2, [replace(row, rewards=right) for row in rows(store, 2, {"a": "one"})])
+    assert "50 % → 100 % ▲ 50 points" in text(render(Index([tmp_path]), "?view=compare"))
 
 
 @pytest.mark.slow

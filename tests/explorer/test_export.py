@@ -132,7 +132,7 @@ def test_the_only_split_is_taken(tmp_path, capsys):
     assert main([str(run), "--export", str(target), "--split", "train"]) == 2
     assert f"{run}: no readable step in split 'train'; there is --split eval" in capsys.readouterr().err
     assert main([str(run), "--export", str(target), "--step", "3"]) == 2
-    assert f"{run}: no readable step 3 in split 'eval'; it has steps 0 to 0" in capsys.readouterr().err
+    assert f"{run}: no readable step 3 in split 'eval'; it has step 0 alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--step", "1"], ["--problem", "a"], ["--split", "eval"]])

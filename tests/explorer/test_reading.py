@@ -2,16 +2,19 @@
 
 import re
 import socket
+from dataclasses import replace
 
 import pytest
 from hostile_rows import rows
 from pages import opened, started
 from sharevl_explorer.app import serve
+from sharevl_explorer.export import export
 from sharevl_explorer.index import Index
 from sharevl_explorer.page import render
 from sharevl_explorer.trial import AskedVariant, Attempt, Tryout
 
 from sharevl_lite.store import RolloutStore
+from sharevl_lite.store_schema import StoreError
 
 SHOWN = "document.querySelector('#sharevl').dataset.shown === location.search"
 FOCUSED = "document.activeElement.textContent.trim()"
@@ -153,6 +156,17 @@ def test_neighbours_are_links_that_are_seen(long_step):
     assert re.search(r'<a class="button near" href="[^"]*" data-key="k" aria-label="previous response"', shown)
     assert 'aria-label="next response"' not in shown, "it is the last"
     assert 'aria-label="next problem"' in str(render(index, "?view=problem&step=1&problem=p-03"))
+
+
+def test_one_is_no_plural(tmp_path):
+    store = RolloutStore(tmp_path)
+    shorter = {"token_ids": [1], "sampling_logprobs": [-0.5], "scorer_logprobs": None}
+    store.write("train", 1, [replace(row, **shorter) for row in rows(store, 1, {"a": "x"}, n=1)])
+    index = Index([tmp_path])
+    assert "1 response, 100 % right" in render(index, "?view=problem&step=1&problem=p-a")
+    assert "Response, 1 token<" in render(index, "?view=response&step=1&problem=p-a")
+    with pytest.raises(StoreError, match="it has step 1 alone"):
+        export(index, tmp_path / "out.html", step=7)
 
 
 def test_one_landmark_and_the_current_run_is_marked(tmp_path):

@@ -106,6 +106,7 @@ def test_a_user_function_in_a_run(recipe_file, tmp_path):
             assert row["rewards"]["total"] == pytest.approx(base + 0.5 * (value or 0.0))
         assert len(values) < len(rows), "this test needs a question about even digits"
         assert record["reward/brevity"] == pytest.approx(sum(values) / len(values))
+        assert record["reward/brevity/applied"] == pytest.approx(len(values) / len(rows))
         totals = [row["rewards"]["total"] for row in rows]
         assert record["reward"] == pytest.approx(sum(totals) / len(totals))
     called = (file.parent / "steps.txt").read_text().split()

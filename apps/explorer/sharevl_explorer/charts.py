@@ -9,33 +9,12 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from sharevl_explorer.axis import Axis, axis_between, axis_over
+from sharevl_explorer.figures import percent
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import counted
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 320, 104, 38, 18, 10
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A figure with a real minus sign, none before zero; an en dash where nothing is known."""
-    return "–" if value is None else f"{value:z.{digits}f}".replace("-", "−")
-
-
-def percent(value: float | None) -> str:
-    """A share of 0..1 in per cent."""
-    return "–" if value is None else f"{100 * value:.0f} %"
-
-
-def figure(value: float | None, span: float) -> str:
-    """A figure with as many digits as tell values apart over `span`; powers of ten where those would be too many."""
-    digits = _digits(span)
-    if value is None or digits <= 5 or value == 0:
-        return number(value, min(digits, 5) if value else 0)
-    mantissa, power = f"{value:.1e}".split("e")
-    return f"{mantissa}e{int(power)}".replace("-", "−")
-
-
-def _digits(span: float) -> int:
-    return max(math.ceil(1 - math.log10(span / 2)), 0) if span > 0 else 2
 
 
 @dataclass(frozen=True)
@@ -58,15 +37,15 @@ def line_chart(title: str, lines: Sequence[Line], *, bounds: tuple[float, float]
     if not values:
         head = el("figcaption", el("span", title, title=hint or None), el("b", "–"))
         return el("figure.chart", head, el("p.quiet", "not recorded"))
-    low, high = bounds or _bounds(values)
-    span, radius = min(high - low, 0.02), 3.0 if max(map(len, known)) <= 40 else 1.6
-    newest = [figure(points[-1][1], span) if points else "–" for points in known]
+    axis = axis_between(*bounds) if bounds else axis_over(values)
+    radius = 3.0 if max(map(len, known)) <= 40 else 1.6
+    newest = [axis.figure(points[-1][1] if points else None) for points in known]
     told = [el(f"b{_KINDS[place]}", value, title=lines[place].name or None) for place, value in enumerate(newest)]
-    x, y = _axis(steps, low, high)
+    x, y = _places(steps, axis)
     drawing = el(
         "svg",
-        [_grid(value, y, high - low) for value in (low, (low + high) / 2, high)],
-        [_drawn(line, kind, (title, span, radius), x, y) for line, kind in zip(lines, _KINDS, strict=False)],
+        [_grid(y(tick), axis.tick(tick)) for tick in axis.ticks],
+        [_drawn(line, kind, (title, axis, radius), x, y) for line, kind in zip(lines, _KINDS, strict=False)],
         _step_labels(steps, x),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="group",
@@ -100,15 +79,15 @@ def _path(piece: Sequence[tuple[int, float]], x: Callable[[float], float], y: Ca
 
 
 def _drawn(
-    line: Line, kind: str, described: tuple[str, float, float], x: Callable[[float], float], y: Callable[[float], float]
+    line: Line, kind: str, described: tuple[str, Axis, float], x: Callable[[float], float], y: Callable[[float], float]
 ) -> list[Html]:
-    """A line and its points, as links. `described`: the title, the span that figures resolve, the points' radius."""
-    title, span, radius = described
+    """A line and its points, as links. `described`: the title, the axis, the points' radius."""
+    title, axis, radius = described
     known = [(step, value) for step, value in line.points if value is not None]
     every = math.ceil(len(known) / _POINTS) or 1
     drawn = [el(f"path.line{kind}", d=_path(piece, x, y)) for piece in _pieces(line.points)]
     for step, value in known[(len(known) - 1) % every :: every]:
-        told = f"step {step}: {title} {figure(value, span)}" + (f" of {line.name}" if line.name else "")
+        told = f"step {step}: {title} {axis.figure(value)}" + (f" of {line.name}" if line.name else "")
         dot = el(f"circle.dot{kind}", cx=f"{x(step):.1f}", cy=f"{y(value):.1f}", r=radius)
         drawn.append(el("a", dot, el("title", told), href=line.link(step), aria_label=told, tabindex=-1))
     return drawn
@@ -187,27 +166,19 @@ def _patterns() -> Html:
     )
 
 
-def _bounds(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    room = (high - low) * 0.08 or abs(high) * 0.1 or 0.01
-    return (0.0 if low >= 0 and low <= (high - low) else low - room), high + room
-
-
-def _axis(steps: Sequence[int], low: float, high: float) -> tuple[Callable[[float], float], Callable[[float], float]]:
+def _places(steps: Sequence[int], axis: Axis) -> tuple[Callable[[float], float], Callable[[float], float]]:
     first, last = min(steps), max(steps)
     wide = max(last - first, 1)
-    tall = (high - low) or 1.0
     return (
         lambda step: LEFT + 6 + (step - first) / wide * (WIDTH - LEFT - 14),
-        lambda value: HEIGHT - BOTTOM - (value - low) / tall * (HEIGHT - BOTTOM - TOP),
+        lambda value: HEIGHT - BOTTOM - (value - axis.low) / (axis.high - axis.low) * (HEIGHT - BOTTOM - TOP),
     )
 
 
-def _grid(value: float, y: Callable[[float], float], span: float) -> list[Html]:
-    at = f"{y(value):.1f}"
+def _grid(at: float, label: str) -> list[Html]:
     return [
-        el("line.grid", x1=LEFT, x2=WIDTH, y1=at, y2=at),
-        el("text.tick", figure(value, span), x=LEFT - 5, y=f"{y(value) + 3:.1f}", text_anchor="end"),
+        el("line.grid", x1=LEFT, x2=WIDTH, y1=f"{at:.1f}", y2=f"{at:.1f}"),
+        el("text.tick", label, x=LEFT - 5, y=f"{at + 3:.1f}", text_anchor="end"),
     ]
 
 

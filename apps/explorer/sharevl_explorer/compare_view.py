@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sharevl_explorer.charts import number, percent
+from sharevl_explorer.figures import moved, number, percent
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import Context, badge, counted, empty, picture, trail
 from sharevl_explorer.places import not_here, split_tabs
@@ -120,7 +120,7 @@ def _movers(context: Context) -> Html:
     heading = el("header.view", trail((f"compare · {state.split}", None)), split_tabs(context, first=-1, last=-1))
     if not choices[0] or not choices[1]:
         lacking = "The runs do not both hold this split." if later_run else "No problem of this split was asked twice."
-        return el("section", heading, empty("Nothing to compare", lacking))
+        return el("section", heading, empty("Nothing to compare", lacking, *_elsewhere_to(context)))
     first, last = _defaults(state.first, state.last, choices, same_run=not later_run)
     before, after = context.at(run=0, step=first), context.at(run=later_run, step=last)
     pair = (0, first), (later_run, last)
@@ -144,6 +144,20 @@ def _movers(context: Context) -> Html:
         if rows or unlike
         else empty("No common problem", "Choose two steps that asked the same problems."),
     )
+
+
+def comparable(context: Context) -> list[str]:
+    """Splits in which there is something to compare: problems that one run asked again, or steps of both runs."""
+    last = len(context.index.runs) - 1
+    return [name for name in context.index.splits(0) if all(_choices(context.at(split=name), last))]
+
+
+def _elsewhere_to(context: Context) -> list[Html]:
+    """Where there is something to compare, when the split that is shown has nothing."""
+    return [
+        el("a.button", f"compare in {name}", href=context.link(split=name, step=-1, first=-1, last=-1))
+        for name in comparable(context)
+    ]
 
 
 def _choices(context: Context, later_run: int) -> tuple[list[int], list[int]]:
@@ -186,8 +200,6 @@ def _warning(rows: Sequence[dict[str, Any]]) -> Html | None:
 
 
 def _mover(context: Context, row: dict[str, Any]) -> Html:
-    moved = row["moved"]
-    sign = "▲" if moved > 0 else "▼" if moved < 0 else "="
     shas = row["images"] or []
     label = shortened(row["question"], 90) or row["problem"]
     return el(
@@ -195,5 +207,5 @@ def _mover(context: Context, row: dict[str, Any]) -> Html:
         picture(context.at(run=0), shas[0], f"image of {row['problem']}", ".small") if shas else el("span"),
         el("a.row", label, href=context.link(problem=row["problem"]), data_row=True),
         el("span.quiet", f"{percent(row['before'])} → {percent(row['after'])}"),
-        el("b", f"{sign} {percent(abs(moved))}"),
+        el("b", moved(row["moved"])),
     )

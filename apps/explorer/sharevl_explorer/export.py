@@ -86,7 +86,7 @@ def _nothing(index: Index, split: str, step: int | None) -> str:
     steps, splits = index.steps(0, split), index.splits()
     wanted = "no readable step" if step is None or not steps else f"no readable step {step}"
     if steps:
-        there = f"it has steps {steps[0]} to {steps[-1]}"
+        there = f"it has steps {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"it has step {steps[0]} alone"
     else:
         there = f"there is --split {' or '.join(splits)}" if splits else "there are no rollouts"
     return f"{index.runs[0]}: {wanted} in split {split!r}; {there}"

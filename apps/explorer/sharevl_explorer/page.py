@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sharevl_explorer.compare_view import compare_view
+from sharevl_explorer.compare_view import comparable, compare_view
 from sharevl_explorer.index import Index
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import Context, counted, empty
@@ -83,10 +83,12 @@ def settle(index: Index, state: State) -> State:
 def _bar(context: Context, *, offers_trial: bool) -> Html:
     state, index = context.state, context.index
     fresh = Context(index, State(run=state.run, split=state.split))
+    offered = comparable(fresh)
+    compared = state.split if state.split in offered else next(iter(offered), state.split)
     links = (
         ("Run", fresh.link("run"), "run"),
         ("Step", fresh.link("step", step=state.step), "step"),
-        ("Compare", fresh.link("compare"), "compare"),
+        ("Compare", fresh.link("compare", split=compared), "compare"),
         *([("Try it", fresh.link("try"), "try")] if offers_trial else []),
     )
     names = index.names if len(index.names) > 1 else []

@@ -116,9 +116,9 @@ def trail(*stations: tuple[str, str | None]) -> Html:
     )
 
 
-def empty(title: str, message: str) -> Html:
-    """A view with nothing to show, and why."""
-    return el("section.empty", el("h2", title), el("p", message))
+def empty(title: str, message: str, *ways_out: Html) -> Html:
+    """A view with nothing to show, why, and links to where there is something."""
+    return el("section.empty", el("h2", title), el("p", message), el("p", ways_out) if ways_out else None)
 
 
 def tabs(label: str, choices: Sequence[tuple[str, str | None, bool]]) -> Html:

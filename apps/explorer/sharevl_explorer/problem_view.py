@@ -6,10 +6,11 @@ from itertools import groupby
 from statistics import pstdev
 from typing import Any
 
-from sharevl_explorer.charts import number, percent
+from sharevl_explorer.figures import number, percent
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, key, picture, tabs, untrained
+from sharevl_explorer.parts import Context, counted, key, picture, tabs, untrained
 from sharevl_explorer.places import not_here, other_steps, place, same_problem, step_keys
+from sharevl_explorer.prompt import prompt_as_sent
 from sharevl_explorer.prose import question, shortened, word_diff
 from sharevl_explorer.queries import neighbours, responses
 from sharevl_explorer.state import CELLS
@@ -82,7 +83,8 @@ def _card(context: Context, j: int, group: list[dict[str, Any]], original: dict[
             ],
         ),
         el("p.asked", changed),
-        el("p.quiet", f"{len(group)} responses, {success} right, local spread {spread}"),
+        prompt_as_sent(context.index.runs[context.state.run], first["variant_text"]),
+        el("p.quiet", f"{counted(len(group), 'response')}, {success} right, local spread {spread}"),
     )
 
 

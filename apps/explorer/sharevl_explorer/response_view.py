@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sharevl_explorer.charts import number
+from sharevl_explorer.figures import number
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, key, picture, untrained
+from sharevl_explorer.parts import Context, counted, key, picture, untrained
 from sharevl_explorer.places import not_here, place, same_problem, step_keys
+from sharevl_explorer.prompt import prompt_as_sent
 from sharevl_explorer.prose import question
 from sharevl_explorer.prose import response as set_response
 from sharevl_explorer.queries import responses
@@ -35,6 +36,7 @@ def response_view(context: Context) -> Html:
         el("h3", f"Q{state.variant}"),
         [picture(context, sha, alts) for sha in row["image_sha"]],
         el("p", question(row["variant_text"])),
+        prompt_as_sent(context.index.runs[state.run], row["variant_text"]),
     )
     return el(
         "section.response",
@@ -67,7 +69,7 @@ def _text(context: Context, row: dict[str, Any]) -> Html:
     whole = context.link(full=1)
     cut = el("p.note", "cut at the length limit") if row["truncated"] else None
     shown = set_response(row["text"], full=bool(context.state.full), all_of_it=whole)
-    return el("section.panel", el("h3", f"Response, {len(row['token_ids']):,} tokens"), shown, cut)
+    return el("section.panel", el("h3", f"Response, {counted(len(row['token_ids']), 'token')}"), shown, cut)
 
 
 def _verdict(row: dict[str, Any]) -> Html:

@@ -59,6 +59,8 @@ _OF_EVALUATION = (
     Figure("accuracy, plain", "{split}_accuracy_plain", "on untouched problems, from metrics.jsonl", _SHARE),
     Figure("accuracy, variants", "{split}_accuracy_variants", "on drawn variants, from metrics.jsonl", _SHARE),
 )
+_APPLIED = "/applied"
+"""How the name of a share ends in metrics.jsonl that tells what the mean of a reward function is over."""
 _CAPTION = (
     "A group is the responses to one variant of a problem. Own signal: its rewards differ. Rescued: they do not, but "
     "those of the problem do, so that only the shared advantage can teach. No signal: nor do those of the problem. "
@@ -124,7 +126,7 @@ def run_view(context: Context) -> Html:
         ),
         problem and el("p.note", problem),
         _against(sources),
-        _charts(_OF_TRAINING if trained else _OF_EVALUATION, sources),
+        _charts([*(_OF_TRAINING if trained else _OF_EVALUATION), *_of_functions(sources)], sources),
         el(
             "details.more",
             el("summary", "more figures: signal, gradient, truncation, verifier, sampler, held-out accuracy"),
@@ -156,6 +158,21 @@ def _charts(figures: Sequence[Figure], sources: Sequence[_Source]) -> Html:
             for figure in figures
         ],
     )
+
+
+def _of_functions(sources: Sequence[_Source]) -> list[Figure]:
+    """Of the user's reward functions: the mean, and what share of the responses it is over where not of all."""
+    split = sources[0].context.state.split
+    start = "reward/" if trains(split) else f"{split}_reward/"
+    logged = [record for source in sources for record in source.logged.values()]
+    keys = {key for record in logged for key in record if key.startswith(start)}
+    figures = []
+    for name in sorted({key.removeprefix(start).removesuffix(_APPLIED) for key in keys}):
+        mean, share = f"{start}{name}", f"{start}{name}{_APPLIED}"
+        figures.append(Figure(f"reward/{name}", mean, "mean over the responses that the function gave a number for"))
+        if any(record.get(share, 1.0) < 1.0 for record in logged):
+            figures.append(Figure(f"reward/{name}, applied", share, "share of the responses that have one", _SHARE))
+    return figures
 
 
 def _groups(context: Context) -> Html:

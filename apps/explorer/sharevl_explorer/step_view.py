@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sharevl_explorer.charts import number, percent
+from sharevl_explorer.figures import number, percent
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import OUTCOMES, SIGNALS, Context, badge, counted, empty, key, picture, trains
 from sharevl_explorer.places import not_here, place, split_tabs, step_keys

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sharevl_explorer.charts import number
+from sharevl_explorer.figures import number
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import Context, tabs
 from sharevl_explorer.queries import token_logprobs

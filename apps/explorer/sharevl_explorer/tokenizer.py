@@ -10,6 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from sharevl_explorer.recipe_file import recipe_of
+
 FILE = "tokenizer.json"
 
 
@@ -28,10 +30,10 @@ def _find(run: Path) -> tuple[Path | None, str]:
     """The file, and where it was looked for, in words."""
     if (run / FILE).is_file():
         return run / FILE, str(run)
-    recipe = run / "recipe.yaml"
-    if not recipe.is_file():
+    recipe = recipe_of(run)
+    if recipe is None:
         return None, f"{run}, and no recipe.yaml that names its model"
-    model = _model(str(recipe), recipe.stat().st_mtime_ns)
+    model = str(recipe["model"]["path"])
     if model.startswith("builtin:"):
         folder = Path(str(files("sharevl_lite"))) / "assets" / model.removeprefix("builtin:")
     else:
@@ -57,14 +59,6 @@ def _cached(model: str) -> Path | None:
     except HFValidationError:  # a path of another machine
         return None
     return Path(found) if isinstance(found, str) else None
-
-
-@lru_cache(maxsize=4)
-def _model(recipe: str, written: int) -> str:
-    """The model that a recipe names, as the recipe was written at that time."""
-    import yaml
-
-    return str(yaml.safe_load(Path(recipe).read_text())["model"]["path"])
 
 
 @lru_cache(maxsize=4)

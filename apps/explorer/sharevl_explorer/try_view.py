@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 
-from sharevl_explorer.charts import number
+from sharevl_explorer.figures import number
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import empty
+from sharevl_explorer.parts import counted, empty
 from sharevl_explorer.prose import question, response, word_diff
 from sharevl_explorer.trial import (
     ANSWER_CHARACTERS,
@@ -76,7 +76,7 @@ def _variant(j: int, variant: AskedVariant, original: AskedVariant) -> Html:
             for n, data in enumerate(variant.images)
         ],
         el("p.asked", question(variant.text) if same else word_diff(original.text, variant.text)),
-        el("p.quiet", f"{len(variant.attempts)} responses{right}"),
+        el("p.quiet", f"{counted(len(variant.attempts), 'response')}{right}"),
         [_attempt(attempt) for attempt in variant.attempts],
     )
 
@@ -99,7 +99,7 @@ def _attempt(attempt: Attempt) -> Html:
     cut = " · cut at the limit" if attempt.truncated else ""
     return el(
         "section.attempt",
-        el("p.verdict", mark and el("b", mark, " · "), f"{attempt.tokens} tokens{cut}"),
+        el("p.verdict", mark and el("b", mark, " · "), f"{counted(attempt.tokens, 'token')}{cut}"),
         response(attempt.text, full=True, all_of_it=None),
         el("dl.inline", [el("div", el("dt", n), el("dd", el("bdi", t[:500]))) for n, t in told if t is not None]),
     )

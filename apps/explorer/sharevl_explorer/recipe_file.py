@@ -1,0 +1,23 @@
+"""The recipe that lies in a run's folder, as plain data."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+FILE = "recipe.yaml"
+
+
+def recipe_of(run: Path) -> Any:
+    """What the run's recipe says; None where the folder has none. Raises OSError and YAMLError as reading it does."""
+    path = run / FILE
+    return _read(str(path), path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, written: int) -> Any:
+    """The file as it was written at that time: one that was replaced is read again."""
+    import yaml
+
+    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
