@@ -31,9 +31,10 @@ ROUNDING = frozenset({"train.token_budget", "rollout.batch_size", *CHECKPOINTING
 SERVERS = frozenset(f"rollout.server_{knob}" for knob in ("urls", "model", "adapter_dir", "timeout_seconds", "retries"))
 ENGINE = frozenset({"rollout.vllm_gpu_memory_utilization", "rollout.vllm_enforce_eager", "rollout.max_sampler_gap"})
 VERIFIER = frozenset({"reward.timeout_seconds", "reward.workers"})
+CHOICES = "data.columns.choices"
 RATE, START, LENGTH = "train.learning_rate", "model.lora.start_from", "train.rollouts"
 PLACES = frozenset({"data.train", "data.eval", "model.path"})
-RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | ENGINE | VERIFIER | {"train.hub_model_id", RATE, LENGTH}
+RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | ENGINE | VERIFIER | {"train.hub_model_id", RATE, LENGTH, CHOICES}
 STEADY = frozenset({"constant", "constant_with_warmup"})
 """Schedules whose rate at a step does not depend on how many come after it."""
 
@@ -183,6 +184,8 @@ def _check_same_recipe(started: Recipe, recipe: Recipe, recipe_file: Path) -> No
         logger.warning("%s changed: the run goes on, but not bit for bit", ", ".join(ROUNDING.intersection(changed)))
     if not wrong and RATE in changed:
         logger.warning("%s was %g; the run goes on with %g", RATE, before[RATE], now[RATE])
+    if not wrong and CHOICES in changed:  # of training problems check_same_data sees what it makes
+        logger.warning("%s was %s, now %s: held-out questions may differ", CHOICES, before[CHOICES], now[CHOICES])
     if wrong:
         told = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in wrong[:5])
         raise RunError(
@@ -210,6 +213,12 @@ def check_same_data(recipe: Recipe, problems: list[Problem]) -> None:
     then, count = started["problems"], len(problems)
     told = f"{then:,} problems then, {count:,} now" if then != count else f"{count:,} problems, not the same"
     skipping = ""
+    read = {problem.columns.choices for problem in problems} - {None}
+    if then == count and read:
+        skipping = (
+            " Where the data is as it was, an older version asked without the options of column "
+            f"{min(map(str, read))!r}: go on without them with --{CHOICES} null, or start another run with them."
+        )
     if recipe.data.on_bad_row == "skip" and count > then:
         skipping = (
             " Where the data is as it was, rows that an older version skipped are good now, such as those with a list "

@@ -89,6 +89,18 @@ def test_dry_run_shows_the_recipe_with_overrides_and_exits_0(called):
     assert "P·m²·n = 32·3²·6" in told
 
 
+def test_dry_run_shows_the_options_of_a_column(called, tmp_path):
+    row = {"question": "Which is red?", "images": [], "options": ["ball", "cube"], "answer": "B"}
+    (tmp_path / "mcq.jsonl").write_text(f"{json.dumps(row)}\n" * 32)
+    columns = "{problem: question, answer: answer}"
+    words = ("--data.train", str(tmp_path / "mcq.jsonl"), "--data.columns", columns)
+    _, told, errors = called("train", DEMO, *words, "--dry-run")
+    assert "options           of column 'options' stand below each question" in told, errors
+    assert "Which is red? Options: (A) ball (B) cube → B. cube" in told
+    _, told, _ = called("train", DEMO, *words, "--data.columns.choices", "null", "--dry-run")
+    assert "options     " not in told
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
