@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.data import Problem
 from sharevl_lite.errors import UserError
 from sharevl_lite.intake import fingerprint
+from sharevl_lite.recipe_yaml import parse
 from sharevl_lite.recipes import load_recipe
 
 RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
@@ -33,6 +36,8 @@ ENGINE = frozenset({"rollout.vllm_gpu_memory_utilization", "rollout.vllm_enforce
 VERIFIER = frozenset({"reward.timeout_seconds", "reward.workers"})
 CHOICES = "data.columns.choices"
 RATE, START, LENGTH = "train.learning_rate", "model.lora.start_from", "train.rollouts"
+MOST_TOLD = 5
+PLAIN_WORD = re.compile(r"[\w./][\w./:@+-]*", re.ASCII)
 PLACES = frozenset({"data.train", "data.eval", "model.path"})
 RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | ENGINE | VERIFIER | {"train.hub_model_id", RATE, LENGTH, CHOICES}
 STEADY = frozenset({"constant", "constant_with_warmup"})
@@ -187,10 +192,25 @@ def _check_same_recipe(started: Recipe, recipe: Recipe, recipe_file: Path) -> No
     if not wrong and CHOICES in changed:  # of training problems check_same_data sees what it makes
         logger.warning("%s was %s, now %s: held-out questions may differ", CHOICES, before[CHOICES], now[CHOICES])
     if wrong:
-        told = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in wrong[:5])
+        told = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in wrong[:MOST_TOLD])
         raise RunError(
-            f"{recipe_file}: the run was started with another recipe ({told}); start another with --name NAME"
+            f"{recipe_file}: the run was started with another recipe ({told}); go on {_as_it_was(before, wrong)}, or "
+            "start another with --name NAME"
         )
+
+
+def _as_it_was(before: dict[str, Any], wrong: list[str]) -> str:
+    """How to give these knobs as the run was started with them."""
+    if len(wrong) > MOST_TOLD or not all(key in before for key in wrong):
+        return "with the recipe of the run's folder in place of this one"
+    words = (f"--{key.replace('_', '-')} {shlex.quote(_as_word(before[key]))}" for key in wrong)
+    return f"as it was with {' '.join(words)}"
+
+
+def _as_word(value: Any) -> str:
+    """A value as the command line reads it."""
+    plain = isinstance(value, str) and PLAIN_WORD.fullmatch(value) and parse(value).data == value
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)  # JSON is YAML
 
 
 def _may_be_moved(before: Any, now: Any) -> bool:

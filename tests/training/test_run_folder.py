@@ -1,6 +1,8 @@
 """The folder of a run: held by one process, made where it can be, and read with a message where it is damaged."""
 
 import json
+import re
+import shlex
 
 import pytest
 
@@ -159,3 +161,24 @@ def test_a_run_begun_without_the_column_of_options_goes_on_without(small_recipe,
     check_same_data(without, read[1])
     with pytest.raises(RunError, match=r"options of column 'options': go on .* --data.columns.choices null"):
         check_same_data(recipe, read[0])
+
+
+def test_another_recipe_is_told_with_the_words_that_go_on(small_recipe):
+    """And the command line reads those words as the values of then."""
+    then = {
+        "data.train": "data-variants",
+        "data.system_prompt": "Be brief; it's a test.",
+        "train.report_to": ["tensorboard"],
+        "model.max_pixels": 1000,
+        "share.std": "none",
+    }
+    left_behind(small_recipe("mine", **then))
+    with pytest.raises(RunError) as caught:
+        prepare(small_recipe("mine", **{"data.train": "builtin:digits"}), "auto")
+    words = re.search(r"go on as it was with (.*), or start another with --name NAME", str(caught.value))[1]
+    assert "--data.train data-variants " in words
+    again = shlex.split(words)
+    recipe = small_recipe("mine", **dict(zip(again[::2], again[1::2], strict=True)), **{"train.report_to": []})
+    assert prepare(recipe, "auto") is not None
+    with pytest.raises(RunError, match="go on with the recipe of the run's folder in place of this one"):
+        prepare(small_recipe("mine", **{f"data.columns.{name}": "x" for name in ("id", "problem", "images")}), "auto")
