@@ -1,6 +1,7 @@
 """Recipes: what a user writes, what the run gets, and what the user is told when it is wrong."""
 
 import json
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -261,9 +262,8 @@ def test_one_value_is_a_list_of_one(write, key, value, meant):
     for part in reversed(outer.split(".")):
         nested = f"{part}: {{{nested}}}"
     for recipe in (load_recipe(write("{}"), [f"--{key}", value]), load_recipe(write(nested))):
-        for part in key.split("."):
-            recipe = getattr(recipe, part)
-        got = [item if isinstance(item, str) else item.model_dump() for item in recipe]
+        items = operator.attrgetter(key)(recipe)
+        got = [item if isinstance(item, str) else item.model_dump() for item in items]
         assert str(got).replace(f"{write('{}').parent}/", "") == str(meant)
 
 
