@@ -8,6 +8,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from sharevl_lite import __version__
@@ -35,9 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except UserError as error:
         if not isinstance(error, ToldError):
-            print(f"sharevl-lite: {error}", file=sys.stderr)
+            print(f"sharevl-lite: {error}{_beside(error, options)}", file=sys.stderr)
         return EXIT_USAGE
     return code
+
+
+def _beside(error: UserError, options: argparse.Namespace) -> str:
+    """Where data that was not found lies beside the recipe."""
+    if getattr(options, "recipe", None) is None:
+        return ""
+    from sharevl_lite.data.errors import MissingSource
+
+    return error.beside(Path(options.recipe).parent) if isinstance(error, MissingSource) else ""
 
 
 def _be_kind_to_shared_cores() -> None:

@@ -39,6 +39,10 @@ TransformName = Literal[
 ]
 
 
+FOUND = "found"
+"""Value of `data.columns.choices` for a column that is known by its name."""
+
+
 class ColumnNames(Section):
     """Which column of the data holds what. The defaults are EasyR1's names."""
 
@@ -50,6 +54,10 @@ class ColumnNames(Section):
     """Optional column of rewritten problems; `new_questions` is understood as well."""
     id: str = "id"
     """Optional column; rows without one are numbered."""
+    choices: Annotated[str, Field(min_length=1)] | None = FOUND
+    """Optional column of answer options (a list of texts), put below each question as `(A) …` unless the question shows
+    them; the answer may be a letter or an option's text. `found`: a column called `choices` or `options`, if there is
+    one; null: none is read."""
 
 
 class DataSection(Section):

@@ -66,6 +66,9 @@ def fit_prompts(
             )
 
     source = loaded.places[0].source
+    told = words_on_options(loaded.problems)
+    if told is not None:
+        console.print(f"{source}: answer options {told}", highlight=False, markup=False, soft_wrap=True)
     checked = loaded.recheck(fits, section.on_bad_row)
     if checked.skipped:
         console.print(
@@ -75,6 +78,14 @@ def fit_prompts(
             soft_wrap=True,
         )
     return checked.problems
+
+
+def words_on_options(problems: Sequence[Problem]) -> str | None:
+    """From which column the options in the problems' texts are; None where none was read."""
+    columns = dict.fromkeys(problem.columns.choices for problem in problems if problem.columns.choices is not None)
+    if not columns:
+        return None
+    return f"of column {', '.join(map(repr, columns))} stand below each question (data.columns.choices)"
 
 
 def _check_special_tokens(problem: Problem, encoder: PromptRenderer) -> None:

@@ -50,6 +50,7 @@ def preview(recipe: Recipe) -> str:
         f"rows, separate    {size.pairs:,} rows, at most {size.tokens_separate:,} tokens",
         f"rows, packed      at most {size.tokens_packed:,} tokens in rows of {train.token_budget:,} "
         f"({size.tokens_separate / size.tokens_packed:.2f} x fewer)",
+        *_option_lines(first.problems),
         *_repeat_lines(recipe, first.problems),
         *_memory_lines(recipe),
         *_server_lines(recipe),
@@ -98,6 +99,26 @@ def _pair_formula(recipe: Recipe) -> str:
     if share.trajectories == "own":
         return f"P·m·n = {problems}·{share.num_variants}·{share.num_responses}"
     return f"P·m²·n = {problems}·{share.num_variants}²·{share.num_responses}"
+
+
+def _option_lines(problems: list[Problem]) -> list[str]:
+    """Where the answer options are from, and the first question and answer that are made with them."""
+    from sharevl_lite.data.options import split_options
+    from sharevl_lite.intake import words_on_options
+
+    told = words_on_options(problems)
+    if told is None:
+        return []
+    lettered = (problem for problem in problems if split_options(problem.text)[1])
+    shown = next(((problem.text, problem.gold) for problem in lettered), None)
+    example = "" if shown is None else f": {_one_line(shown[0])} → {shown[1]}"
+    return [f"options           {told}{example}"]
+
+
+def _one_line(text: str, most: int = 160) -> str:
+    """The text on one line; of a long one the end, where its options stand."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"… {line[-most:]}"
 
 
 def _repeat_lines(recipe: Recipe, problems: list[Problem]) -> list[str]:

@@ -65,6 +65,7 @@ def load_recipe(
         _put(draft.data, tuple(key.split(".")), value)
     _apply_overrides(draft, overrides)
     _fill_empty_sections(draft.data)
+    _wrap_single_values(draft.data)
     _resolve_function_paths(draft)
     try:
         # JSON is pydantic's only strict mode that still takes text for a path.
@@ -121,6 +122,10 @@ class _Draft:
         if path and below:
             return self.report_override(f"{', '.join(below)} with {self._place(line)}: {_dotted(path)}", message)
         return self.report_line(path, line, message)
+
+    def is_overridden(self, path: KeyPath) -> bool:
+        """Whether the value at `path` is of the overrides."""
+        return any(path[:length] in self.overridden for length in range(len(path), 0, -1))
 
     def report_line(self, path: KeyPath, line: int | None, message: str) -> None:
         """Note a problem of a line of the file."""
@@ -267,6 +272,22 @@ def _fill_empty_sections(data: dict[str, Any]) -> None:
             target[name] = {}
 
 
+def _wrap_single_values(data: dict[str, Any]) -> None:
+    """One value where a list of such values is meant: `server_urls: http://localhost:8000` is a list of one.
+
+    Text with a comma in it stays as it is: it may mean several.
+    """
+    for knob in knobs():
+        *outer, name = knob.key.split(".")
+        target: Any = data
+        for part in outer:
+            target = target.get(part) if isinstance(target, dict) else None
+        value = target.get(name) if isinstance(target, dict) else None
+        text = knob.items == "text" and isinstance(value, str) and bool(value.strip()) and "," not in value
+        if text or (knob.items == "mapping" and isinstance(value, dict)):
+            target[name] = [value]
+
+
 def _resolve_function_paths(draft: _Draft) -> None:
     """Make `file.py:function` absolute, from the recipe's folder."""
     folder = Path() if draft.file is None else draft.file.parent
@@ -287,7 +308,10 @@ def _resolve_function_paths(draft: _Draft) -> None:
 def _report_validation(draft: _Draft, error: ValidationError) -> None:
     for problem in error.errors(include_url=False):
         path = _within(draft.data, problem["loc"], required=problem["type"] == "missing")
-        draft.report(path, _wording(path, problem["type"], problem["msg"], problem["input"]))
+        syntax = _syntax(path, problem["type"], problem["input"])
+        if syntax is not None:
+            syntax = f"; write '{syntax}'" if draft.is_overridden(path) else f"; write {syntax}"
+        draft.report(path, _wording(path, problem["type"], problem["msg"], problem["input"]) + (syntax or ""))
 
 
 def _within(data: Any, loc: KeyPath, *, required: bool) -> KeyPath:
@@ -319,6 +343,17 @@ def _wording(path: KeyPath, kind: str, message: str, value: Any) -> str:
     taken = _taken(path, kind)
     told = message.replace("Input should be", "must be") if taken is None else f"must be {taken}"
     return f"{told}, got {_shown(value)}"
+
+
+def _syntax(path: KeyPath, kind: str, value: Any) -> str | None:
+    """How text that stands where a list, or one item of a list, is wanted would be written in YAML."""
+    knob = find_knob(_dotted(path if kind == "list_type" else path[:-1]))
+    if kind not in ("list_type", "model_type") or knob is None or not isinstance(value, str) or not value.strip():
+        return None
+    if knob.items == "mapping":
+        item = f"{{path: {value}, weight: 1}}"
+        return item if kind == "model_type" else f"[{item}]"
+    return "[" + ", ".join(part.strip() for part in value.split(",")) + "]"
 
 
 def _taken(path: KeyPath, kind: str) -> str | None:

@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.data import Problem
 from sharevl_lite.errors import UserError
 from sharevl_lite.intake import fingerprint
+from sharevl_lite.recipe_yaml import parse
 from sharevl_lite.recipes import load_recipe
 
 RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
@@ -31,9 +34,12 @@ ROUNDING = frozenset({"train.token_budget", "rollout.batch_size", *CHECKPOINTING
 SERVERS = frozenset(f"rollout.server_{knob}" for knob in ("urls", "model", "adapter_dir", "timeout_seconds", "retries"))
 ENGINE = frozenset({"rollout.vllm_gpu_memory_utilization", "rollout.vllm_enforce_eager", "rollout.max_sampler_gap"})
 VERIFIER = frozenset({"reward.timeout_seconds", "reward.workers"})
+CHOICES = "data.columns.choices"
 RATE, START, LENGTH = "train.learning_rate", "model.lora.start_from", "train.rollouts"
+MOST_TOLD = 5
+PLAIN_WORD = re.compile(r"[\w./][\w./:@+-]*", re.ASCII)
 PLACES = frozenset({"data.train", "data.eval", "model.path"})
-RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | ENGINE | VERIFIER | {"train.hub_model_id", RATE, LENGTH}
+RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | ENGINE | VERIFIER | {"train.hub_model_id", RATE, LENGTH, CHOICES}
 STEADY = frozenset({"constant", "constant_with_warmup"})
 """Schedules whose rate at a step does not depend on how many come after it."""
 
@@ -183,11 +189,28 @@ def _check_same_recipe(started: Recipe, recipe: Recipe, recipe_file: Path) -> No
         logger.warning("%s changed: the run goes on, but not bit for bit", ", ".join(ROUNDING.intersection(changed)))
     if not wrong and RATE in changed:
         logger.warning("%s was %g; the run goes on with %g", RATE, before[RATE], now[RATE])
+    if not wrong and CHOICES in changed:  # of training problems check_same_data sees what it makes
+        logger.warning("%s was %s, now %s: held-out questions may differ", CHOICES, before[CHOICES], now[CHOICES])
     if wrong:
-        told = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in wrong[:5])
+        told = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in wrong[:MOST_TOLD])
         raise RunError(
-            f"{recipe_file}: the run was started with another recipe ({told}); start another with --name NAME"
+            f"{recipe_file}: the run was started with another recipe ({told}); go on {_as_it_was(before, wrong)}, or "
+            "start another with --name NAME"
         )
+
+
+def _as_it_was(before: dict[str, Any], wrong: list[str]) -> str:
+    """How to give these knobs as the run was started with them."""
+    if len(wrong) > MOST_TOLD or not all(key in before for key in wrong):
+        return "with the recipe of the run's folder in place of this one"
+    words = (f"--{key.replace('_', '-')} {shlex.quote(_as_word(before[key]))}" for key in wrong)
+    return f"as it was with {' '.join(words)}"
+
+
+def _as_word(value: Any) -> str:
+    """A value as the command line reads it."""
+    plain = isinstance(value, str) and PLAIN_WORD.fullmatch(value) and parse(value).data == value
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)  # JSON is YAML
 
 
 def _may_be_moved(before: Any, now: Any) -> bool:
@@ -210,6 +233,12 @@ def check_same_data(recipe: Recipe, problems: list[Problem]) -> None:
     then, count = started["problems"], len(problems)
     told = f"{then:,} problems then, {count:,} now" if then != count else f"{count:,} problems, not the same"
     skipping = ""
+    read = {problem.columns.choices for problem in problems} - {None}
+    if then == count and read:
+        skipping = (
+            " Where the data is as it was, an older version asked without the options of column "
+            f"{min(map(str, read))!r}: go on without them with --{CHOICES} null, or start another run with them."
+        )
     if recipe.data.on_bad_row == "skip" and count > then:
         skipping = (
             " Where the data is as it was, rows that an older version skipped are good now, such as those with a list "

@@ -89,6 +89,33 @@ def test_dry_run_shows_the_recipe_with_overrides_and_exits_0(called):
     assert "P·m²·n = 32·3²·6" in told
 
 
+def test_data_beside_the_recipe_is_pointed_at(called, tmp_path, monkeypatch):
+    """Paths of data start at the current folder: from another one than the recipe's they lead nowhere."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "p.jsonl").write_text('{"problem": "1 + 1?", "images": [], "answer": "2"}\n')
+    recipe = Path("mine") / "small.yaml"
+    (tmp_path / recipe).write_text("model: {path: 'builtin:digits-vl'}\ndata: {train: p.jsonl}\n")
+    monkeypatch.chdir(tmp_path)
+    for words in (["train", str(recipe), "--dry-run"], ["train", str(recipe)]):
+        code, _, errors = called(*words)
+        assert code == 2
+        assert f"There is one beside the recipe ({Path('mine') / 'p.jsonl'})" in errors
+    assert "beside the recipe" not in called("train", str(recipe), "--dry-run", "--data.train", "q.jsonl")[2]
+    assert "beside the recipe" not in called("train", DEMO, "--dry-run", "--data.train", "mine/q.jsonl")[2]
+
+
+def test_dry_run_shows_the_options_of_a_column(called, tmp_path):
+    row = {"question": "Which is red?", "images": [], "options": ["ball", "cube"], "answer": "B"}
+    (tmp_path / "mcq.jsonl").write_text(f"{json.dumps(row)}\n" * 32)
+    columns = "{problem: question, answer: answer}"
+    words = ("--data.train", str(tmp_path / "mcq.jsonl"), "--data.columns", columns)
+    _, told, errors = called("train", DEMO, *words, "--dry-run")
+    assert "options           of column 'options' stand below each question" in told, errors
+    assert "Which is red? Options: (A) ball (B) cube → B. cube" in told
+    _, told, _ = called("train", DEMO, *words, "--data.columns.choices", "null", "--dry-run")
+    assert "options     " not in told
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

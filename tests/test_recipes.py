@@ -1,6 +1,7 @@
 """Recipes: what a user writes, what the run gets, and what the user is told when it is wrong."""
 
 import json
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from sharevl_lite import config
 from sharevl_lite.config import Recipe
 from sharevl_lite.config_model import LoraSection, ModelSection
-from sharevl_lite.knobs import find_knob, knobs, sections
+from sharevl_lite.knobs import OTHER_NAMES, find_knob, knobs, nearest_keys, sections
 from sharevl_lite.recipes import RecipeError, dump_recipe, load_recipe
 
 
@@ -212,6 +213,72 @@ def test_an_unknown_key_names_what_may_have_been_meant(write, key, hint):
     outer, _, inner = key.rpartition(".")
     (problem,) = problems_of(write(f"{outer}: {{{inner}: 1}}" if outer else f"{inner}: 1"))
     assert problem.startswith(f"recipe.yaml:1: {key}: unknown key; {hint}")
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--train.lr", "--train.learning-rate"),
+        ("--lr", "--train.learning-rate"),
+        ("--num_generations", "--share.num-responses"),
+        ("--rollout.n", "--share.num-responses"),
+        ("--worker.rollout.n", "--share.num-responses"),
+        ("--train.max-steps", "--train.rollouts"),
+        ("--algorithm.kl_coef", "--objective.beta"),
+        ("--beta", "--objective.beta"),
+        ("--train.epsilon_high", "--objective.epsilon-high"),
+        ("--per_device_train_batch_size", "--train.problems-per-update or --train.token-budget"),
+        ("--num_iterations", "--train.epochs-per-rollout"),
+        ("--train.vllm_gpu_memory_utilization", "--rollout.vllm-gpu-memory-utilization"),
+        ("--model.lora.r", "--model.lora.rank"),
+        ("--algorithm.filter_groups.enable", "--rollout.dynamic-sampling"),
+    ],
+)
+def test_what_other_trainers_call_a_knob_is_known(write, word, meant):
+    (problem,) = problems_of(write("{}"), [word, "1"])
+    assert problem == f"command line: {word}: unknown key; did you mean {meant}?"
+
+
+def test_every_other_name_leads_to_a_knob_and_is_none_itself():
+    own = {knob.key.rpartition(".")[2] for knob in knobs()}
+    for name, keys in OTHER_NAMES.items():
+        assert all(find_knob(key) for key in keys), keys
+        assert name not in own
+        assert nearest_keys(name) == list(keys)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("rollout.server_urls", "http://localhost:9", ["http://localhost:9"]),
+        ("train.report_to", "tensorboard", ["tensorboard"]),
+        ("share.transforms.kinds", "noise_10", ["noise_10"]),
+        ("reward.functions", "{path: a.py:f, weight: 2}", [{"path": "a.py:f", "weight": 2.0}]),
+    ],
+)
+def test_one_value_is_a_list_of_one(write, key, value, meant):
+    outer, _, inner = key.rpartition(".")
+    nested = f"{inner}: {value}"
+    for part in reversed(outer.split(".")):
+        nested = f"{part}: {{{nested}}}"
+    for recipe in (load_recipe(write("{}"), [f"--{key}", value]), load_recipe(write(nested))):
+        items = operator.attrgetter(key)(recipe)
+        got = [item if isinstance(item, str) else item.model_dump() for item in items]
+        assert str(got).replace(f"{write('{}').parent}/", "") == str(meant)
+
+
+def test_text_where_a_list_is_wanted_shows_how_to_write_one(write):
+    words = ["--rollout.server-urls", "http://a:1,http://b:2", "--reward.functions", "rewards.py:brevity"]
+    assert problems_of(write("train: {report_to: 'wandb, trackio'}"), words) == [
+        'recipe.yaml:1: train.report_to: must be list of (tensorboard | wandb | trackio), got "wandb, trackio"; write '
+        "[wandb, trackio]",
+        'command line: --rollout.server-urls: must be list of text, got "http://a:1,http://b:2"; write '
+        "'[http://a:1, http://b:2]'",
+        "command line: --reward.functions: must be list of {path: text, weight: float}, got "
+        "\"rewards.py:brevity\"; write '[{path: rewards.py:brevity, weight: 1}]'",
+    ]
+    (problem,) = problems_of(write("{}"), ["--reward.functions", "[rewards.py:brevity]"])
+    assert problem.endswith("; write '{path: rewards.py:brevity, weight: 1}'")
 
 
 def test_problems_inside_list_items(write):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from sharevl_lite.errors import UserError
@@ -25,6 +26,24 @@ logger = logging.getLogger(__name__)
 
 class DataError(UserError):
     """A data source cannot be used. The message says which one, why, and what to do."""
+
+
+class MissingSource(DataError):
+    """There is no such file or folder, nor a Hub dataset of that name. `source` is as it was given."""
+
+    def __init__(self, message: str, source: str) -> None:
+        super().__init__(message, source)
+        self.source = source
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def beside(self, folder: Path) -> str:
+        """Words on a file or folder of that name in the recipe's folder; empty where there is none."""
+        there = folder / self.source
+        if Path(self.source).is_absolute() or not there.exists() or folder.resolve() == Path.cwd():
+            return ""
+        return f" There is one beside the recipe ({there}); paths of data start at the current folder."
 
 
 class RowFault(ValueError):

@@ -22,15 +22,15 @@ import logging
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sharevl_lite.config import ColumnNames
+from sharevl_lite.config import FOUND, ColumnNames
 from sharevl_lite.data.errors import DataError, RowFault
+from sharevl_lite.data.options import CHOICE_COLUMNS, Options, lettered_answer, read_options, with_options
 
 logger = logging.getLogger(__name__)
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TAGGED_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 NO_COLUMN = ""
 """Name of a column that no source has: the id of rows that are numbered."""
@@ -40,14 +40,13 @@ NO_COLUMN = ""
 class Layout:
     """How a dataset names its columns.
 
-    `tells` are the columns by which it is known. `choices` holds the options of a multiple-choice row, which are put
-    below the question with their letters. `tagged_answer`: the answer stands in `<answer>…</answer>`.
+    `tells` are the columns by which it is known. The options of `columns.choices` are put below the question with their
+    letters. `tagged_answer`: the answer stands in `<answer>…</answer>`.
     """
 
     name: str
     tells: frozenset[str]
     columns: ColumnNames
-    choices: str | None = None
     tagged_answer: bool = False
 
     @property
@@ -59,8 +58,6 @@ class Layout:
             wanted["variants"] = names.variants
         if names.id not in {plain.id, NO_COLUMN}:
             wanted["id"] = names.id
-        if self.choices is not None:
-            wanted["choices"] = self.choices
         return wanted
 
     def question(self, text: Any, cells: Mapping[str, Any]) -> Any:
@@ -74,10 +71,11 @@ class Layout:
                 "a chat; write the user's question alone into a column and name it in data.columns.problem (--columns "
                 "problem=… of `sharevl-lite variants`)"
             )
-        options = self._options(cells)
-        if not options or not isinstance(text, str):
-            return text
-        return text.rstrip() + "\nOptions:\n" + "\n".join(f"({letter}) {option}" for letter, option in options)
+        return self.rewrite(text, cells)
+
+    def rewrite(self, text: Any, cells: Mapping[str, Any]) -> Any:
+        """A rewritten question, whose options stand in the same column; the text itself where the row has none."""
+        return with_options(text, self.options(cells)) if isinstance(text, str) and text.strip() else text
 
     def answer(self, value: Any, cells: Mapping[str, Any]) -> Any:
         """The answer out of its tags; of a multiple-choice row as `B. text`, which the verifier takes by either.
@@ -97,26 +95,13 @@ class Layout:
                     "that holds the bare answer"
                 )
             value = inside[-1].strip()
-        options = self._options(cells)
-        if not options:
-            return value
-        said = str(value).strip()
-        for letter, option in options:
-            if said == option:
-                return f"{letter}. {option}"
-        if said in dict(options):
-            return f"{said}. {dict(options)[said]}"
-        raise RowFault(f"the answer {said!r} is none of the options {', '.join(repr(text) for _, text in options)}")
+        options = self.options(cells)
+        return lettered_answer(value, options) if options and value not in (None, "") else value
 
-    def _options(self, cells: Mapping[str, Any]) -> list[tuple[str, str]]:
-        value = cells.get(self.choices) if self.choices is not None else None
-        if value is None:
-            return []
-        if not isinstance(value, list | tuple) or not all(isinstance(option, str | int | float) for option in value):
-            raise RowFault(f"column {self.choices!r} is {reprlib.repr(value)}; give a list of texts")
-        if len(value) > len(LETTERS):
-            raise RowFault(f"column {self.choices!r} has {len(value)} options; {len(LETTERS)} is the most")
-        return [(letter, str(option).strip()) for letter, option in zip(LETTERS, value, strict=False)]
+    def options(self, cells: Mapping[str, Any]) -> Options:
+        """The options of a row; [] where it has none. Raises RowFault where the cell holds something else."""
+        column = self.columns.choices
+        return [] if column is None else read_options(cells.get(column), column)
 
 
 def _is_chat(value: Any) -> bool:
@@ -136,8 +121,8 @@ def _is_chat(value: Any) -> bool:
     )
 
 
-def _layout(name: str, tells: str, choices: str | None = None, tagged: bool = False, **columns: str) -> Layout:
-    return Layout(name, frozenset(tells.split()), ColumnNames(**columns), choices, tagged)
+def _layout(name: str, tells: str, choices: str | None = FOUND, tagged: bool = False, **columns: str) -> Layout:
+    return Layout(name, frozenset(tells.split()), ColumnNames(choices=choices, **columns), tagged)
 
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -173,30 +158,43 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
-WRITTEN = _layout("written by sharevl-lite variants", "id problem images answer variants allow_mirrors transforms")
+WRITTEN = _layout(
+    "written by sharevl-lite variants", "id problem images answer variants allow_mirrors transforms", choices=None
+)
 
 
-def choose_layout(where: str, present: Iterable[str], columns: ColumnNames, choices: str | None = None) -> Layout:
+def choose_layout(where: str, present: Iterable[str], columns: ColumnNames) -> Layout:
     """The layout of a source.
 
     Columns that the user named, and the plain ones where they exist, are taken as they are; otherwise the layout of the
     table that most columns tell. A folder that `sharevl-lite variants` wrote has columns of its own, so that one recipe
-    can name those of the original data for its held-out problems.
+    can name those of the original data for its held-out problems; its questions hold their options. Elsewhere a column
+    of options is the one that the user named, the layout's, or one that is called `choices` or `options`.
 
     Args:
         where: The source, for messages.
         present: Its columns.
         columns: The recipe's names.
-        choices: A column of options that the user named.
+
+    Returns:
+        The layout, with the column of options or None in `columns.choices`.
 
     Raises:
-        DataError: A wanted column is missing and no layout, or more than one, fits.
+        DataError: A wanted column is missing and no layout, or more than one, fits; or both columns of options exist.
     """
     there = list(present)
-    asked = Layout("as named", frozenset(), columns, choices)
-    named = columns != ColumnNames() or choices is not None
+    layout = _without_choices(where, there, columns.model_copy(update={"choices": FOUND}))
+    written = WRITTEN.tells <= set(there)
+    choices = None if written else _choices(where, there, layout.columns, columns.choices)
+    return replace(layout, columns=layout.columns.model_copy(update={"choices": choices}))
+
+
+def _without_choices(where: str, there: list[str], columns: ColumnNames) -> Layout:
+    """The layout by the other columns."""
+    asked = Layout("as named", frozenset(), columns)
+    named = columns != ColumnNames()
     complete = set(asked.wanted.values()) <= set(there)
-    if named and not complete and WRITTEN.tells <= set(there):
+    if not complete and WRITTEN.tells <= set(there):
         return WRITTEN
     if named or complete:
         check_columns(where, there, asked.wanted)
@@ -217,6 +215,24 @@ def choose_layout(where: str, present: Iterable[str], columns: ColumnNames, choi
         )
     logger.info("%s: read by the columns of %s", where, best[0].name)
     return best[0]
+
+
+def _choices(where: str, there: list[str], known: ColumnNames, asked: str | None) -> str | None:
+    """The column of options: the one `asked` for, that of a `known` layout, or the one there by its name."""
+    if asked != FOUND:
+        if asked is not None:
+            check_columns(where, there, {"choices": asked})
+        return asked
+    if known.choices != FOUND:
+        return known.choices
+    taken = {known.problem, known.images, known.answer, known.variants, known.id}
+    found = [name for name in CHOICE_COLUMNS if name in there and name not in taken]
+    if len(found) > 1:
+        raise DataError(
+            f"{where}: both {' and '.join(map(repr, found))} may hold the answer options; name one in "
+            "data.columns.choices, or null for none (--columns choices=… of `sharevl-lite variants`)"
+        )
+    return found[0] if found else None
 
 
 def check_columns(where: str, present: Iterable[str], wanted: Mapping[str, str]) -> None:

@@ -10,24 +10,25 @@ never evaluated.
 
 from __future__ import annotations
 
-import ast
-import io
+import contextlib
 import itertools
-import json
+import logging
 import math
 import reprlib
-import tokenize
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, get_args
 
 from sharevl_lite.config import ColumnNames, DataSection, TransformName
+from sharevl_lite.data.cells import parse_list
 from sharevl_lite.data.errors import BadRow, DataError, OnBadRow, RowFault, RowPlace, check_rows, require_some
 from sharevl_lite.data.images import ImageReader
 from sharevl_lite.data.layouts import Layout, choose_layout
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
 from sharevl_lite.data.sources import RawRow, parse_json_line, read_rows
+
+logger = logging.getLogger(__name__)
 
 BUILTIN = "builtin:"
 VARIANTS_ALIAS = "new_questions"
@@ -88,7 +89,8 @@ def load_problems(source: str, section: DataSection, *, split: str, limit: int |
     """
     skipped: list[BadRow] = []
     rows = iterate_problems(source, section, split=split, skipped=skipped, images=ImageReader())
-    return _collect(source, itertools.islice(rows, limit), skipped)
+    with contextlib.closing(rows):
+        return _collect(source, itertools.islice(rows, limit), skipped)
 
 
 def iterate_problems(
@@ -98,16 +100,14 @@ def iterate_problems(
     split: str,
     skipped: list[BadRow],
     images: ImageReader,
-    choices: str | None = None,
     on_layout: Callable[[str, Layout], object] | None = None,
-) -> Iterator[tuple[RowPlace, Problem]]:
+) -> Generator[tuple[RowPlace, Problem]]:
     """The problems of :func:`load_problems`, one at a time, so that a large source need not fit into memory.
 
     Args:
         source: As there; so are `section` and `split`.
         skipped: Grows by each bad row that is skipped.
         images: What reads the image column; one that remembers few images keeps memory flat.
-        choices: Column of options to put below each question, beside those of known layouts.
         on_layout: Called with each file and the layout its columns were read by.
 
     Raises:
@@ -120,13 +120,21 @@ def iterate_problems(
     reader = _RowReader(section.columns, images)
 
     def look(where: str, present: Sequence[str]) -> None:
-        reader.layout = choose_layout(where, present, section.columns, choices)
+        reader.layout = choose_layout(where, present, section.columns)
         if on_layout is not None:
             on_layout(where, reader.layout)
 
     rows = read_rows(source, split=split, columns=look)
     placed = ((row.place, row) for row in rows)
-    yield from check_rows(placed, reader.problem, on_bad_row=section.on_bad_row, skipped=skipped)
+    try:
+        yield from check_rows(placed, reader.problem, on_bad_row=section.on_bad_row, skipped=skipped)
+    finally:  # also where no more rows are wanted
+        for column in (name for name, rows in reader.rows_with_options.items() if rows == 0):
+            logger.warning(
+                "%s: the column %r names no options in any row that was read; questions get none",
+                source,
+                column,
+            )
 
 
 def _collect(source: str, rows: Iterator[tuple[RowPlace, Problem]], skipped: list[BadRow]) -> LoadedProblems:
@@ -154,6 +162,8 @@ class _RowReader:
         self.layout = Layout("as named", frozenset(), columns)
         self._images = images
         self._rows_by_id: dict[str, int] = {}
+        self.rows_with_options: dict[str, int] = {}
+        """Of each column of options that was read."""
 
     def problem(self, row: RawRow) -> Problem:
         """The checked problem of a row; raises RowFault with the reason where the row is bad."""
@@ -173,7 +183,7 @@ class _RowReader:
             images=images,
             answer=_answers(layout.answer(cells.get(names.answer), cells), names.answer),
             variants=tuple(
-                _text(text, f"variant {index} (from 0, column {variants!r})", len(images))
+                _text(layout.rewrite(text, cells), f"variant {index} (from 0, column {variants!r})", len(images))
                 for index, text in enumerate(_variant_list(cells.get(variants), variants))
             ),
             allow_mirrors=_flag(cells.get(MIRRORS_COLUMN), MIRRORS_COLUMN),
@@ -184,10 +194,19 @@ class _RowReader:
                 if name not in {names.problem, names.images, names.answer, names.id, variants}
                 and name not in OWN_COLUMNS
             },
-            columns=names,
+            columns=self._used(cells),
         )
         self._rows_by_id[problem.id] = row.place.row  # only now: an id of a bad row is not taken
         return problem
+
+    def _used(self, cells: dict[str, Any]) -> ColumnNames:
+        """The columns the row was made of; counts those with options."""
+        names = self.layout.columns
+        if names.choices is None:
+            return names
+        has_options = bool(self.layout.options(cells))
+        self.rows_with_options[names.choices] = self.rows_with_options.get(names.choices, 0) + has_options
+        return names if has_options else names.model_copy(update={"choices": None})
 
     def _identity(self, value: Any, row: int) -> str:
         """The row's own id, or its number where it has none."""
@@ -302,7 +321,7 @@ def _variant_list(value: Any, column: str) -> list[Any]:
         return list(value)
     if not isinstance(value, str):
         raise RowFault(f"column {column!r} is {reprlib.repr(value)}; give a list of texts, or a string that holds one")
-    parsed = _parse_list(value, column)
+    parsed = parse_list(value, column)
     if parsed is not None:
         return parsed
     if value.lstrip().startswith(("['", '["')):
@@ -311,26 +330,3 @@ def _variant_list(value: Any, column: str) -> list[Any]:
             f"column {column!r} starts like a list but is neither JSON nor a Python literal: {reprlib.repr(value)}"
         )
     return [value]
-
-
-def _parse_list(text: str, column: str) -> list[Any] | None:
-    """The list written in a string as JSON or as a Python literal; None where it holds no list."""
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(text.strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that either one raises
-            continue
-        if not isinstance(value, list | tuple):
-            continue
-        if parse is ast.literal_eval and _texts_without_comma(text.strip()):
-            raise RowFault(f"column {column!r} has two texts with no comma between them (a printed NumPy array?)")
-        return list(value)
-    return None
-
-
-def _texts_without_comma(literal: str) -> bool:
-    """Whether Python would join neighbouring texts into one: ``['a' 'b']`` is a list of one."""
-    skipped = {tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT}
-    tokens = tokenize.generate_tokens(io.StringIO(literal).readline)
-    kinds = [token.type for token in tokens if token.type not in skipped]
-    return (tokenize.STRING, tokenize.STRING) in itertools.pairwise(kinds)

@@ -30,8 +30,8 @@ class Problem:
     `text` holds one ``<image>`` per entry of `images` (RGB; those of files are decoded each time they are taken).
     `answer` is the right answer or, where the row lists them, all that are accepted, repeats included. `variants` are
     offline rewrites of `text` with equal meaning and as many placeholders. `transforms` names what may be done to the
-    images, where the row says so. `metadata` keeps every other column as it was; `columns` names those that the problem
-    was made of.
+    images, where the row says so. `metadata` keeps every other column as it was, that of options too; `columns` names
+    those that the problem was made of, `choices` where the row has options.
     """
 
     id: str
@@ -42,7 +42,7 @@ class Problem:
     allow_mirrors: bool = False
     transforms: frozenset[str] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    columns: ColumnNames = field(default=ColumnNames(), compare=False)
+    columns: ColumnNames = field(default=ColumnNames(choices=None), compare=False)
 
     @property
     def accepted(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sharevl_lite.data.errors import DataError, RowPlace
+from sharevl_lite.data.errors import DataError, MissingSource, RowPlace
 
 SUFFIXES = (".parquet", ".jsonl")
 SPLIT_NAMES = ("train", "test", "val", "dev", "eval")
@@ -121,9 +121,10 @@ def _missing(source: str, path: Path) -> DataError:
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
     hint = f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
-    return DataError(
+    return MissingSource(
         f"{source}: no such file or folder ({path.absolute()}).{hint} Give a .parquet or .jsonl file, a folder of "
-        "them, a Hub dataset as owner/name, or builtin:digits."
+        "them, a Hub dataset as owner/name, or builtin:digits.",
+        source,
     )
 
 
@@ -203,11 +204,12 @@ def _hub_rows(source: str, split: str, columns: ColumnCheck) -> Iterator[RawRow]
     try:
         dataset = load_dataset(source, split=split)
     except Exception as error:  # the network, the cache and the builders each have their own kinds
-        raise DataError(
+        raise MissingSource(
             f"{source}: there is no such file or folder here, and loading split {split!r} of a Hub dataset of that "
             f"name failed: {type(error).__name__}: {error}. Of a file or folder give the path from the current "
             f"directory ({Path.cwd()}); of a Hub dataset check owner/name, the split and the connection, and log in "
-            "with `hf auth login` if it is private or gated"
+            "with `hf auth login` if it is private or gated.",
+            source,
         ) from error
     columns(f"{source}, split {split!r}", dataset.column_names)
     number = 0

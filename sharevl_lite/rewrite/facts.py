@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+from sharevl_lite.data.options import split_options
 from sharevl_lite.data.problem import PLACEHOLDER
 from sharevl_lite.rewrite.lexicon import GROUP_OF_WORD, NUMBER_WORDS, PHRASES, SIGNS, UNITS
 
-OPTION = re.compile(r"(?:(?<=\s)|^)(?:\(([A-H])\)|([A-H])(?:[.:)]))[ \t]*(?=\S)")
-OPTIONS_HEADING = re.compile(r"\b(?:options|choices|answer choices)\s*:?\s*$", re.IGNORECASE)
 MATH = re.compile(r"\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 PROSE_IN_MATH = re.compile(r"(?<![\\a-zA-Z{])[a-z]{3,}")
 WRAPPED = re.compile(
@@ -76,25 +75,6 @@ class Facts:
     labels: frozenset[str]
     concepts: frozenset[str]
     bare: str
-
-
-def split_options(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The text without its block of options, and the options as (letter, content); () where there is no block.
-
-    A block starts at A and goes on with B: a single "(A)" in a sentence is a point.
-    """
-    marks = [(match.start(), match.end(), match[1] or match[2]) for match in OPTION.finditer(text)]
-    starts = [place for place, mark in enumerate(marks) if mark[2] == "A"]
-    for start in reversed(starts):
-        run = [mark for step, mark in enumerate(marks[start:]) if mark[2] == "ABCDEFGH"[min(step, 7)]]
-        if len(run) < 2 or run != marks[start : start + len(run)]:
-            continue
-        ends = [mark[0] for mark in run[1:]] + [len(text)]
-        options = tuple(
-            (letter, " ".join(text[end:stop].split())) for (_, end, letter), stop in zip(run, ends, strict=True)
-        )
-        return OPTIONS_HEADING.sub("", text[: run[0][0]].rstrip()).rstrip(), options
-    return text, ()
 
 
 @lru_cache(maxsize=512)

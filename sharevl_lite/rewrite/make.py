@@ -30,6 +30,7 @@ from sharevl_lite.atomic import (
 from sharevl_lite.config import ColumnNames, DataSection
 from sharevl_lite.data.errors import BadRow, require_some
 from sharevl_lite.data.images import ImageReader
+from sharevl_lite.data.layouts import Layout
 from sharevl_lite.data.loading import iterate_problems
 from sharevl_lite.data.problem import Problem
 from sharevl_lite.rewrite.cache import ReplyCache
@@ -225,26 +226,31 @@ async def _workers(
 
 
 def _problems(settings: Settings, skipped: list[BadRow], say: Callable[[str], object]) -> Iterator[Problem]:
-    names = dict(settings.columns)
-    choices = names.pop("choices", None)
+    names: dict[str, str | None] = dict(settings.columns)
+    if names.get("choices") == "null":
+        names["choices"] = None
     unknown = sorted(set(names) - set(ColumnNames.model_fields))
     if unknown:
-        known = ", ".join([*ColumnNames.model_fields, "choices"])
+        known = ", ".join(ColumnNames.model_fields)
         raise VariantsError(f"--columns: there is no {', '.join(unknown)}; there are {known}")
-    section = DataSection(columns=ColumnNames(**names), on_bad_row=settings.on_bad_row)
+    section = DataSection(columns=ColumnNames.model_validate(names), on_bad_row=settings.on_bad_row)
     rows = iterate_problems(
         settings.data,
         section,
         split=settings.split,
         skipped=skipped,
         images=ImageReader(REMEMBERED_IMAGES),
-        choices=choices,
-        on_layout=lambda where, layout: say(f"{where}: columns {layout.name}"),
+        on_layout=lambda where, layout: say(f"{where}: columns {layout.name}{_on_options(layout)}"),
     )
     for number, (_, problem) in enumerate(rows):
         if settings.limit is not None and number >= settings.limit:
             return
         yield problem
+
+
+def _on_options(layout: Layout) -> str:
+    choices = layout.columns.choices
+    return "" if choices is None else f"; options of column {choices!r} below each question"
 
 
 async def _in_order(

@@ -11,8 +11,8 @@ import random
 import re
 from collections.abc import Callable, Iterator
 
+from sharevl_lite.data.options import split_options
 from sharevl_lite.data.problem import PLACEHOLDER, split_placeholders
-from sharevl_lite.rewrite.facts import split_options
 from sharevl_lite.rewrite.grammar import ADVERB, MORE, counted, is_measure, may_follow
 
 NOUNS = (

@@ -657,7 +657,7 @@ def test_hub_dataset_with_image_features(hub):
 
 
 def test_hub_errors_say_what_there_is(hub):
-    assert hub["unknown split"].startswith("DataError: me/geometry")
+    assert hub["unknown split"].startswith("MissingSource: me/geometry")
     assert "['test', 'train']" in hub["unknown split"] or "['train', 'test']" in hub["unknown split"]
     assert "doesn't exist on the Hub" in hub["unknown name"]
     assert "no such file or folder here" in hub["unknown name"]

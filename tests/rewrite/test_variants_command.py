@@ -266,3 +266,21 @@ def test_replies_are_read_however_they_are_wrapped():
     ]
     assert parse_rewrites('<think>["no"]</think>["yes"]') == ["yes"]
     assert parse_rewrites('["cut off') is None
+
+
+def test_options_of_a_column_are_written_once_and_read_back_as_they_stand(tmp_path):
+    """Named columns do not hide it, and the recipe that names them trains on what was written."""
+    row = {"question": "Find the value of $x$.", "images": [], "options": ["1", "2"], "answer": "B"}
+    source, out = tmp_path / "mcq.jsonl", tmp_path / "out"
+    source.write_text(json.dumps(row) + "\n")
+    names = {"problem": "question", "answer": "answer"}
+    told = run(source, "--out", out, "--columns", "problem=question,answer=answer")
+    assert "options of column 'options' below each question" in told
+    section = DataSection(columns=names)
+    (problem,) = load_problems(str(out), section, split="train").problems
+    (raw,) = load_problems(str(source), section, split="train").problems
+    assert (problem.text, problem.answer) == (raw.text, raw.answer)
+    assert raw.text.endswith("Options:\n(A) 1\n(B) 2")
+    assert all(text.count("(A)") == 1 for text in problem.variants)
+    left_out = tmp_path / "without"
+    assert "options of" not in run(source, "--out", left_out, "--columns", "problem=question,choices=null")

@@ -1,17 +1,21 @@
 """The folder of a run: held by one process, made where it can be, and read with a message where it is damaged."""
 
+import json
+import re
+import shlex
+
 import pytest
 
 from sharevl_lite import train
 from sharevl_lite.atomic import locked
 from sharevl_lite.checkpoints import CheckpointError, list_checkpoints, remove_checkpoint
-from sharevl_lite.data import Problem
+from sharevl_lite.data import Problem, load_problems
 from sharevl_lite.data.errors import DataError
 from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.recipes import dump_recipe
 from sharevl_lite.rewards.functions import RewardFunctionError
 from sharevl_lite.run import RunError
-from sharevl_lite.run_folder import check_same_data, prepare
+from sharevl_lite.run_folder import check_same_data, data_record, prepare
 
 pytestmark = pytest.mark.slow
 FEW = {"train.rollouts": 2, "train.problems_per_rollout": 2, "train.problems_per_update": 2, "data.eval": None}
@@ -139,3 +143,42 @@ def test_a_damaged_checkpoint_is_named(small_recipe):
             train(recipe, resume="auto")
         damaged.write_bytes(whole)
     assert train(recipe, resume="auto").summary["steps"] == 2
+
+
+def test_a_run_begun_without_the_column_of_options_goes_on_without(small_recipe, tmp_path):
+    """As those of versions that did not read it, whose recipes do not know the key."""
+    row = {"question": "1 + 1?", "images": [], "answer": "B", "options": ["1", "2"]}
+    (tmp_path / "mcq.jsonl").write_text(json.dumps(row))
+    columns = {"problem": "question", "answer": "answer"}
+    words = FEW | {"data.train": str(tmp_path / "mcq.jsonl"), "data.columns": columns}
+    recipe = small_recipe("old", **words)
+    without = small_recipe("old", **words | {"data.columns": {**columns, "choices": None}})
+    read = [load_problems(each.data.train, each.data, split="train").problems for each in (recipe, without)]
+    run = left_behind(recipe)
+    (run / "recipe.yaml").write_text((run / "recipe.yaml").read_text().replace("    choices: found\n", ""))
+    (run / "data.json").write_text(json.dumps(data_record(read[1])))
+    assert prepare(recipe, "auto") == prepare(without, "auto") == run / "checkpoints" / "checkpoint-8"
+    check_same_data(without, read[1])
+    with pytest.raises(RunError, match=r"options of column 'options': go on .* --data.columns.choices null"):
+        check_same_data(recipe, read[0])
+
+
+def test_another_recipe_is_told_with_the_words_that_go_on(small_recipe):
+    """And the command line reads those words as the values of then."""
+    then = {
+        "data.train": "data-variants",
+        "data.system_prompt": "Be brief; it's a test.",
+        "train.report_to": ["tensorboard"],
+        "model.max_pixels": 1000,
+        "share.std": "none",
+    }
+    left_behind(small_recipe("mine", **then))
+    with pytest.raises(RunError) as caught:
+        prepare(small_recipe("mine", **{"data.train": "builtin:digits"}), "auto")
+    words = re.search(r"go on as it was with (.*), or start another with --name NAME", str(caught.value))[1]
+    assert "--data.train data-variants " in words
+    again = shlex.split(words)
+    recipe = small_recipe("mine", **dict(zip(again[::2], again[1::2], strict=True)), **{"train.report_to": []})
+    assert prepare(recipe, "auto") is not None
+    with pytest.raises(RunError, match="go on with the recipe of the run's folder in place of this one"):
+        prepare(small_recipe("mine", **{f"data.columns.{name}": "x" for name in ("id", "problem", "images")}), "auto")
