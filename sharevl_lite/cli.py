@@ -263,16 +263,19 @@ def _knob_help() -> str:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sharevl_lite.first_checks import check_inputs, check_start
     from sharevl_lite.heavy_imports import without_collecting
-    from sharevl_lite.recipes import load_recipe
+    from sharevl_lite.recipes import load_recipe, with_local_paths
 
     recipe = load_recipe(options.recipe, overrides)
     if options.dry_run:
+        check_inputs(recipe)
         with without_collecting():
             from sharevl_lite.preview import preview
 
         print(preview(recipe), end="")
         return EXIT_OK
+    check_start(with_local_paths(recipe), options.resume)
     if recipe.model.loader == "unsloth":
         from sharevl_lite.policy.unsloth import import_unsloth
 
@@ -315,16 +318,19 @@ def _variants(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _export(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sharevl_lite.export.settings import check, settings_of
+    from sharevl_lite.heavy_imports import without_collecting
+
+    settings = settings_of(options, overrides)
+    check(settings)
     if options.saver == "unsloth":
         from sharevl_lite.policy.unsloth import import_unsloth
 
         import_unsloth()  # before anything that imports transformers
-    from sharevl_lite.heavy_imports import without_collecting
-
     with without_collecting():
-        from sharevl_lite.export.command import run
+        from sharevl_lite.export.command import export
 
-    run(options, overrides)
+    export(settings)
     return EXIT_OK
 
 

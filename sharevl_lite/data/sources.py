@@ -44,6 +44,7 @@ class RawRow:
 
 # A row of one file: its number or line there, for messages, and its cells.
 FileRows = Iterator[tuple[str, dict[str, Any] | bytes]]
+FileReader = Callable[[Path, ColumnCheck], FileRows]
 
 
 def read_rows(source: str, *, split: str, columns: ColumnCheck) -> Iterator[RawRow]:
@@ -58,21 +59,32 @@ def read_rows(source: str, *, split: str, columns: ColumnCheck) -> Iterator[RawR
     Raises:
         DataError: The source does not exist or cannot be read, or a wanted column is missing.
     """
+    readers = find_files(source, split)
+    if readers is None:
+        yield from _hub_rows(source, split, columns)
+        return
+    number = 0
+    for file, read in readers.items():
+        for detail, cells in read(file, columns):
+            yield RawRow(RowPlace(source, number, f"{file.name} {detail}"), cells, file.parent)
+            number += 1
+
+
+def find_files(source: str, split: str) -> dict[Path, FileReader] | None:
+    """The files of a local source, in order, each with what reads it; None of a dataset of the Hub. Opens none of them.
+
+    Raises DataError where the source is not there, or holds no file that can be read.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         files = _files_of(path, split)
     elif path.exists():
         files = [path]
     elif HUB_ID.fullmatch(source) and path.suffix not in SUFFIXES:
-        yield from _hub_rows(source, split, columns)
-        return
+        return None
     else:
         raise _missing(source, path)
-    number = 0
-    for file in files:
-        for detail, cells in _reader(file)(file, columns):
-            yield RawRow(RowPlace(source, number, f"{file.name} {detail}"), cells, file.parent)
-            number += 1
+    return {file: _reader(file) for file in files}
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:
@@ -109,7 +121,7 @@ def _saved_to_disk(folder: Path, split: str) -> str:
     )
 
 
-def _reader(file: Path) -> Callable[[Path, ColumnCheck], FileRows]:
+def _reader(file: Path) -> FileReader:
     if file.suffix == ".parquet":
         return _parquet_rows
     if file.suffix == ".jsonl":
