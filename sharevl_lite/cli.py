@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _be_kind_to_shared_cores()
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(with_knobs=words[:1] == ["train"] and not {"-h", "--help"}.isdisjoint(words))
+    parser.refuse_unknown_command(words)
     options, overrides = parser.parse_known_args(words)
     if options.command is None:
         parser.print_help()
@@ -47,8 +48,19 @@ def _be_kind_to_shared_cores() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
+    commands: tuple[str, ...] = ()
+
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+
+    def refuse_unknown_command(self, words: Sequence[str]) -> None:
+        """Ends the program where the first word is no command, with the one that was meant, or all."""
+        word = "".join(words[:1])
+        if not word or word.startswith("-") or word in self.commands:
+            return
+        near = ["train " + word] if word.endswith((".yaml", ".yml")) else difflib.get_close_matches(word, self.commands)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.commands)}"
+        self.error(f"unknown command {word}; {meant}")
 
     def refuse_misspelled(self, words: Sequence[str]) -> None:
         """Ends the program where a word that is no knob (`--dryrun`, `-dry-run`, `--dry`, `--resume-from`) is nearly
@@ -103,6 +115,7 @@ def _parser(*, with_knobs: bool = False) -> _Parser:
     _add_variants(commands)
     _add_export(commands)
     _add_view(commands)
+    parser.commands = tuple(commands.choices)
     return parser
 
 

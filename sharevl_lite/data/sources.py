@@ -25,6 +25,8 @@ OWN_MANIFEST, OWN_DATA = "manifest.json", "data"
 """A folder that holds both was written by `sharevl-lite variants`: its rows lie in the second."""
 HEAD_LINES = 1000
 """Lines of a JSON-lines file that are looked through for its columns."""
+COUNTED_BYTES = 64 * 2**20
+"""Largest JSON-lines file whose lines are counted at once."""
 
 ColumnCheck = Callable[[str, Sequence[str]], None]
 """Given a file (for messages) and its columns; raises DataError where they will not do."""
@@ -68,6 +70,26 @@ def read_rows(source: str, *, split: str, columns: ColumnCheck) -> Iterator[RawR
         for detail, cells in read(file, columns):
             yield RawRow(RowPlace(source, number, f"{file.name} {detail}"), cells, file.parent)
             number += 1
+
+
+def count_rows(source: str, split: str) -> int | None:
+    """Rows of a source, where that is known at once: by the footers of Parquet files, or the lines of small JSON-lines
+    files. None of others, and of what cannot be read, which is told when it is."""
+    try:
+        files = find_files(source, split)
+        return None if files is None else sum(map(_rows_of, files))
+    except (DataError, OSError, ValueError):  # pyarrow's errors are ValueErrors or OSErrors
+        return None
+
+
+def _rows_of(file: Path) -> int:
+    if file.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return int(pq.read_metadata(file).num_rows)
+    if file.stat().st_size > COUNTED_BYTES:
+        raise ValueError
+    return sum(1 for _ in _lines(file))
 
 
 def find_files(source: str, split: str) -> dict[Path, FileReader] | None:
