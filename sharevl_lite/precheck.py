@@ -35,13 +35,14 @@ FEW_ROWS = 200
 class FirstLook:
     """The first training problems (none of data to be downloaded), and what counts the tokens of their prompts.
 
-    `whole`: there are no others. `rows`: of the training data, with those that `data.train_limit` leaves, as far as
-    they are known.
+    `whole`: there are no others. `skipped`: bad rows among those looked at. `rows`: of the training data, no more than
+    `data.train_limit`, where that is known at once.
     """
 
     problems: list[Problem]
     prompts: PromptRenderer | None
     whole: bool = False
+    skipped: int = 0
     rows: int | None = None
 
     def __str__(self) -> str:
@@ -84,7 +85,9 @@ def look(recipe: Recipe) -> FirstLook:
         _fitting(held_out, prompts, recipe)
     if train is None:
         return FirstLook([], prompts)
-    return FirstLook(train.loaded.problems, prompts, train.whole, train.rows)
+    loaded = train.loaded
+    skipped = len(loaded.skipped) + len(loaded.places) - len(loaded.problems)
+    return FirstLook(loaded.problems, prompts, train.whole, skipped, train.rows)
 
 
 def is_local(model: str) -> bool:

@@ -118,8 +118,8 @@ def _data_lines(recipe: Recipe, first: FirstLook) -> list[str]:
     told = f"{first} looked at"
     if first.rows is not None and not first.whole:
         told += f", of {first.rows:,} rows"
-    elif first.rows is not None and first.rows > len(first.problems):
-        told += f", {first.rows - len(first.problems):,} bad rows skipped"
+    if first.skipped:
+        told += f"; bad rows skipped: {first.skipped:,}"
     lines = [f"data              {told} ({recipe.data.train})"]
     if first.most_problems:
         rollouts, asked = recipe.train.rollouts, recipe.train.problems_per_rollout

@@ -216,7 +216,7 @@ def test_a_dry_run_reads_all_of_few_rows_and_says_so(called, tmp_path, monkeypat
     assert "row 40 (counted from 0; rows.jsonl line 41): its text holds <|im_end|>" in errors
     code, output, errors = called(*words, "--data.on-bad-row", "skip")
     assert code == 0, errors
-    assert "data              all 40 problems looked at, 1 bad rows skipped (rows.jsonl)" in output
+    assert "data              all 40 problems looked at; bad rows skipped: 1 (rows.jsonl)" in output
     assert "passes            19.20 over the data (24 steps of 32 problems)" in output
     assert "mean of all 40 problems" in output
     _, output, _ = called("train", DEMO, "--dry-run", "--train.rollouts", "640")

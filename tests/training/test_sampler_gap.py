@@ -83,7 +83,7 @@ def test_the_cap_weights_tokens_that_the_sampler_liked_more(small_recipe, shifte
 
 
 def test_an_engine_that_is_not_installed_is_named_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sharevl_lite.run.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sharevl_lite.engines.importlib.util.find_spec", lambda name: None)
     recipe = tmp_path / "r.yaml"
     recipe.write_text("model: {path: nowhere/at-all}\ndata: {train: builtin:digits}\nrollout: {engine: vllm}\n")
     assert main(["train", str(recipe), "--output-dir", str(tmp_path)]) == 2
