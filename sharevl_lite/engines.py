@@ -28,10 +28,10 @@ def needs_vllm(recipe: Recipe) -> bool:
 def check_installed(recipe: Recipe) -> None:
     """Raises RolloutError where the recipe's engine needs vLLM and it is not installed, PolicyError where its loader is
     Unsloth and that is not. Imports neither."""
-    if needs_vllm(recipe) and importlib.util.find_spec("vllm") is None:
-        raise RolloutError(f"rollout.engine: vLLM is not installed; {INSTALL_GPU}, or choose rollout.engine: hf")
     if recipe.model.loader == "unsloth":
         check_unsloth(beside_vllm=needs_vllm(recipe))
+    if needs_vllm(recipe) and importlib.util.find_spec("vllm") is None:
+        raise RolloutError(f"rollout.engine: vLLM is not installed; {INSTALL_GPU}, or choose rollout.engine: hf")
 
 
 def check_engine(recipe: Recipe) -> None:

@@ -259,9 +259,14 @@ def test_a_dry_run_shows_the_prompt_that_the_model_reads(called, tmp_path, monke
     ],
 )
 def test_a_dry_run_on_a_machine_that_only_plans_says_what_is_missing(words, missing, told, called, monkeypatch):
-    find = importlib.util.find_spec
+    find, there = importlib.util.find_spec, {"vllm", "unsloth"} - {missing}
+    spec = find("json")
+
+    def find_spec(name):
+        return None if name == missing else spec if name in there else find(name)
+
     for place in ("engines.importlib.util", "policy.unsloth"):
-        monkeypatch.setattr(f"sharevl_lite.{place}.find_spec", lambda name: None if name == missing else find(name))
+        monkeypatch.setattr(f"sharevl_lite.{place}.find_spec", find_spec)
     code, output, errors = called("train", DEMO, "--dry-run", *words)
     assert code == 0, errors
     assert told in output.splitlines()[-1]
