@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _be_kind_to_shared_cores()
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(with_knobs=words[:1] == ["train"] and not {"-h", "--help"}.isdisjoint(words))
+    parser.refuse_unknown_command(words)
     options, overrides = parser.parse_known_args(words)
     if options.command is None:
         parser.print_help()
@@ -57,8 +58,19 @@ def _be_kind_to_shared_cores() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
+    commands: tuple[str, ...] = ()
+
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+
+    def refuse_unknown_command(self, words: Sequence[str]) -> None:
+        """Ends the program where the first word is no command, with the one that was meant, or all."""
+        word = "".join(words[:1])
+        if not word or word.startswith("-") or word in self.commands:
+            return
+        near = ["train " + word] if word.endswith((".yaml", ".yml")) else difflib.get_close_matches(word, self.commands)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.commands)}"
+        self.error(f"unknown command {word}; {meant}")
 
     def refuse_misspelled(self, words: Sequence[str]) -> None:
         """Ends the program where a word that is no knob (`--dryrun`, `-dry-run`, `--dry`, `--resume-from`) is nearly
@@ -113,6 +125,7 @@ def _parser(*, with_knobs: bool = False) -> _Parser:
     _add_variants(commands)
     _add_export(commands)
     _add_view(commands)
+    parser.commands = tuple(commands.choices)
     return parser
 
 
@@ -273,16 +286,19 @@ def _knob_help() -> str:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sharevl_lite.first_checks import check_inputs, check_start
     from sharevl_lite.heavy_imports import without_collecting
-    from sharevl_lite.recipes import load_recipe
+    from sharevl_lite.recipes import load_recipe, with_local_paths
 
     recipe = load_recipe(options.recipe, overrides)
     if options.dry_run:
+        check_inputs(recipe)
         with without_collecting():
             from sharevl_lite.preview import preview
 
         print(preview(recipe), end="")
         return EXIT_OK
+    check_start(with_local_paths(recipe), options.resume)
     if recipe.model.loader == "unsloth":
         from sharevl_lite.policy.unsloth import import_unsloth
 
@@ -325,16 +341,19 @@ def _variants(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _export(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sharevl_lite.export.settings import check, settings_of
+    from sharevl_lite.heavy_imports import without_collecting
+
+    settings = settings_of(options, overrides)
+    check(settings)
     if options.saver == "unsloth":
         from sharevl_lite.policy.unsloth import import_unsloth
 
         import_unsloth()  # before anything that imports transformers
-    from sharevl_lite.heavy_imports import without_collecting
-
     with without_collecting():
-        from sharevl_lite.export.command import run
+        from sharevl_lite.export.command import export
 
-    run(options, overrides)
+    export(settings)
     return EXIT_OK
 
 

@@ -87,8 +87,9 @@ class Check:
 
 
 def examine(recipe: Recipe | None, *, memory_gib: float | None = None) -> list[Check]:
-    """All checks, in the order they are read. `memory_gib` plans for a GPU of that size instead of the one here."""
-    checks = [_python(), *_gpus(recipe, memory_gib), *_packages(recipe), _unsloth(recipe), _hub(recipe)]
+    """All checks, in the order they are read. `memory_gib` plans for a GPU of that size, on another machine."""
+    checks = [_python(), *_gpus(recipe, memory_gib), *_packages(recipe, memory_gib is not None)]
+    checks += [_unsloth(recipe if memory_gib is None else None), _hub(recipe)]
     if recipe is not None:
         checks += [_disk(recipe), _workers(recipe), _start(recipe), *_memory(recipe, memory_gib)]
     return checks
@@ -195,18 +196,19 @@ def _needed(recipe: Recipe | None) -> set[str]:
     return needed
 
 
-def _packages(recipe: Recipe | None) -> Iterator[Check]:
+def _packages(recipe: Recipe | None, elsewhere: bool) -> Iterator[Check]:
     needed = _needed(recipe)
     for package, tested in TESTED.items():
         version = _version(package)
         if version is None:
-            if package in needed and package in OPTIONAL:
-                finding = "not installed, and the recipe needs it"
-                yield Check(package, "failure", finding, _install(package, needed))
-            elif package in needed:
+            if package not in needed:
+                yield Check(package, "skipped", "not installed (optional)")
+            elif package not in OPTIONAL:
                 yield Check(package, "failure", "not installed", f"pip install {package}")
             else:
-                yield Check(package, "skipped", "not installed (optional)")
+                status: Status = "warning" if elsewhere else "failure"
+                finding = f"not installed{' here' if elsewhere else ''}, and the recipe needs it"
+                yield Check(package, status, finding, _install(package, needed))
         elif not tested or _release(version) in tested:
             yield Check(package, "ok", version, facts={"version": version})
         else:
@@ -313,7 +315,7 @@ def _start(recipe: Recipe) -> Check:
         return Check(name, "failure", in_one_line(error), "train would end with this")
     if first.prompts is None and not first.problems:
         return Check(name, "skipped", f"{recipe.model.path} and {recipe.data.train} are not on this machine yet")
-    seen = f"the first {len(first.problems)} problems" if first.problems else f"nothing of {recipe.data.train}"
+    seen = str(first) if first.problems else f"nothing of {recipe.data.train}"
     model = recipe.model.path if first.prompts is not None else "no tokenizer"
     return Check(name, "ok", f"read {seen}, with {model}")
 
@@ -327,10 +329,8 @@ def _memory(recipe: Recipe, memory_gib: float | None) -> Iterator[Check]:
         return
     shape = measure_shape(found[0])
     gpu = torch.cuda.is_available()
-    if memory_gib is not None:
-        total: int | None = int(memory_gib * GIB)
-    else:
-        total = torch.cuda.get_device_properties(0).total_memory if gpu else None
+    here = torch.cuda.get_device_properties(0).total_memory if gpu else None
+    total = here if memory_gib is None else int(memory_gib * GIB)
     # Another card that a recipe in float16 is planned for is one without bfloat16.
     half = recipe.model.dtype != "float16" if memory_gib is not None else gpu and has_bfloat16()
     plan = plan_memory(recipe, shape, total=total, half=half)

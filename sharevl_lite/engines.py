@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from sharevl_lite.errors import INSTALL_GPU
+from sharevl_lite.policy.unsloth import check_installed as check_unsloth
 from sharevl_lite.policy.unsloth import import_unsloth
 from sharevl_lite.rollout.errors import RolloutError
 
@@ -21,15 +20,25 @@ if TYPE_CHECKING:
 LOADERS = {"hf": "transformers", "unsloth": "Unsloth"}
 
 
-def check_engine(recipe: Recipe) -> None:
-    """Looks for what the recipe's loader and engine need, before weights are loaded.
+def needs_vllm(recipe: Recipe) -> bool:
+    """Whether it samples with vLLM in this process."""
+    return recipe.rollout.engine in ("vllm", "unsloth")
 
-    Raises RolloutError where vLLM is not installed, PolicyError where Unsloth is not.
-    """
-    if recipe.rollout.engine in ("vllm", "unsloth") and importlib.util.find_spec("vllm") is None:
-        raise RolloutError(f"rollout.engine: vLLM is not installed; {INSTALL_GPU}, or choose rollout.engine: hf")
+
+def check_installed(recipe: Recipe) -> None:
+    """Raises RolloutError where the recipe's engine needs vLLM and it is not installed, PolicyError where its loader is
+    Unsloth and that is not. Imports neither."""
     if recipe.model.loader == "unsloth":
-        import_unsloth(beside_vllm=recipe.rollout.engine in ("vllm", "unsloth"))
+        check_unsloth(beside_vllm=needs_vllm(recipe))
+    if needs_vllm(recipe) and importlib.util.find_spec("vllm") is None:
+        raise RolloutError(f"rollout.engine: vLLM is not installed; {INSTALL_GPU}, or choose rollout.engine: hf")
+
+
+def check_engine(recipe: Recipe) -> None:
+    """The same before weights are loaded, and starts Unsloth. Raises PolicyError also where that does not start."""
+    check_installed(recipe)
+    if recipe.model.loader == "unsloth":
+        import_unsloth(beside_vllm=needs_vllm(recipe))
 
 
 def check_servers(recipe: Recipe) -> None:
@@ -42,6 +51,8 @@ def check_servers(recipe: Recipe) -> None:
 
 def tell_wait(console: Console, recipe: Recipe, part: Literal["model", "sampler"]) -> None:
     """Says what is about to start, where that takes more than a few seconds."""
+    import torch
+
     words = None
     if part == "model" and (recipe.model.loader == "unsloth" or torch.cuda.is_available()):
         words = f"loading {recipe.model.path} with {LOADERS[recipe.model.loader]}"

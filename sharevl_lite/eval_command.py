@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sharevl_lite.evaluation.errors import EvaluationError
 
 if TYPE_CHECKING:
-    from sharevl_lite.evaluate import Settings
+    from sharevl_lite.evaluation.settings import Settings
 
 USAGE = """sharevl-lite eval RUN_OR_MODEL [--data DATA] [--samples N] [--engine E] [--section.knob VALUE ...]
        sharevl-lite eval --compare A.json B.json
@@ -83,17 +83,24 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         return
     if options.limit is not None or options.print_command:
         raise EvaluationError("--limit and --print-command belong to --suite; eval.problems limits other data")
+    from sharevl_lite.engines import check_installed
+    from sharevl_lite.evaluation.subject import check_data, find_subject
+    from sharevl_lite.first_checks import check_inputs
     from sharevl_lite.heavy_imports import without_collecting
 
+    settings = _settings(options, overrides)
+    subject = find_subject(options.target, settings)
+    check_installed(subject.recipe)
+    check_data(subject.recipe)
+    check_inputs(subject.recipe, train=False)
     with without_collecting():
-        from sharevl_lite.evaluate import evaluate_target, report
+        from sharevl_lite.evaluate import evaluate, report
 
-    report(evaluate_target(options.target, _settings(options, overrides)), as_json=options.json)
+    report(evaluate(subject, settings), as_json=options.json)
 
 
 def _settings(options: argparse.Namespace, overrides: Sequence[str]) -> Settings:
-    from sharevl_lite.evaluate import Settings
-    from sharevl_lite.evaluation.statistics import RESAMPLES
+    from sharevl_lite.evaluation.settings import RESAMPLES, Settings
 
     engine = options.engine or ("server" if options.server_url else None)
     if options.server_url and engine != "server":
@@ -142,7 +149,7 @@ def _compare(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from rich.console import Console
 
     from sharevl_lite.evaluation import compare, document
-    from sharevl_lite.evaluation.statistics import RESAMPLES
+    from sharevl_lite.evaluation.settings import RESAMPLES
     from sharevl_lite.evaluation.tables import show
 
     first, second = options.compare

@@ -3,92 +3,37 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sharevl_lite.atomic import TEMPORARY
-from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, list_checkpoints
 from sharevl_lite.collect import Collector, check_rewards
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import LoadedProblems, Problem, load_problems
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
-from sharevl_lite.evaluation.asking import Ways, ask_all, find_source
+from sharevl_lite.evaluation.asking import ask_all, find_source
 from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.protocol import protocol_of
 from sharevl_lite.evaluation.report import tables
 from sharevl_lite.evaluation.saving import EVAL_DIR, Place, default_name, find_place
-from sharevl_lite.evaluation.statistics import RESAMPLES
+from sharevl_lite.evaluation.settings import Settings
+from sharevl_lite.evaluation.subject import Subject, check_data, find_subject
 from sharevl_lite.evaluation.tables import show
 from sharevl_lite.intake import fit_prompts, most_images
-from sharevl_lite.policy.folder import check_folder, is_missing
-from sharevl_lite.policy.hf import load_adapter, resolve_model_path
+from sharevl_lite.policy.hf import load_adapter
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
-from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.run import typed_command
-from sharevl_lite.run_folder import ADAPTER_DIR, RECIPE_FILE, RunError
-
-ALL_ROWS = sys.maxsize
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What may be asked of an evaluation besides its target; None keeps what the recipe says."""
-
-    data: str | None = None
-    """Problems as in data.eval. All rows are asked, unless `overrides` set `eval.problems`."""
-    samples: int | None = None
-    recipe_file: str | None = None
-    """Prompt, rewards and variants for a model without a run."""
-    engine: str | None = None
-    server_urls: Sequence[str] = ()
-    variants: Ways = "each"
-    source_column: str | None = None
-    """Column of the data that figures are split by; None: the first usual one that is there."""
-    out: str | Path | None = None
-    """Folder to save in. None: the run's own; of a model nothing is saved."""
-    name: str | None = None
-    resamples: int = RESAMPLES
-    overrides: Sequence[str] = ()
-    """Of the recipe, as on the command line."""
-
-    def words(self) -> list[str]:
-        """All that replaces the recipe's values, as on its command line."""
-        words = list(self.overrides)
-        if self.data is not None:
-            words += ["--data.eval", self.data]
-        if self.samples is not None:
-            words += ["--eval.samples", str(self.samples)]
-        if self.engine is not None:
-            words += ["--rollout.engine", self.engine]
-            if self.engine != "server":
-                words += ["--rollout.overlap", "false"]  # of the training; it needs a server
-        if self.server_urls:
-            words += ["--rollout.server-urls", json.dumps(list(self.server_urls))]
-        return words
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated: the recipe with its overrides, the folder of an adapter, and the run it belongs to."""
-
-    name: str
-    recipe: Recipe
-    adapter: Path | None
-    run_dir: Path | None
 
 
 @dataclass(frozen=True)
@@ -107,7 +52,11 @@ def evaluate_target(target: str, settings: Settings | None = None) -> Evaluated:
     missing; and the errors of the recipe's data, model, rewards and engine.
     """
     settings = settings or Settings()
-    subject = find_subject(target, settings)
+    return evaluate(find_subject(target, settings), settings)
+
+
+def evaluate(subject: Subject, settings: Settings) -> Evaluated:
+    """The same of what :func:`sharevl_lite.evaluation.subject.find_subject` found by these settings."""
     recipe = subject.recipe
     check_engine(recipe)
     loaded = _load(recipe)
@@ -129,37 +78,8 @@ def evaluate_target(target: str, settings: Settings | None = None) -> Evaluated:
     return Evaluated(evaluation, place)
 
 
-def find_subject(target: str, settings: Settings, presets: Mapping[str, Any] | None = None) -> Subject:
-    """Recipe (with what replaces its values), adapter and run of a target; see :func:`evaluate_target`.
-
-    `presets` are as in :func:`sharevl_lite.recipes.load_recipe`.
-    """
-    adapter, run_dir = locate(Path(target))
-    found = None if run_dir is None else run_dir / RECIPE_FILE
-    described = found if settings.recipe_file is None else Path(settings.recipe_file)
-    if run_dir is None:
-        check_model(target)
-    words = [*settings.words(), *([] if run_dir else ["--model.path", target])]
-    rows = {"eval.problems": ALL_ROWS} if settings.data is not None else {}
-    return Subject(target, load_recipe(described, words, presets={**rows, **(presets or {})}), adapter, run_dir)
-
-
-def check_model(target: str) -> None:
-    """Raises RunError for what is not there and cannot be a model of the Hub; PolicyError for an unknown built-in, and
-    for a folder that holds no model."""
-    if resolve_model_path(target) != target:
-        return
-    if not Path(target).exists() and (is_missing(target) or not HUB_ID.fullmatch(target)):
-        raise RunError(
-            f"{target}: no such run, checkpoint or model; give a folder, ORG/NAME on the Hub, or builtin:NAME"
-        )
-    check_folder(target)
-
-
 def _load(recipe: Recipe) -> LoadedProblems:
-    if recipe.data.eval is None:
-        raise RunError("nothing to evaluate on: give --data, such as --data test.parquet or --data builtin:digits")
-    return load_problems(recipe.data.eval, recipe.data, split=recipe.data.eval_split, limit=recipe.eval.problems)
+    return load_problems(check_data(recipe), recipe.data, split=recipe.data.eval_split, limit=recipe.eval.problems)
 
 
 def _place(subject: Subject, settings: Settings) -> Place | None:
@@ -271,23 +191,3 @@ def report(evaluated: Evaluated, *, as_json: bool) -> None:
         told = f"report     {place.markdown}\nfigures    {place.json}\nresponses  {place.responses} ({typed_command()} "
         told += f"view {place.responses})"
     console.print(told, highlight=False, markup=False, soft_wrap=True)
-
-
-def locate(target: Path) -> tuple[Path | None, Path | None]:
-    """(adapter folder, run folder) of a run or checkpoint; (None, None) of anything else.
-
-    Raises RunError for a run without adapter and checkpoint.
-    """
-    if (target / RECIPE_FILE).is_file():
-        if (target / ADAPTER_DIR).is_dir():
-            return target / ADAPTER_DIR, target
-        checkpoints = list_checkpoints(target / CHECKPOINTS_DIR)
-        if not checkpoints:
-            raise RunError(f"{target}: the run has neither an adapter nor a checkpoint yet")
-        return checkpoints[-1], target
-    run = target.parent.parent
-    if (target / STATE_FILE).is_file() and (run / RECIPE_FILE).is_file():
-        return target, run
-    if target.name == ADAPTER_DIR and (target.parent / RECIPE_FILE).is_file():
-        return target, target.parent
-    return None, None

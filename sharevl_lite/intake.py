@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -125,12 +123,3 @@ def _longest(problem: Problem, encoder: PromptRenderer, kinds: Sequence[str], mo
 def most_images(problems: Iterable[Problem]) -> int:
     """Images of the prompt that has most, at least one: what an engine makes room for."""
     return max([1, *(len(problem.images) for problem in problems)])
-
-
-def fingerprint(problems: Iterable[Problem]) -> str:
-    """A digest of ids, texts, rewrites, answers and image sizes, to notice that data changed before a resume."""
-    digest = hashlib.sha256()
-    for problem in problems:
-        record = [problem.id, problem.text, problem.answer, *problem.variants, *map(list, problem.image_sizes)]
-        digest.update(json.dumps(record).encode())
-    return digest.hexdigest()

@@ -1,7 +1,7 @@
 """What `train` refuses at its start, found for `--dry-run` and `doctor` without a weight read or a file downloaded.
 
-The model's folder and the first rows of data on this machine are held to what `train` holds them to; what would have to
-be downloaded, and the rows behind the first ones, are left to it.
+The model's folder and the first rows of data on this machine, all of them where they are few, are held to what `train`
+holds them to; what would have to be downloaded, and the rows behind the first ones, are left to it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from rich.console import Console
 from sharevl_lite.collect import check_rewards
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import DataError, LoadedProblems, Problem, load_problems
+from sharevl_lite.data.digits import SPLIT_SIZES
 from sharevl_lite.data.loading import BUILTIN
-from sharevl_lite.data.sources import read_rows
+from sharevl_lite.data.sources import count_rows, read_rows
 from sharevl_lite.intake import fit_prompts
 from sharevl_lite.policy.folder import is_missing
 from sharevl_lite.policy.hf import bound_pixels, check_supported, resolve_model_path
@@ -26,14 +27,40 @@ from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.schedule import check_enough
 
 MEASURED_PROBLEMS = 32
+FEW_ROWS = 200
+"""Rows of a source that are all looked at."""
 
 
 @dataclass(frozen=True)
 class FirstLook:
-    """The first training problems (none of data to be downloaded), and what counts the tokens of their prompts."""
+    """The first training problems (none of data to be downloaded), and what counts the tokens of their prompts.
+
+    `whole`: there are no others. `skipped`: bad rows among those looked at. `rows`: of the training data, no more than
+    `data.train_limit`, where that is known at once.
+    """
 
     problems: list[Problem]
     prompts: PromptRenderer | None
+    whole: bool = False
+    skipped: int = 0
+    rows: int | None = None
+
+    def __str__(self) -> str:
+        return f"{'all' if self.whole else 'the first'} {len(self.problems)} problems"
+
+    @property
+    def most_problems(self) -> int | None:
+        """Problems of the training data, or the rows they are in where not all were looked at; None: not known."""
+        return len(self.problems) if self.whole else self.rows
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was read of a source; `whole`: there is no more for `train` to read. `rows` of the source, where known."""
+
+    loaded: LoadedProblems
+    whole: bool
+    rows: int | None
 
 
 def look(recipe: Recipe) -> FirstLook:
@@ -48,7 +75,7 @@ def look(recipe: Recipe) -> FirstLook:
             held_out = _first_problems(data.eval, data.eval_split, recipe.eval.problems, recipe)
         for source in (train, held_out):
             if source is not None:
-                check_rewards(scorer, source.problems)
+                check_rewards(scorer, source.loaded.problems)
     finally:
         scorer.close()
     if train is not None:
@@ -56,7 +83,11 @@ def look(recipe: Recipe) -> FirstLook:
         check_enough(recipe, _count(train, recipe))
     if held_out is not None:
         _fitting(held_out, prompts, recipe)
-    return FirstLook([] if train is None else train.problems, prompts)
+    if train is None:
+        return FirstLook([], prompts)
+    loaded = train.loaded
+    skipped = len(loaded.skipped) + len(loaded.places) - len(loaded.problems)
+    return FirstLook(loaded.problems, prompts, train.whole, skipped, train.rows)
 
 
 def is_local(model: str) -> bool:
@@ -91,35 +122,44 @@ def _is_remote(source: str) -> bool:
     return not local and source.count("/") == 1
 
 
-def _first_problems(source: str, split: str, limit: int | None, recipe: Recipe) -> LoadedProblems | None:
+def _first_problems(source: str, split: str, limit: int | None, recipe: Recipe) -> _Seen | None:
     """None of data that would have to be downloaded."""
     if _is_remote(source):
         return None
-    most = MEASURED_PROBLEMS if limit is None else min(limit, MEASURED_PROBLEMS)
-    return load_problems(source, recipe.data, split=split, limit=most)
+    rows = SPLIT_SIZES.get(split) if source.startswith(BUILTIN) else count_rows(source, split)
+    most = FEW_ROWS + 1 if rows is not None and rows <= FEW_ROWS else MEASURED_PROBLEMS
+    most = most if limit is None else min(limit, most)
+    loaded = load_problems(source, recipe.data, split=split, limit=most)
+    return _Seen(
+        loaded,
+        whole=len(loaded.problems) < most or most == limit,
+        rows=rows if limit is None or rows is None else min(rows, limit),
+    )
 
 
-def _fitting(loaded: LoadedProblems, prompts: PromptRenderer | None, recipe: Recipe) -> LoadedProblems:
+def _fitting(seen: _Seen, prompts: PromptRenderer | None, recipe: Recipe) -> _Seen:
     """Those whose prompts fit. Where bad rows are skipped, good ones may follow the first."""
     if prompts is None:
-        return loaded
+        return seen
+    loaded = seen.loaded
     try:
-        return replace(loaded, problems=fit_prompts(recipe, loaded, prompts, Console(quiet=True)))
+        fit = fit_prompts(recipe, loaded, prompts, Console(quiet=True))
     except DataError:
-        if recipe.data.on_bad_row == "skip" and len(loaded.problems) == MEASURED_PROBLEMS:
-            return loaded
+        if recipe.data.on_bad_row == "skip" and not seen.whole:
+            return seen
         raise
+    return replace(seen, loaded=replace(loaded, problems=fit))
 
 
-def _count(first: LoadedProblems, recipe: Recipe) -> int:
+def _count(first: _Seen, recipe: Recipe) -> int:
     """Problems of the training data, at most: rows behind the first are counted, not read, and no more than asked."""
     data = recipe.data
-    if len(first.places) < MEASURED_PROBLEMS:
-        return len(first.problems)
+    if first.whole:
+        return len(first.loaded.problems)
+    if first.rows is not None:
+        return first.rows
     most = recipe.train.problems_per_rollout + 1
     if data.train_limit is not None:
         most = min(most, data.train_limit)
-    if data.train.startswith(BUILTIN):
-        return len(load_problems(data.train, data, split=data.train_split, limit=most).problems)
     rows = read_rows(data.train, split=data.train_split, columns=lambda *_: None)
     return sum(1 for _ in itertools.islice(rows, most))

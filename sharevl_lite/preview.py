@@ -7,16 +7,16 @@ hand without a download; otherwise, and for responses always, the recipe's upper
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sharevl_lite.config import Recipe
+from sharevl_lite.engines import check_installed, needs_vllm
+from sharevl_lite.errors import UserError
 from sharevl_lite.precheck import FirstLook, look
 from sharevl_lite.recipes import dump_recipe
 
-if TYPE_CHECKING:
-    from sharevl_lite.data import Problem
-
 MIB = 2**20
+SHOWN_CHARACTERS = 1600
+"""Of a prompt, at most."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,15 @@ def preview(recipe: Recipe) -> str:
     prompt_length, measured = _prompt_length(recipe, first)
     size = step_size(recipe, prompt_length)
     train, share = recipe.train, recipe.share
+    counted = _data_lines(recipe, first)
     response = recipe.rollout.max_completion_length
     lines = [
         dump_recipe(recipe).rstrip(),
         "",
+        *_prompt_lines(first),
         f"# one step: {train.problems_per_rollout} problems x {share.num_variants} variants x {share.num_responses} "
         f"responses, {size.updates} update{'' if size.updates == 1 else 's'} of {train.problems_per_update} problems",
+        *counted,
         f"prompt            {prompt_length:,} tokens ({measured})",
         f"response          at most {response:,} tokens (rollout.max_completion_length)",
         f"responses         {size.responses:,}{_extra_rounds(recipe, size)}",
@@ -51,10 +54,11 @@ def preview(recipe: Recipe) -> str:
         f"rows, packed      at most {size.tokens_packed:,} tokens in rows of {train.token_budget:,} "
         f"({size.tokens_separate / size.tokens_packed:.2f} x fewer)",
         *_option_lines(first.problems),
-        *_repeat_lines(recipe, first.problems),
+        *_repeat_lines(recipe, first),
         *_memory_lines(recipe),
         *_server_lines(recipe),
         f"written to        {recipe.run_dir}",
+        *_missing_lines(recipe),
     ]
     return "\n".join(lines) + "\n"
 
@@ -121,11 +125,41 @@ def _one_line(text: str, most: int = 160) -> str:
     return line if len(line) <= most else f"… {line[-most:]}"
 
 
-def _repeat_lines(recipe: Recipe, problems: list[Problem]) -> list[str]:
+def _repeat_lines(recipe: Recipe, first: FirstLook) -> list[str]:
     from sharevl_lite.variants.expand import words_on_repeats
 
-    told = words_on_repeats(problems, recipe.share)
-    return [] if told is None else [f"variants          of the first {len(problems)} problems: {told}"]
+    told = words_on_repeats(first.problems, recipe.share)
+    return [] if told is None else [f"variants          of {first}: {told}"]
+
+
+def _data_lines(recipe: Recipe, first: FirstLook) -> list[str]:
+    """How much of the data was looked at, and how often a run passes over it."""
+    if not first.problems:
+        return []
+    told = f"{first} looked at"
+    if first.rows is not None and not first.whole:
+        told += f", of {first.rows:,} rows"
+    if first.skipped:
+        told += f"; bad rows skipped: {first.skipped:,}"
+    lines = [f"data              {told} ({recipe.data.train})"]
+    if first.most_problems:
+        rollouts, asked = recipe.train.rollouts, recipe.train.problems_per_rollout
+        passes = rollouts * asked / first.most_problems
+        lines.append(f"passes            {passes:,.2f} over the data ({rollouts:,} steps of {asked:,} problems)")
+    return lines
+
+
+def _prompt_lines(first: FirstLook) -> list[str]:
+    """The first problem's prompt as the model reads it, a long one cut in its middle."""
+    if first.prompts is None or not first.problems:
+        return []
+    problem = first.problems[0]
+    text = first.prompts.show(problem.text, problem.image_sizes)
+    cut = len(text) - SHOWN_CHARACTERS
+    if cut > 0:
+        half = SHOWN_CHARACTERS // 2
+        text = f"{text[:half]} [... {cut:,} characters ...] {text[-half:]}"
+    return [f"# the plain prompt of the first problem ({problem.id})", *(f"  {line}" for line in text.splitlines()), ""]
 
 
 def _prompt_length(recipe: Recipe, first: FirstLook) -> tuple[int, str]:
@@ -133,7 +167,7 @@ def _prompt_length(recipe: Recipe, first: FirstLook) -> tuple[int, str]:
     if first.prompts is None or not first.problems:
         return recipe.data.max_prompt_length, "upper bound: data.max_prompt_length"
     lengths = [first.prompts.count_tokens(problem.text, problem.image_sizes) for problem in first.problems]
-    return round(sum(lengths) / len(lengths)), f"mean of the first {len(lengths)} problems"
+    return round(sum(lengths) / len(lengths)), f"mean of {first}"
 
 
 def _memory_lines(recipe: Recipe) -> list[str]:
@@ -152,11 +186,27 @@ def _memory_lines(recipe: Recipe) -> list[str]:
         total=torch.cuda.get_device_properties(0).total_memory if gpu else None,
         half=gpu and has_bfloat16(),
     )
+    planned = [("train", plan.training), ("sample", plan.sampling)]
+    lines = []
+    if needs_vllm(recipe) and not gpu:
+        planned.pop()  # a share of a GPU that is not here
+        lines = [
+            "memory            of vLLM not estimated without a GPU; sharevl-lite doctor RECIPE --memory-gib N plans it"
+        ]
     return [
         f"memory (estimate) {sum(parts.values()) / MIB:,.0f} MiB to {what} on the {'GPU' if gpu else 'CPU'}: "
         + ", ".join(f"{name} {amount / MIB:,.0f}" for name, amount in parts.items())
-        for what, parts in (("train", plan.training), ("sample", plan.sampling))
-    ]
+        for what, parts in planned
+    ] + lines
+
+
+def _missing_lines(recipe: Recipe) -> list[str]:
+    """What `train` would stop for here, and a machine that only plans need not have."""
+    try:
+        check_installed(recipe)
+    except UserError as error:
+        return [f"not installed     {error}: here train would stop with this"]
+    return []
 
 
 def _server_lines(recipe: Recipe) -> list[str]:

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -39,6 +38,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.display import OF_UPDATE, StepDisplay, before_after_table, counted
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.errors import ToldError
+from sharevl_lite.first_checks import check_trackers
 from sharevl_lite.heldout import SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
@@ -168,9 +168,7 @@ def _assemble(
 def _check_services(recipe: Recipe) -> None:
     """Engine and trackers are there and the Hub would know us: better now than after the first step."""
     check_engine(recipe)
-    for tracker in recipe.train.report_to:
-        if importlib.util.find_spec(tracker) is None:
-            raise RunError(f"train.report_to: {tracker} is not installed; pip install {tracker}, or leave it out")
+    check_trackers(recipe)
     if recipe.train.push_to_hub:
         from huggingface_hub import get_token
 

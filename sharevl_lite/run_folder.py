@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -16,9 +17,8 @@ from sharevl_lite import metrics_log
 from sharevl_lite.atomic import locked
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, list_checkpoints, remove_checkpoint, updates_made
 from sharevl_lite.config import Recipe
-from sharevl_lite.data import Problem
+from sharevl_lite.data.problem import Problem, fingerprint
 from sharevl_lite.errors import UserError
-from sharevl_lite.intake import fingerprint
 from sharevl_lite.recipe_yaml import parse
 from sharevl_lite.recipes import load_recipe
 
@@ -69,9 +69,7 @@ def held(run_dir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise RunError(f"{run_dir}: another process trains in it; wait for it, or set --name to another") from error
         except OSError as error:
-            logger.warning(
-                "%s: its file system has no locks (%s); see to it that one process trains in it", run_dir, error
-            )
+            _warn_of_no_locks(run_dir, str(error))
         try:
             yield
         finally:
@@ -79,23 +77,33 @@ def held(run_dir: Path) -> Iterator[None]:
                 run_dir.rmdir()
 
 
-def prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
-    """Checks the run's folder against what is asked; returns the checkpoint to start from."""
-    run_dir = recipe.run_dir
-    recipe_file = run_dir / RECIPE_FILE
+@functools.cache
+def _warn_of_no_locks(run_dir: Path, why: str) -> None:
+    """Once, for the folder is held twice: by the first checks, and by the training."""
+    logger.warning("%s: its file system has no locks (%s); see to it that one process trains in it", run_dir, why)
+
+
+def check_place(run_dir: Path, resume: str | Path | None) -> None:
+    """Raises RunError where the folder holds a run and `resume` is not given, or `resume` is no checkpoint of it."""
     if resume is None:
-        if recipe_file.exists() and has_steps(run_dir):
+        if (run_dir / RECIPE_FILE).exists() and has_steps(run_dir):
             raise RunError(
                 f"{run_dir} already holds a run; continue it with --resume auto, or start another with --name NAME"
             )
-        return None
-    if resume != "auto":
+    elif resume != "auto":
         checkpoint = Path(resume)
         if not (checkpoint / STATE_FILE).is_file():
             raise RunError(f"--resume {resume}: {_no_checkpoint(checkpoint, run_dir)}")
         if checkpoint.parent.resolve() != (run_dir / CHECKPOINTS_DIR).resolve():
             raise RunError(f"--resume {resume}: not a checkpoint of {run_dir}; set --name and --output-dir to its run")
-    elif not recipe_file.exists() or not has_steps(run_dir):
+
+
+def prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
+    """Checks the run's folder against what is asked; returns the checkpoint to start from."""
+    run_dir = recipe.run_dir
+    recipe_file = run_dir / RECIPE_FILE
+    check_place(run_dir, resume)
+    if resume is None or (resume == "auto" and not (recipe_file.exists() and has_steps(run_dir))):
         return None
     started = load_recipe(recipe_file)
     _check_same_recipe(started, recipe, recipe_file)

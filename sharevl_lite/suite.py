@@ -13,7 +13,6 @@ from rich.console import Console
 
 from sharevl_lite.atomic import write_atomically, write_json
 from sharevl_lite.config import Recipe
-from sharevl_lite.evaluate import Settings, Subject, find_subject
 from sharevl_lite.evaluation.document import Evaluation, Scalar
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.harness import (
@@ -29,7 +28,9 @@ from sharevl_lite.evaluation.outcomes import Outcome
 from sharevl_lite.evaluation.protocol import common_protocol
 from sharevl_lite.evaluation.published import MODEL, PROTOCOL, R1_SHAREVL_7B
 from sharevl_lite.evaluation.saving import EVAL_DIR, Place, find_place
+from sharevl_lite.evaluation.settings import Settings
 from sharevl_lite.evaluation.statistics import LEVEL
+from sharevl_lite.evaluation.subject import Subject, find_subject
 from sharevl_lite.evaluation.tables import NOTHING, Table, markdown, show, value_and_interval
 from sharevl_lite.rollout.serving import name_of, served
 
@@ -53,7 +54,8 @@ class SuiteEvaluation:
 def prepare(target: str, settings: Settings) -> Subject:
     """The subject with a server, and greedy sampling unless `settings` say otherwise.
 
-    Raises EvaluationError without a server's URL, and the errors of :func:`sharevl_lite.evaluate.find_subject`.
+    Raises EvaluationError without a server's URL, and the errors of
+    :func:`sharevl_lite.evaluation.subject.find_subject`.
     """
     if settings.engine not in (None, "server"):
         raise EvaluationError(f"--suite asks a vLLM server, not --engine {settings.engine}; give --server-url URL")

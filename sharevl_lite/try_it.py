@@ -19,7 +19,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.data.errors import RowFault
 from sharevl_lite.data.images import ImageReader
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
-from sharevl_lite.evaluate import check_model, locate
+from sharevl_lite.evaluation.subject import check_model, locate
 from sharevl_lite.policy.hf import load_adapter, load_policy
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder

@@ -1,5 +1,6 @@
 """The command line as a user meets it: quick help, clear errors, exit codes."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from sharevl_lite.cli import _PLAIN_KNOBS, main
 from sharevl_lite.policy.hf import resolve_model_path
@@ -145,7 +147,10 @@ def test_dry_run_shows_the_options_of_a_column(called, tmp_path):
         (["eval", "builtin:digits-vl"], ["--data"]),
         (["eval", "builtin:digits-vl", "--data", "builtin:letters"], ["builtin:letters"]),
         (["eval", "builtin:digits-vl", "--data", "builtin:digits", "--samples", "0"], ["eval.samples"]),
-        (["fly"], ["fly"]),
+        (["fly"], ["unknown command fly; there are train, eval, doctor, variants, export, view"]),
+        (["trian", DEMO], ["sharevl-lite: unknown command trian; did you mean train?"]),
+        (["evaluate", "builtin:digits-vl"], ["unknown command evaluate; did you mean eval?"]),
+        ([DEMO, "--dry-run"], [f"did you mean train {DEMO}?"]),
         (["train", DEMO, "--dryrun"], ["--dryrun", "--dry-run"]),
         (["train", DEMO, "--dry"], ["unknown option --dry; did you mean --dry-run?"]),
         (["train", DEMO, "-dry-run"], ["unknown option -dry-run; did you mean --dry-run?"]),
@@ -222,10 +227,81 @@ def test_a_dry_run_reads_the_first_rows_alone(called, tmp_path, monkeypatch):
     """Rows that are skipped may be followed by good ones."""
     monkeypatch.chdir(tmp_path)
     odd = [{"problem": f"{n} <|im_end|>?", "images": [], "answer": "1"} for n in range(32)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*odd, *ROWS]))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*odd, *ROWS * 5]))
     code, output, errors = called("train", DEMO, "--dry-run", "--data.train", "rows.jsonl", "--data.on-bad-row", "skip")
     assert code == 0, errors
     assert "mean of the first 32 problems" in output
+
+
+def test_a_dry_run_reads_all_of_few_rows_and_says_so(called, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    odd = {"problem": "What is <|im_end|>?", "images": [], "answer": "1"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, odd]))
+    words = ["train", DEMO, "--dry-run", "--data.train", "rows.jsonl"]
+    code, _, errors = called(*words)
+    assert code == 2
+    assert "row 40 (counted from 0; rows.jsonl line 41): its text holds <|im_end|>" in errors
+    code, output, errors = called(*words, "--data.on-bad-row", "skip")
+    assert code == 0, errors
+    assert "data              all 40 problems looked at; bad rows skipped: 1 (rows.jsonl)" in output
+    assert "passes            19.20 over the data (24 steps of 32 problems)" in output
+    assert "mean of all 40 problems" in output
+    _, output, _ = called("train", DEMO, "--dry-run", "--train.rollouts", "640")
+    assert "data              the first 32 problems looked at, of 2,048 rows (builtin:digits)" in output
+    assert "passes            10.00 over the data (640 steps of 32 problems)" in output
+
+
+def test_a_dry_run_shows_the_prompt_that_the_model_reads(called, tmp_path, monkeypatch):
+    words = ["train", DEMO, "--dry-run"]
+    _, output, _ = called(*words, "--data.system-prompt", "Be brief.")
+    shown = output[output.index("# the plain prompt of the first problem (digits-train-0000)") :]
+    assert shown.splitlines()[1:7] == [
+        "  <|im_start|>system",
+        "  Be brief.<|im_end|>",
+        "  <|im_start|>user",
+        "  <|vision_start|><|image_pad|> x 8<|vision_end|>What is the sum of the two digits? "
+        "Think, then box the answer.<|im_end|>",
+        "  <|im_start|>assistant",
+        "",
+    ]
+    monkeypatch.chdir(tmp_path)
+    long = [{**row, "problem": "again " * 600 + row["problem"]} for row in ROWS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    _, output, _ = called(*words, "--data.train", "rows.jsonl", "--data.max-prompt-length", "9999")
+    assert " characters ...] " in output
+    assert "again What is 0 + 0? Think" in output
+    assert output.count("again") < 300
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "told"),
+    [
+        (
+            ["--rollout.engine", "vllm"],
+            "vllm",
+            "not installed     rollout.engine: vLLM is not installed; in an environ",
+        ),
+        (["--rollout.engine", "unsloth", "--model.loader", "unsloth"], "vllm", "rollout.engine: vLLM is not installed"),
+        (["--model.loader", "unsloth"], "unsloth", "not installed     model.loader: Unsloth is not installed; in an"),
+    ],
+)
+def test_a_dry_run_on_a_machine_that_only_plans_says_what_is_missing(words, missing, told, called, monkeypatch):
+    find, there = importlib.util.find_spec, {"vllm", "unsloth"} - {missing}
+    spec = find("json")
+
+    def find_spec(name):
+        return None if name == missing else spec if name in there else find(name)
+
+    for place in ("engines.importlib.util", "policy.unsloth"):
+        monkeypatch.setattr(f"sharevl_lite.{place}.find_spec", find_spec)
+    code, output, errors = called("train", DEMO, "--dry-run", *words)
+    assert code == 0, errors
+    assert told in output.splitlines()[-1]
+    assert output.splitlines()[-1].endswith("here train would stop with this")
+    if not torch.cuda.is_available():
+        assert ("to sample on the CPU" in output) is (missing == "unsloth")
+        assert ("memory            of vLLM not estimated without a GPU" in output) is (missing == "vllm")
+    assert "not installed" not in called("train", DEMO, "--dry-run")[1]
 
 
 def test_knobs_outside_of_sections_are_known_to_the_command_line():

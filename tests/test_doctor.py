@@ -64,6 +64,17 @@ def test_a_recipe_for_a_gpu_fails_and_says_what_to_do(call):
         assert f"{missing}'sharevl-lite[unsloth]'" in done.stdout
 
 
+def test_what_another_machine_needs_is_no_failure_of_this_one(monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda package: None if package in doctor.OPTIONAL else "1.0")
+    recipe = load_recipe(CONFIGS / "geometry3k_qwen2_5_vl_3b.yaml", {"model.loader": "unsloth"})
+    here, elsewhere = (found(doctor._packages(recipe, other)) for other in (False, True))
+    for package in ("vllm", "unsloth"):
+        assert here[package].status == "failure"
+        assert elsewhere[package].status == "warning"
+        assert elsewhere[package].finding == "not installed here, and the recipe needs it"
+    assert found(doctor.examine(recipe, memory_gib=24))["vllm"].status == "warning"
+
+
 @WITHOUT_GPU
 def test_it_is_said_which_device_a_plan_is_for():
     recipe = load_recipe(CONFIGS / "geometry3k_two_gpus.yaml")
@@ -252,5 +263,5 @@ def test_room_for_activations_is_pointed_out():
 def test_newer_vllm_needs_a_plug_in_for_four_bits(monkeypatch, vllm, status):
     recipe = load_recipe(CONFIGS / "geometry3k_qwen2_5_vl_3b_t4.yaml", {"rollout.engine": "vllm"})
     monkeypatch.setattr(doctor, "_version", {"vllm": vllm}.get)
-    found = {check.name: check.status for check in doctor._packages(recipe)}
+    found = {check.name: check.status for check in doctor._packages(recipe, False)}
     assert found["vllm-bnb-plugin"] == status

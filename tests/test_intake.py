@@ -12,7 +12,8 @@ from tiny_models import encoder, tiny_policy
 from sharevl_lite.data import Problem
 from sharevl_lite.data.errors import BadRowError, RowPlace
 from sharevl_lite.data.loading import LoadedProblems
-from sharevl_lite.intake import fingerprint, fit_prompts
+from sharevl_lite.data.problem import fingerprint
+from sharevl_lite.intake import fit_prompts
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.variants.transforms import TRANSFORMS
 

@@ -26,7 +26,7 @@ from sharevl_lite.data.errors import BadRow, DataError, OnBadRow, RowFault, RowP
 from sharevl_lite.data.images import ImageReader
 from sharevl_lite.data.layouts import Layout, choose_layout
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
-from sharevl_lite.data.sources import RawRow, parse_json_line, read_rows
+from sharevl_lite.data.sources import RawRow, find_files, parse_json_line, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,14 @@ def load_problems(source: str, section: DataSection, *, split: str, limit: int |
         return _collect(source, itertools.islice(rows, limit), skipped)
 
 
+def check_source(source: str, split: str) -> None:
+    """Raises DataError where a source is not built in, here or on the Hub, by its name; reads nothing of it."""
+    if not source.startswith(BUILTIN):
+        find_files(source, split)
+    elif source != f"{BUILTIN}digits":
+        raise DataError(f"{source}: no such built-in dataset; there is builtin:digits")
+
+
 def iterate_problems(
     source: str,
     section: DataSection,
@@ -144,8 +152,7 @@ def _collect(source: str, rows: Iterator[tuple[RowPlace, Problem]], skipped: lis
 
 
 def _builtin_rows(source: str, split: str) -> Iterator[tuple[RowPlace, Problem]]:
-    if source != f"{BUILTIN}digits":
-        raise DataError(f"{source}: no such built-in dataset; there is builtin:digits")
+    check_source(source, split)
     from sharevl_lite.data.digits import digits_problems
 
     try:

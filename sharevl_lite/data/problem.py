@@ -1,9 +1,11 @@
-"""A problem, and one way of asking it: the two records that every room passes on."""
+"""A problem, and one way of asking it: the two records that every room passes on. And a digest of many problems."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -80,3 +82,12 @@ class Variant:
     images: Sequence[Image]
     transform: str | None = None
     guarded: bool = False
+
+
+def fingerprint(problems: Iterable[Problem]) -> str:
+    """A digest of ids, texts, rewrites, answers and image sizes, to notice that data changed before a resume."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        record = [problem.id, problem.text, problem.answer, *problem.variants, *map(list, problem.image_sizes)]
+        digest.update(json.dumps(record).encode())
+    return digest.hexdigest()

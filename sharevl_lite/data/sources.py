@@ -25,6 +25,8 @@ OWN_MANIFEST, OWN_DATA = "manifest.json", "data"
 """A folder that holds both was written by `sharevl-lite variants`: its rows lie in the second."""
 HEAD_LINES = 1000
 """Lines of a JSON-lines file that are looked through for its columns."""
+COUNTED_BYTES = 64 * 2**20
+"""Largest JSON-lines file whose lines are counted at once."""
 
 ColumnCheck = Callable[[str, Sequence[str]], None]
 """Given a file (for messages) and its columns; raises DataError where they will not do."""
@@ -44,6 +46,7 @@ class RawRow:
 
 # A row of one file: its number or line there, for messages, and its cells.
 FileRows = Iterator[tuple[str, dict[str, Any] | bytes]]
+FileReader = Callable[[Path, ColumnCheck], FileRows]
 
 
 def read_rows(source: str, *, split: str, columns: ColumnCheck) -> Iterator[RawRow]:
@@ -58,21 +61,52 @@ def read_rows(source: str, *, split: str, columns: ColumnCheck) -> Iterator[RawR
     Raises:
         DataError: The source does not exist or cannot be read, or a wanted column is missing.
     """
+    readers = find_files(source, split)
+    if readers is None:
+        yield from _hub_rows(source, split, columns)
+        return
+    number = 0
+    for file, read in readers.items():
+        for detail, cells in read(file, columns):
+            yield RawRow(RowPlace(source, number, f"{file.name} {detail}"), cells, file.parent)
+            number += 1
+
+
+def count_rows(source: str, split: str) -> int | None:
+    """Rows of a source, where that is known at once: by the footers of Parquet files, or the lines of small JSON-lines
+    files. None of others, and of what cannot be read, which is told when it is."""
+    try:
+        files = find_files(source, split)
+        return None if files is None else sum(map(_rows_of, files))
+    except (DataError, OSError, ValueError):  # pyarrow's errors are ValueErrors or OSErrors
+        return None
+
+
+def _rows_of(file: Path) -> int:
+    if file.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return int(pq.read_metadata(file).num_rows)
+    if file.stat().st_size > COUNTED_BYTES:
+        raise ValueError
+    return sum(1 for _ in _lines(file))
+
+
+def find_files(source: str, split: str) -> dict[Path, FileReader] | None:
+    """The files of a local source, in order, each with what reads it; None of a dataset of the Hub. Opens none of them.
+
+    Raises DataError where the source is not there, or holds no file that can be read.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         files = _files_of(path, split)
     elif path.exists():
         files = [path]
     elif HUB_ID.fullmatch(source) and path.suffix not in SUFFIXES:
-        yield from _hub_rows(source, split, columns)
-        return
+        return None
     else:
         raise _missing(source, path)
-    number = 0
-    for file in files:
-        for detail, cells in _reader(file)(file, columns):
-            yield RawRow(RowPlace(source, number, f"{file.name} {detail}"), cells, file.parent)
-            number += 1
+    return {file: _reader(file) for file in files}
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:
@@ -109,7 +143,7 @@ def _saved_to_disk(folder: Path, split: str) -> str:
     )
 
 
-def _reader(file: Path) -> Callable[[Path, ColumnCheck], FileRows]:
+def _reader(file: Path) -> FileReader:
     if file.suffix == ".parquet":
         return _parquet_rows
     if file.suffix == ".jsonl":

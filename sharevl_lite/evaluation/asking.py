@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from sharevl_lite.collect import Answered, Collector
 from sharevl_lite.config import Recipe
@@ -13,6 +12,7 @@ from sharevl_lite.data.problem import Problem, Variant
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.grouping import group_wrong_answers
 from sharevl_lite.evaluation.outcomes import RIGHT, Answer, Asked, Outcome
+from sharevl_lite.evaluation.settings import Ways
 from sharevl_lite.heldout import BLOCK, EVAL_VISIT, eval_sampling
 from sharevl_lite.records import response_row
 from sharevl_lite.rewards import Score
@@ -20,9 +20,6 @@ from sharevl_lite.rollout.engine import Response
 from sharevl_lite.store import RolloutRow, RolloutStore
 from sharevl_lite.variants import ask_each_kind, expand_problem, kind_of
 
-Ways = Literal["each", "drawn", "none"]
-"""`each`: the plain question, one rewrite, and one image transform of each family that recipe and row allow. `drawn`:
-the plain question and one variant drawn as in training. `none`: the plain question alone."""
 SOURCE_COLUMNS = ("source", "data_source", "dataset")
 SPLIT = "eval"
 SHARD = 512

@@ -10,7 +10,8 @@ from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.figures import REWARD, agreements, is_share, mean_right, measures, rewards_of
 from sharevl_lite.evaluation.outcomes import Asked, Outcome
-from sharevl_lite.evaluation.statistics import LEVEL, RESAMPLES, PairedTest, paired_test
+from sharevl_lite.evaluation.settings import RESAMPLES
+from sharevl_lite.evaluation.statistics import LEVEL, PairedTest, paired_test
 from sharevl_lite.evaluation.tables import Table, between, chance, number, points
 
 SAME = (

@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from sharevl_lite.evaluation.outcomes import RIGHT, Asked, Outcome
-from sharevl_lite.evaluation.statistics import RESAMPLES, Figure, figure, leading, majority, pass_at_k
+from sharevl_lite.evaluation.settings import RESAMPLES
+from sharevl_lite.evaluation.statistics import Figure, figure, leading, majority, pass_at_k
 
 PerWay = Callable[[Asked], float | None]
 REWARD = "reward"

@@ -8,10 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sharevl_lite.config import Recipe
-from sharevl_lite.data.problem import Problem
+from sharevl_lite.data.problem import Problem, fingerprint
 from sharevl_lite.evaluation.document import Scalar
 from sharevl_lite.evaluation.statistics import LEVEL
-from sharevl_lite.intake import fingerprint
 from sharevl_lite.policy.hf import adapter_digest
 from sharevl_lite.policy.packed import PackedPolicy
 

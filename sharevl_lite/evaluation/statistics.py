@@ -21,8 +21,8 @@ from jaxtyping import Float
 from scipy import stats
 
 from sharevl_lite.evaluation.outcomes import RIGHT
+from sharevl_lite.evaluation.settings import RESAMPLES
 
-RESAMPLES = 9999
 LEVEL = 0.95
 _DRAWS_AT_ONCE = 4_000_000
 

@@ -1,8 +1,7 @@
-"""The command: its options, checked, then locate, write, verify, publish, upload."""
+"""The command: locate, write, verify, publish, upload."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -17,62 +16,24 @@ from sharevl_lite.export.card import CARD, write_card
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.export.merge import copy_files, write_merged
 from sharevl_lite.export.probes import Probe, find_probes
-from sharevl_lite.export.publish import check_space, check_target, published
+from sharevl_lite.export.publish import check_space, published
+from sharevl_lite.export.settings import Settings, check
 from sharevl_lite.export.snippets import VLLM_NOTE, llama_command, vllm_command
 from sharevl_lite.export.source import Source, find_source
 from sharevl_lite.hub import ADAPTER_FILES, ModelUpload
 
-UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 FULL = ("merged-16bit", "merged-4bit")
 """The formats that are a whole model of transformers."""
 OLDER_WEIGHTS = ("*.safetensors", INDEX)
 """What an earlier merged export may have left in a repository."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is asked. `tolerance` None: by the base's type, or that of 4 bits. `base` None: the recipe's."""
-
-    run: Path
-    to: Path
-    kind: str = "merged-16bit"
-    checkpoint: str = "last"
-    base: str | None = None
-    saver: str = "own"
-    max_shard_bytes: int = 5 * 10**9
-    prompts: int = 4
-    tolerance: float | None = None
-    gguf_type: str = "auto"
-    push_to_hub: str | None = None
-    private: bool = False
-
-
-def run(options: argparse.Namespace, unknown: list[str]) -> None:
-    """Exports, and says what was checked and what to do next. Raises ExportError, HubError or the recipe's errors."""
-    if unknown:
-        raise ExportError(f"export: unknown option {unknown[0]}; see sharevl-lite export --help")
-    export(
-        Settings(
-            run=Path(options.target),
-            to=Path(options.to),
-            kind=options.format,
-            checkpoint=options.checkpoint,
-            base=options.base,
-            saver=options.saver,
-            max_shard_bytes=parse_size(options.max_shard_size),
-            prompts=options.prompts,
-            tolerance=options.tolerance,
-            gguf_type=options.gguf_type,
-            push_to_hub=options.push_to_hub,
-            private=options.private,
-        )
-    )
-
-
 def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
-    """Writes, verifies and publishes an export; returns its folder."""
-    _check(settings)
-    check_target(settings.to)
+    """Writes, verifies and publishes an export, and says what was checked and what to do next; returns its folder.
+
+    Raises ExportError, HubError or the recipe's errors.
+    """
+    check(settings)
     source = find_source(settings.run, settings.checkpoint)
     converter = _find_programs(settings)
     upload = ModelUpload(settings.push_to_hub, private=settings.private) if settings.push_to_hub else None
@@ -236,30 +197,6 @@ def _needed(settings: Settings, source: Source, base: BaseModel) -> int:
     if settings.kind == "merged-4bit":
         return four_bit.size_of(base) + (weights if settings.saver == "own" else 0)
     return weights if settings.kind == "merged-16bit" else int(weights * (1 + gguf.WIDTHS[settings.gguf_type]))
-
-
-def _check(settings: Settings) -> None:
-    if settings.private and settings.push_to_hub is None:
-        raise ExportError("--private is for --push-to-hub")
-    if settings.push_to_hub is not None and settings.push_to_hub.count("/") != 1:
-        raise ExportError(f"--push-to-hub {settings.push_to_hub}: give ORG/NAME")
-    if settings.prompts < 1:
-        raise ExportError(f"--prompts {settings.prompts}: at least one is needed to compare anything")
-    if settings.tolerance is not None and not 0.0 < settings.tolerance < 1.0:
-        raise ExportError(f"--tolerance {settings.tolerance}: a share of the adapter's effect, above 0 and below 1")
-    if settings.saver == "unsloth" and settings.kind == "lora":
-        raise ExportError("--saver unsloth is for merged weights; an adapter is copied as it is")
-    if settings.gguf_type != "auto" and settings.kind != "gguf":
-        raise ExportError(f"--gguf-type {settings.gguf_type} is for --format gguf, not {settings.kind}")
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as 5GB or 500MiB. Raises ExportError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
-    size = int(float(match[1]) * UNITS.get(match[2].upper(), 0)) if match else 0
-    if size <= 0:
-        raise ExportError(f"--max-shard-size {text}: write it as 5GB or 500MB")
-    return size
 
 
 def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callable[[str], None]) -> None:

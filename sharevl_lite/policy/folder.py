@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 from sharevl_lite.policy.errors import PolicyError
 
+BUILTIN_PREFIX = "builtin:"
+BUILTIN_MODELS = {"digits-vl": "assets/digits-vl"}
 CONFIG_FILE, ADAPTER_CONFIG, RUN_RECIPE = "config.json", "adapter_config.json", "recipe.yaml"
+
+
+def resolve_model_path(path: str) -> str:
+    """Folder of a built-in model, or `path` as it is. Raises PolicyError for an unknown built-in."""
+    if not path.startswith(BUILTIN_PREFIX):
+        return path
+    name = path.removeprefix(BUILTIN_PREFIX)
+    if name not in BUILTIN_MODELS:
+        known = ", ".join(BUILTIN_PREFIX + n for n in BUILTIN_MODELS)
+        raise PolicyError(f"model.path: there is no {path!r}; built in: {known}")
+    return str(files("sharevl_lite").joinpath(BUILTIN_MODELS[name]))
 
 
 def check_folder(path: str) -> None:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,25 +23,12 @@ from sharevl_lite.config_model import LoraSection, ModelSection
 from sharevl_lite.errors import first_line
 from sharevl_lite.policy.attention import check_full_attention
 from sharevl_lite.policy.errors import PolicyError
-from sharevl_lite.policy.folder import ADAPTER_CONFIG, check_folder
+from sharevl_lite.policy.folder import ADAPTER_CONFIG, BUILTIN_PREFIX, check_folder, resolve_model_path
 from sharevl_lite.policy.fused import fuse
 from sharevl_lite.policy.packed import HALF, PackedPolicy
 
-BUILTIN_PREFIX = "builtin:"
-BUILTIN_MODELS = {"digits-vl": "assets/digits-vl"}
 SUPPORTED = ("qwen2_5_vl", "qwen3_vl")
 ADAPTER_FILE = "adapter_model.safetensors"
-
-
-def resolve_model_path(path: str) -> str:
-    """Folder of a built-in model, or `path` as it is. Raises PolicyError for an unknown built-in."""
-    if not path.startswith(BUILTIN_PREFIX):
-        return path
-    name = path.removeprefix(BUILTIN_PREFIX)
-    if name not in BUILTIN_MODELS:
-        known = ", ".join(BUILTIN_PREFIX + n for n in BUILTIN_MODELS)
-        raise PolicyError(f"model.path: there is no {path!r}; built in: {known}")
-    return str(files("sharevl_lite").joinpath(BUILTIN_MODELS[name]))
 
 
 def default_device() -> torch.device:

@@ -74,6 +74,12 @@ class PromptRenderer:
         text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text
 
+    def show(self, question: str, image_sizes: Sequence[tuple[int, int]]) -> str:
+        """The chat text for reading: in place of an image's placeholder stands how many tokens of it the model gets."""
+        token: str = self.processor.image_token
+        counted = iter([f"{token} x {self.count_image_tokens([size]):,}" for size in image_sizes])
+        return re.sub(re.escape(token), lambda found: next(counted, token), self.render(question))
+
     def count_tokens(self, question: str, image_sizes: Sequence[tuple[int, int]]) -> int:
         """Length of the encoded prompt from the images' (width, height): no pixel is touched."""
         # Not verbose: what is too long is said by those who ask.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from sharevl_lite.config import Recipe
 from sharevl_lite.config_model import ModelSection
 from sharevl_lite.errors import INSTALL_GPU, INSTALL_UNSLOTH, first_line
+from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.vllm_start import starting_vllm
 
 if TYPE_CHECKING:
@@ -40,13 +41,16 @@ LLAMA_CPP = ("UNSLOTH_LLAMA_CPP_PATH", "UNSLOTH_LLAMA_CPP_SCRIPTS_DIR")
 """Where it looks for llama.cpp's programs and its converter: in LLAMA_CPP_DIR, where that is set."""
 
 
-def import_unsloth(*, beside_vllm: bool = False) -> Any:
-    """The module. Raises PolicyError where it is not installed, saying how with or without vLLM, or finds no GPU."""
-    from sharevl_lite.policy.errors import PolicyError
-
+def check_installed(*, beside_vllm: bool) -> None:
+    """Raises PolicyError where Unsloth is not installed, saying how with or without vLLM."""
     if find_spec("unsloth") is None:
         install = INSTALL_GPU if beside_vllm else INSTALL_UNSLOTH
         raise PolicyError(f"model.loader: Unsloth is not installed; {install}, or choose model.loader: hf")
+
+
+def import_unsloth(*, beside_vllm: bool = False) -> Any:
+    """The module. Raises PolicyError where it is not installed, saying how with or without vLLM, or finds no GPU."""
+    check_installed(beside_vllm=beside_vllm)
     settings = dict(SETTINGS)
     if folder := os.environ.get("LLAMA_CPP_DIR"):
         settings |= dict.fromkeys(LLAMA_CPP, str(Path(folder).expanduser()))
@@ -163,8 +167,6 @@ def _generation_settings(path: str, model: Any) -> Any:
 
 def check_vision_tower(model: Any) -> None:
     """Raises PolicyError where an attention layer of the vision tower does not hold q, k and v for its width."""
-    from sharevl_lite.policy.errors import PolicyError
-
     for number, block in enumerate(model.model.visual.blocks):
         projection = block.attn.qkv
         if hasattr(projection.weight, "quant_state"):  # in 4 bits: its rows are not the layer's

@@ -37,6 +37,20 @@ def load_reward_function(spec: str) -> RewardFunction:
     Raises:
         RewardFunctionError: the spec, the file, its import, the function or its signature is not as it should be.
     """
+    path, name = find_function(spec)
+    function = getattr(_import_file(path, spec), name, None)
+    if not callable(function):
+        raise RewardFunctionError(f"reward function {spec!r}: {path} defines no function {name!r}")
+    _check_signature(function, spec)
+    return function
+
+
+def find_function(spec: str) -> tuple[Path, str]:
+    """The file and the name that `file.py:function` means; the file is there, and nothing of it is read.
+
+    Raises:
+        RewardFunctionError: the spec is written otherwise, or there is no such file.
+    """
     file, colon, name = spec.rpartition(":")
     if not colon or not file or not name.isidentifier():
         raise RewardFunctionError(f"reward function {spec!r}: write it as `file.py:function`")
@@ -45,11 +59,7 @@ def load_reward_function(spec: str) -> RewardFunction:
         raise RewardFunctionError(
             f"reward function {spec!r}: there is no file {path}; paths start at the recipe's folder"
         )
-    function = getattr(_import_file(path, spec), name, None)
-    if not callable(function):
-        raise RewardFunctionError(f"reward function {spec!r}: {path} defines no function {name!r}")
-    _check_signature(function, spec)
-    return function
+    return path, name
 
 
 def call_reward_function(

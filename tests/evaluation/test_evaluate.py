@@ -12,10 +12,11 @@ import pytest
 from sharevl_lite import store
 from sharevl_lite.collect import Collector
 from sharevl_lite.data import load_problems
-from sharevl_lite.evaluate import ALL_ROWS, Settings, _own_adapter_folder, evaluate_target, find_subject, report
+from sharevl_lite.evaluate import Settings, _own_adapter_folder, evaluate_target, find_subject, report
 from sharevl_lite.evaluation import document
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.saving import Place
+from sharevl_lite.evaluation.subject import ALL_ROWS
 from sharevl_lite.heldout import Evaluator
 from sharevl_lite.policy.hf import load_policy
 from sharevl_lite.policy.prompts import PromptEncoder

@@ -212,7 +212,8 @@ def test_a_full_disk_is_told_before_anything_is_written(run, export, tmp_path, m
         (["--max-shard-size", "5 apples"], "--max-shard-size 5 apples: write it as 5GB or 500MB"),
         (["--push-to-hub", "name"], "--push-to-hub name: give ORG/NAME"),
         (["--model.path", "x"], "export: unknown option --model.path"),
-        (["--saver", "unsloth", "--format", "lora"], "Unsloth is not installed"),
+        (["--saver", "unsloth", "--format", "lora"], "--saver unsloth is for merged weights"),
+        (["--saver", "unsloth"], "Unsloth is not installed"),
     ],
 )
 def test_what_cannot_be_meant(run, export, tmp_path, words, told):

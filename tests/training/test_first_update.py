@@ -1,5 +1,7 @@
 """The first update of a rollout takes its old log-probs from its own forward pass, and nothing but time changes."""
 
+import dataclasses
+
 import pytest
 import torch
 from rich.console import Console
@@ -82,8 +84,9 @@ def test_a_sampler_with_another_model_is_noticed_before_the_optimizer_moves(smal
     moved.clear()
     honest = HFRolloutEngine._response
 
-    def respond(self, ids_T, logprobs_T):
-        return honest(self, ids_T, logprobs_T + 2.0)
+    def respond(self, row):
+        response = honest(self, row)
+        return dataclasses.replace(response, logprobs=tuple(p + 2.0 for p in response.logprobs))
 
     monkeypatch.setattr(HFRolloutEngine, "_response", respond)
     with pytest.raises(ValueError, match="disagree by 2"):

@@ -23,8 +23,8 @@ def shifted(monkeypatch):
     honest = HFRolloutEngine._response
 
     def make(nats):
-        def respond(self, ids_T, logprobs_T):
-            response = honest(self, ids_T, logprobs_T)
+        def respond(self, row):
+            response = honest(self, row)
             moved = tuple(p + nats * (place % 2) for place, p in enumerate(response.logprobs))
             return dataclasses.replace(response, logprobs=moved)
 
@@ -83,7 +83,7 @@ def test_the_cap_weights_tokens_that_the_sampler_liked_more(small_recipe, shifte
 
 
 def test_an_engine_that_is_not_installed_is_named_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sharevl_lite.run.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sharevl_lite.engines.importlib.util.find_spec", lambda name: None)
     recipe = tmp_path / "r.yaml"
     recipe.write_text("model: {path: nowhere/at-all}\ndata: {train: builtin:digits}\nrollout: {engine: vllm}\n")
     assert main(["train", str(recipe), "--output-dir", str(tmp_path)]) == 2

@@ -58,7 +58,7 @@ def test_a_run_says_so_and_measures_it(tmp_path, capsys):
         changes = {"name": name, "output_dir": str(tmp_path), "share.transforms.probability": probability}
         changes |= {"data.train": str(rows), "share.transforms.kinds": [kind], "share.transforms.allow_mirrors": True}
         recipe = load_recipe("configs/digits_cpu.yaml", {**small, **brief, **changes})
-        assert ("variants          of the first 4 problems: 4 of 4" in preview(recipe)) == (name == "same")
+        assert ("variants          of all 4 problems: 4 of 4" in preview(recipe)) == (name == "same")
         run = train(recipe, console=Console(width=200)).run_dir
         (record,) = metrics_log.read(run / "metrics.jsonl")
         assert (record["repeated_variants"], record["guarded"]) == (repeated, guarded)

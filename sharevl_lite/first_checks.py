@@ -1,0 +1,51 @@
+"""What a command can refuse by names alone, before torch and transformers are imported, which takes many seconds.
+
+Each check is the one that the command itself makes later, when it comes to that part; here they only come first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from sharevl_lite.config import Recipe
+from sharevl_lite.data.loading import check_source
+from sharevl_lite.engines import check_installed
+from sharevl_lite.policy.folder import check_folder, resolve_model_path
+from sharevl_lite.rewards.functions import find_function
+from sharevl_lite.run_folder import RunError, check_place, held, is_finished
+
+
+def check_start(recipe: Recipe, resume: str | Path | None) -> None:
+    """What `train` is asked: the run's folder, what must be installed, and :func:`check_inputs`. Raises their errors.
+
+    The inputs of a finished run that is resumed are not asked: its figures are shown.
+    """
+    check_installed(recipe)
+    check_trackers(recipe)
+    with held(recipe.run_dir):
+        check_place(recipe.run_dir, resume)
+    if resume is None or not is_finished(recipe):
+        check_inputs(recipe)
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raises RunError for a tracker that is not installed."""
+    for tracker in recipe.train.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise RunError(f"train.report_to: {tracker} is not installed; pip install {tracker}, or leave it out")
+
+
+def check_inputs(recipe: Recipe, *, train: bool = True) -> None:
+    """Whether the files and folders that the recipe names are there. Without `train`, its training data are not asked.
+
+    Raises DataError, PolicyError or RewardFunctionError.
+    """
+    data = recipe.data
+    for source, split in ((data.train if train else None, data.train_split), (data.eval, data.eval_split)):
+        if source is not None:
+            check_source(source, split)
+    if resolve_model_path(recipe.model.path) == recipe.model.path:
+        check_folder(recipe.model.path)
+    for function in recipe.reward.functions:
+        find_function(function.path)
