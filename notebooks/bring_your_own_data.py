@@ -155,7 +155,7 @@ train: {{rollouts: 5, problems_per_rollout: 24, problems_per_update: 12, learnin
 eval: {{problems: 48, samples: 2}}
 """
 )
-sharevl("train", recipe, "--dry-run", last=11)
+sharevl("train", recipe, "--dry-run", last=18)
 
 # %%
 sharevl("train", recipe)

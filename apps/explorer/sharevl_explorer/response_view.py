@@ -94,7 +94,7 @@ def _verdict(row: dict[str, Any]) -> Html:
             [[el("dt", name), el("dd", el("bdi", str(value)[:2000]))] for name, value in facts if value is not None],
         ),
         el("dl.figures", [[el("dt", name), el("dd", number(value, 3))] for name, value in rewards]),
-        el("p.quiet", "total is the weighted sum; the parts stand before their weights"),
+        el("p.quiet", "total is the weighted sum of the parts, which are shown without their weights"),
     )
 
 

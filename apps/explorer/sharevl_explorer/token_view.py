@@ -83,7 +83,7 @@ def _sampled(row: Mapping[str, Any], pieces: Sequence[str]) -> list[Html]:
         el("p.tokens", spans, dir="auto"),
         el(
             "p.quiet",
-            "log-prob of each token as it was sampled; without ground is certain, full orange −5 nats or less",
+            "log-prob of each token as it was sampled: no colour is certain, full orange −5 nats or less",
         ),
     ]
 
