@@ -19,6 +19,7 @@ from sharevl_lite.data import DataError, LoadedProblems, Problem, load_problems
 from sharevl_lite.data.digits import SPLIT_SIZES
 from sharevl_lite.data.loading import BUILTIN
 from sharevl_lite.data.sources import count_rows, read_rows
+from sharevl_lite.display import counted
 from sharevl_lite.intake import fit_prompts
 from sharevl_lite.policy.folder import is_missing
 from sharevl_lite.policy.hf import bound_pixels, check_supported, resolve_model_path
@@ -46,7 +47,7 @@ class FirstLook:
     rows: int | None = None
 
     def __str__(self) -> str:
-        return f"{'all' if self.whole else 'the first'} {len(self.problems)} problems"
+        return f"{'all' if self.whole else 'the first'} {counted(len(self.problems), 'problem')}"
 
     @property
     def most_problems(self) -> int | None:

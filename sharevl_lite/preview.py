@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sharevl_lite.config import Recipe
+from sharevl_lite.display import counted
 from sharevl_lite.engines import check_installed, needs_vllm
 from sharevl_lite.errors import UserError
 from sharevl_lite.precheck import FirstLook, look
@@ -37,15 +38,15 @@ def preview(recipe: Recipe) -> str:
     prompt_length, measured = _prompt_length(recipe, first)
     size = step_size(recipe, prompt_length)
     train, share = recipe.train, recipe.share
-    counted = _data_lines(recipe, first)
     response = recipe.rollout.max_completion_length
     lines = [
         dump_recipe(recipe).rstrip(),
         "",
         *_prompt_lines(first),
-        f"# one step: {train.problems_per_rollout} problems x {share.num_variants} variants x {share.num_responses} "
-        f"responses, {size.updates} update{'' if size.updates == 1 else 's'} of {train.problems_per_update} problems",
-        *counted,
+        f"# one step: {counted(train.problems_per_rollout, 'problem')} x {counted(share.num_variants, 'variant')} x "
+        f"{counted(share.num_responses, 'response')}, {counted(size.updates, 'update')} of "
+        f"{counted(train.problems_per_update, 'problem')}",
+        *_data_lines(recipe, first),
         f"prompt            {prompt_length:,} tokens ({measured})",
         f"response          at most {response:,} tokens (rollout.max_completion_length)",
         f"responses         {size.responses:,}{_extra_rounds(recipe, size)}",
@@ -53,7 +54,7 @@ def preview(recipe: Recipe) -> str:
         f"rows, separate    {size.pairs:,} rows, at most {size.tokens_separate:,} tokens",
         f"rows, packed      at most {size.tokens_packed:,} tokens in rows of {train.token_budget:,} "
         f"({size.tokens_separate / size.tokens_packed:.2f} x fewer)",
-        *_option_lines(first.problems),
+        *_option_lines(first),
         *_repeat_lines(recipe, first),
         *_memory_lines(recipe),
         *_server_lines(recipe),
@@ -105,15 +106,15 @@ def _pair_formula(recipe: Recipe) -> str:
     return f"P·m²·n = {problems}·{share.num_variants}²·{share.num_responses}"
 
 
-def _option_lines(problems: list[Problem]) -> list[str]:
+def _option_lines(first: FirstLook) -> list[str]:
     """Where the answer options are from, and the first question and answer that are made with them."""
     from sharevl_lite.data.options import split_options
     from sharevl_lite.intake import words_on_options
 
-    told = words_on_options(problems)
+    told = words_on_options(first.problems)
     if told is None:
         return []
-    lettered = (problem for problem in problems if split_options(problem.text)[1])
+    lettered = (problem for problem in first.problems if split_options(problem.text)[1])
     shown = next(((problem.text, problem.gold) for problem in lettered), None)
     example = "" if shown is None else f": {_one_line(shown[0])} → {shown[1]}"
     return [f"options           {told}{example}"]
@@ -145,7 +146,8 @@ def _data_lines(recipe: Recipe, first: FirstLook) -> list[str]:
     if first.most_problems:
         rollouts, asked = recipe.train.rollouts, recipe.train.problems_per_rollout
         passes = rollouts * asked / first.most_problems
-        lines.append(f"passes            {passes:,.2f} over the data ({rollouts:,} steps of {asked:,} problems)")
+        length = f"{counted(rollouts, 'step')} of {counted(asked, 'problem')}"
+        lines.append(f"passes            {passes:,.2f} over the data ({length})")
     return lines
 
 
