@@ -82,7 +82,7 @@ def scan_build(capability: int, config: ScanConfig, dtype: str = "bf16", **const
         "moments_ptr": "*fp32",
         **dict.fromkeys(("num_rows", "num_columns", "width", "exponentials_stride", "first_column"), "i32"),
         "scale": "fp32",
-        "keep": "i32",
+        "first_stored": "i32",
     }
     shape = {
         "ROWS": config.rows,

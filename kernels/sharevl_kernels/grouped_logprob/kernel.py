@@ -73,15 +73,14 @@ def _epilogue(
     targets,
     references,
     starts,
-    here,
+    stored,
     room,
     scale,
-    keep,
     EVEN: tl.constexpr,
     MOMENT: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """Relative exponentials of a tile's columns: their sum and Σ e·log2(e) per row; stored where `keep`.
+    """Relative exponentials of a tile's columns: their sum and Σ e·log2(e) per row; stored in rows that are `stored`.
 
     `targets` count from the first of the columns, of which `room` exist.
     """
@@ -92,7 +91,7 @@ def _epilogue(
         others = others & (columns < room)[None, :]
     exponentials = tl.where(others, _exp2(exponents, PTX), 0.0)
     # A mask, because a branch here keeps Triton 3.8 from joining the loops (its FuseNestedLoops fails on it).
-    tl.store(starts[:, None] + columns[None, :], exponentials.to(starts.dtype.element_ty), mask=keep & here[:, None])
+    tl.store(starts[:, None] + columns[None, :], exponentials.to(starts.dtype.element_ty), mask=stored[:, None])
     sums = tl.sum(exponentials, 1)
     moments = sums
     if MOMENT:
@@ -100,7 +99,7 @@ def _epilogue(
     return sums, moments
 
 
-@triton.jit(do_not_specialize=["first_column", "keep"])
+@triton.jit(do_not_specialize=["first_column", "first_stored"])
 def scan_kernel(
     hidden,
     weight,
@@ -115,7 +114,7 @@ def scan_kernel(
     exponentials_stride,
     first_column,
     scale,
-    keep,
+    first_stored,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -133,8 +132,8 @@ def scan_kernel(
     behind the last are written, as 0. Tiles go down GROUP blocks of rows before the next block of columns, so that a
     block of the weight is read from memory once per group.
 
-    `keep` (store the exponentials) is a run-time value, so that a pass with and a pass without a gradient run the same
-    binary and agree to the bit.
+    Exponentials are stored from row `first_stored` on (0: all; num_rows: none), a run-time value, so that a pass with
+    and a pass without a gradient run the same binary and agree to the bit.
     """
     row_tiles = tl.cdiv(num_rows, ROWS)
     column_tiles = tl.cdiv(num_columns, COLUMNS)
@@ -154,6 +153,7 @@ def scan_kernel(
 
         rows = row + tl.arange(0, ROWS)
         here = rows < num_rows
+        stored = here & (rows >= first_stored)
         targets = tl.load(targets_ptr + rows, mask=here, other=-1).to(tl.int32) - first_column - column
         references = tl.load(references_ptr + rows, mask=here, other=0.0)
         slots = (first_column // COLUMNS + column_tile).to(tl.int64) * num_rows + rows
@@ -162,9 +162,9 @@ def scan_kernel(
         # Half of the columns after the other: the exponentials of all do not fit into registers beside their logits.
         HALF: tl.constexpr = COLUMNS // 2
         left, right = tl.split(tl.permute(tl.reshape(logits, (ROWS, 2, HALF)), (0, 2, 1)))
-        sums, moments = _epilogue(left, targets, references, starts, here, room, scale, keep != 0, EVEN, MOMENT, PTX)
+        sums, moments = _epilogue(left, targets, references, starts, stored, room, scale, EVEN, MOMENT, PTX)
         more_sums, more_moments = _epilogue(
-            right, targets - HALF, references, starts + HALF, here, room - HALF, scale, keep != 0, EVEN, MOMENT, PTX
+            right, targets - HALF, references, starts + HALF, stored, room - HALF, scale, EVEN, MOMENT, PTX
         )
         tl.store(sums_ptr + slots, sums + more_sums, mask=here)
         if MOMENT:

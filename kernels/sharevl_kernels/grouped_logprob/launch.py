@@ -208,7 +208,7 @@ class _Block:
             self._stride(columns),
             chunk.first,
             self.scale,
-            int(buffer is not None),
+            rows if buffer is None else 0,
             ROWS=config.rows,
             COLUMNS=config.columns,
             WIDTH=config.width,
