@@ -5,6 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM := .venv-vllm
 NEWEST := .venv-newest
+MINUTES ?= 60
 ENGINE_TESTS ?= tests/rollout tests/rewrite
 RECIPES ?= $(filter-out %_cpu.yaml,$(wildcard configs/*.yaml))
 UNSLOTH := .unsloth-2026.10.9
@@ -13,7 +14,7 @@ CODE := sharevl_lite kernels apps tests scripts notebooks
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-gpu test-vllm test-unsloth test-beside test-newest bench bench-step bench-memory
-.PHONY: bench-transforms bench-trl bench-explorer
+.PHONY: gpu-report bench-transforms bench-trl bench-explorer
 .PHONY: screenshots notebooks docs serve-docs lint types imports format clean
 
 help: ## List the targets
@@ -66,6 +67,9 @@ test-newest: ## The tests with the newest versions that pyproject.toml allows, i
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --upgrade --upgrade-strategy eager -e '.[dev]'
 	SHAREVL_SMOKE=1 $(NEWEST)/bin/pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 notebooks tests
+
+gpu-report: ## All that needs a CUDA device, tests and figures, into gpu-report/report.md (MINUTES=60 PARTS=...)
+	$(FROM_HERE) scripts/gpu_report.py --minutes $(MINUTES) $(if $(PARTS),--only $(PARTS))
 
 bench: ## Measure on a CUDA device, with what is installed: tables and CSVs in bench-results/
 	@failed=0; for table in resources bench_grouped_logprob bench_packed_update bench_swiglu bench_hierarchical_advantage; do \
