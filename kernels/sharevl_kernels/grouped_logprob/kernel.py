@@ -13,6 +13,8 @@ in float32 and stores it once in the weight's dtype, and the second GEMM reads i
 range, so no maximum has to be subtracted; only a row whose target lies more than 100 powers of two below the others
 (log p < -69 nats) could overflow, and the op computes such a row again the ordinary way.
 
+Updates have other numbers of rows each time; nothing is compiled anew for one that is a multiple of 16 or is not.
+
 Deleted from the textbook: the running maximum, the normalisation pass over the probabilities, the recomputation of
 logits in the backward pass, and atomics: every sum has one order.
 """
@@ -99,7 +101,7 @@ def _epilogue(
     return sums, moments
 
 
-@triton.jit(do_not_specialize=["first_column", "first_stored"])
+@triton.jit(do_not_specialize=["num_rows", "first_column", "first_stored"])
 def scan_kernel(
     hidden,
     weight,
@@ -171,7 +173,7 @@ def scan_kernel(
             tl.store(moments_ptr + slots, moments + more_moments, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def reference_kernel(
     hidden_ptr,
     weight_ptr,
@@ -216,7 +218,7 @@ def _log1p(x):
     return tl.where(x <= 0.5, 2.0 * s * series, tl.log(1.0 + x))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def combine_kernel(
     sums_ptr,
     moments_ptr,
