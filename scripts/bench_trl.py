@@ -60,6 +60,7 @@ class Process:
         file.write_text(json.dumps(asdict(job)))
         words = [sys.executable, str(Path(__file__).with_name("trl_worker.py")), str(file)]
         environment = os.environ | {"OMP_NUM_THREADS": str(job.threads), "TOKENIZERS_PARALLELISM": "false"}
+        environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # lengths differ from step to step
         environment.pop("TRITON_INTERPRET", None)  # for tests; it would slow TRL's side down
         pipe = subprocess.PIPE
         with self.log.open("w") as errors:

@@ -71,7 +71,7 @@ PARTS = (
         "step",
         "a whole step of 32 problems in a 3B shape: ours, packed rows, and separate rows as the baseline",
         12,
-        (Command("step", "{python} scripts/bench_step.py --at-once --vllm-share 0.22 --out {out}/step", ("vllm",)),),
+        (Command("step", "{python} scripts/bench_step.py --at-once --out {out}/step", ("vllm",)),),
     ),
     Part(
         "updates",
@@ -134,7 +134,8 @@ PARTS = (
             Command(
                 "trl",
                 f"{{python}} scripts/random_models.py {MODEL} {{scratch}}/3b"
-                " && {python} scripts/bench_trl.py --model {scratch}/3b --steps 3 --warm-up 1 --out {out}/trl",
+                " && {python} scripts/bench_trl.py --model {scratch}/3b --trl-batch 8 --token-budget 16384"
+                " --steps 3 --warm-up 1 --out {out}/trl",
             ),
         ),
     ),

@@ -125,14 +125,14 @@ def main() -> int:
         print(json.dumps(measure(options.recipes[0], options.layers)))
         return 0
     extra = [] if options.layers is None else [f"--layers={options.layers}"]
-    runs = []
-    for recipe in options.recipes:
+
+    def start(recipe: Path) -> subprocess.Popen[str]:
         words = [sys.executable, __file__, "--work", *extra, str(recipe)]
-        runs.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        if options.one_by_one:
-            runs[-1].wait()
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    runs = map(start, options.recipes)  # each when its turn comes
     failed = 0
-    for recipe, run in zip(options.recipes, runs, strict=True):
+    for recipe, run in zip(options.recipes, runs if options.one_by_one else list(runs), strict=True):
         out, errors = run.communicate()
         if run.returncode:
             failed, reason = 1, (errors.strip().splitlines() or ["no message"])[-1]

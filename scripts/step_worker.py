@@ -102,19 +102,46 @@ def work(ways: Sequence[Way], file: Path, problems: int) -> None:
     tell("model loaded", began)
     encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index, shared.data.prompt_template)
     rows = fit_prompts(shared, read_sources(shared).train, encoder, Console(stderr=True))
-    random = ways[0].engine == "random"
-    engine: RolloutEngine = RandomEngine(policy) if random else make_engine(shared, policy, max_images=2)
+    engine = start_engine(shared, policy, ways[0].engine, problems)
     tell("sampler started", began)
     with RewardScorer(shared.reward) as scorer:
         bench = Bench(file, policy, encoder, rows, engine, scorer)
         for way in ways:
             print(json.dumps(bench.step(way, "warm-up", WARM_UP)), file=sys.stderr)
         tell("warm", began)
-        print(READY, end="", flush=True)
+        print("\n" + READY, end="", flush=True)  # whatever a library has left on the line
         asked = bool(sys.stdin.readline())  # nobody is there any more where it ends without a line
         for way in ways if asked else ():
-            print(json.dumps({"way": way.name} | bench.step(way, "step", problems)), flush=True)
+            print("\n" + json.dumps({"way": way.name} | bench.step(way, "step", problems)), flush=True)
     engine.close()
+
+
+def start_engine(recipe: Recipe, policy: PackedPolicy, name: str, problems: int) -> RolloutEngine:
+    """The sampler of these ways."""
+    if name == "random":
+        return RandomEngine(policy)
+    if name != "vllm":
+        return make_engine(recipe, policy, max_images=2)
+    from sharevl_lite.rollout.vllm import VLLMRolloutEngine
+
+    class FixedCache(VLLMRolloutEngine):
+        """With room for all responses of a step: vLLM counts what processes beside it load meanwhile as its own."""
+
+        def _device_settings(self, recipe: Recipe) -> dict[str, Any]:
+            size = {"kv_cache_memory_bytes": cache_bytes(self.policy.config.get_text_config(), recipe, problems)}
+            return super()._device_settings(recipe) | size
+
+    return FixedCache(policy, recipe, max_images=2)
+
+
+def cache_bytes(text: Any, recipe: Recipe, problems: int) -> int:
+    """Keys and values in 16 bits of all prompts, read once, and responses of a step, and a quarter more for blocks that
+    are not full."""
+    share = recipe.share
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    token = 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * width
+    responses = share.num_responses * recipe.rollout.max_completion_length
+    return int(1.25 * token * problems * share.num_variants * (recipe.data.max_prompt_length + responses))
 
 
 def tell(what: str, began: float) -> None:

@@ -61,6 +61,8 @@ class Gate(TrainerCallback):
             torch.cuda.synchronize()
         step = {"seconds": time.perf_counter() - self.began, **self.counts}
         self.steps.append(step)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the next process's step wants the card's memory as well
         tell({"step": step})
         if state.global_step < state.max_steps:
             self._wait()
@@ -132,6 +134,7 @@ def judge(recipe: Recipe, adapters: list[Path]) -> list[float]:
 def work(job: Job) -> None:
     """Does what the job says."""
     torch.set_num_threads(job.threads)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # on Hopper it is tried first, and plans anew for every length
     recipe = load_recipe(Path(job.recipe), dict(job.changes))
     if job.side == "judge":
         tell({"accuracies": judge(recipe, [Path(adapter) for adapter in job.adapters])})
