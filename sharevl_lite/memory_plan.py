@@ -10,9 +10,9 @@ Weights, adapters and optimizer are counted from the model's configuration, exac
 - features of a rollout's pictures are kept until it is trained, and where transformers sample those of an evaluation
   until its end, up to a bound: at most a prompt's tokens each;
 - the head keeps the hidden gradients [T, H] in float32 and a workspace that is bounded (kernels/README.md);
-- sampling with transformers holds keys and values of a whole batch, and its logits in float32 three times over; while
-  it reads a batch of prompts, a layer keeps 4 widths and 3 intermediate widths per token (docs/LOG.md compares that and
-  the activations with what an H100 took);
+- sampling with transformers holds keys and values of a whole batch, and its logits in the base's precision, in float32
+  twice and in float64 (with `top_p` sorted as well); while it reads a batch of prompts, a layer keeps 4 widths and 3
+  intermediate widths per token (docs/LOG.md compares that and the activations with what an H100 took);
 - vLLM takes the share of the device that the recipe gives it, and about 1 GiB of it stays while it sleeps;
 - CUDA itself and the allocator's slack: 1 GiB.
 """
@@ -302,7 +302,7 @@ def _sampling_parts(recipe: Recipe, shape: ModelShape, width: int, total: int | 
             * width
             * (4 * shape.hidden + 3 * shape.intermediate),
             "keys and values": section.batch_size * recipe.max_sequence_length * shape.kv_numbers * width,
-            "logits": 3 * 4 * section.batch_size * shape.vocabulary,
+            "logits": (width + (16 if section.top_p == 1.0 else 30)) * section.batch_size * shape.vocabulary,
         }
     if section.engine in ("vllm", "unsloth") and total is not None:
         share = int(section.vllm_gpu_memory_utilization * total)

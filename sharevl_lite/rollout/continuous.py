@@ -19,21 +19,49 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values of one layer with room for tokens to come, where `DynamicLayer` copies all for each new token."""
+class Rooms:
+    """Memory for the keys and values of a rollout: [rows, H, tokens, D], as large as they can become, each the same.
 
-    def __init__(self, keys_BHCD: Float[Tensor, "B H C D"], values_BHCD: Float[Tensor, "B H C D"], length: int) -> None:
+    A layer whose rows leave or join moves into a spare room, and its own is the next layer's. A GPU's allocator would
+    find no use for what is freed when everything grows: it would reserve several times what is needed.
+    """
+
+    def __init__(self, rows: int, tokens: int) -> None:
+        self.rows, self.tokens = rows, tokens
+        self._spare: dict[tuple[int, int], list[Tensor]] = {}
+
+    def take(self, like_BHLD: Float[Tensor, "B H L D"]) -> Float[Tensor, "R H C D"]:
+        """A room for such keys or values; its contents are undefined."""
+        _, heads, _, size = like_BHLD.shape
+        spare = self._spare.get((heads, size))
+        return spare.pop() if spare else like_BHLD.new_empty(self.rows, heads, self.tokens, size)
+
+    def give(self, room_RHCD: Float[Tensor, "R H C D"]) -> None:
+        """Takes a room back that nobody reads any more."""
+        self._spare.setdefault((room_RHCD.shape[1], room_RHCD.shape[3]), []).append(room_RHCD)
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values of one layer with room for tokens to come, where `DynamicLayer` copies all for each new token.
+
+    The first `rows` and `length` of each room are filled.
+    """
+
+    def __init__(
+        self, keys_RHCD: Float[Tensor, "R H C D"], values_RHCD: Float[Tensor, "R H C D"], rows: int, length: int
+    ) -> None:
         super().__init__()
-        self.lazy_initialization(keys_BHCD, values_BHCD)
-        self._room = keys_BHCD, values_BHCD
-        self.keys, self.values = (part[:, :, :length] for part in self._room)
+        self.lazy_initialization(keys_RHCD, values_RHCD)
+        self.rooms = keys_RHCD, values_RHCD
+        self._rows = rows
+        self.keys, self.values = (room[:rows, :, :length] for room in self.rooms)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes new keys and values [B, H, N, D] behind the others; gives all. RuntimeError where no room is left."""
         start, added = self.get_seq_length(), key_states.shape[2]
-        for room, new in zip(self._room, (key_states, value_states), strict=True):
-            room.narrow(2, start, added).copy_(new)
-        self.keys, self.values = (room[:, :, : start + added] for room in self._room)
+        for room, new in zip(self.rooms, (key_states, value_states), strict=True):
+            room[: self._rows].narrow(2, start, added).copy_(new)
+        self.keys, self.values = (room[: self._rows, :, : start + added] for room in self.rooms)
         return self.keys, self.values
 
 
@@ -55,8 +83,8 @@ class Context:
         self.mask_BL = pad(self.mask_BL, (0, new_BN.shape[1]), value=1)
 
 
-def join(parts: Sequence[tuple[Context, Sequence[int]]], room: int) -> Context:
-    """Some rows of some contexts, one after the other, without padding that all have, and with `room` for new tokens.
+def join(parts: Sequence[tuple[Context, Sequence[int]]], rooms: Rooms) -> Context:
+    """Some rows of some contexts, one after the other, without padding that all have; each layer in rooms of its own.
 
     The contexts are used up: the memory of each of their layers is given back as soon as it has been copied.
     """
@@ -76,9 +104,11 @@ def join(parts: Sequence[tuple[Context, Sequence[int]]], room: int) -> Context:
     layers: list[CacheLayerMixin] = []
     for _ in range(len(contexts[0].cache)):
         old = [context.cache.layers.pop(0) for context in contexts]
-        keys = _gather([layer.keys for layer in old], rows_of, width - 1, room)
-        values = _gather([layer.values for layer in old], rows_of, width - 1, room)
-        layers.append(RoomyLayer(keys, values, width - 1))
+        keys = _gather([layer.keys for layer in old], rows_of, width - 1, rooms)
+        values = _gather([layer.values for layer in old], rows_of, width - 1, rooms)
+        layers.append(RoomyLayer(keys, values, sum(map(len, rows_of)), width - 1))
+        for room in (room for layer in old if isinstance(layer, RoomyLayer) for room in layer.rooms):
+            rooms.give(room)
     return Context(
         align(pick([context.ids_BL for context in contexts])),
         align(masks),
@@ -88,15 +118,15 @@ def join(parts: Sequence[tuple[Context, Sequence[int]]], room: int) -> Context:
 
 
 def _gather(
-    parts: list[Float[Tensor, "B H L D"]], rows_of: list[Int[Tensor, "R"]], width: int, room: int
-) -> Float[Tensor, "B H C D"]:
-    """Rows of some tensors, the last `width` tokens of each (padded with zeros), and `room` behind them."""
-    _, heads, _, size = parts[0].shape
-    gathered = parts[0].new_zeros(sum(map(len, rows_of)), heads, width + room, size)
+    parts: list[Float[Tensor, "B H L D"]], rows_of: list[Int[Tensor, "R"]], width: int, rooms: Rooms
+) -> Float[Tensor, "R H C D"]:
+    """A room with rows of some tensors, the last `width` tokens of each (padded with zeros)."""
+    room = rooms.take(parts[0])
     start = 0
     for part, rows in zip(parts, rows_of, strict=True):
         kept = min(width, part.shape[2])
         end = start + len(rows)
-        gathered[start:end, :, width - kept : width] = part[rows, :, part.shape[2] - kept :]
+        room[start:end, :, : width - kept] = 0.0
+        room[start:end, :, width - kept : width] = part[rows, :, part.shape[2] - kept :]
         start = end
-    return gathered
+    return room

@@ -23,7 +23,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 
 from sharevl_lite.policy.packed import PackedPolicy, cache_argument
 from sharevl_lite.policy.prompts import EncodedPrompt
-from sharevl_lite.rollout.continuous import Context, join
+from sharevl_lite.rollout.continuous import Context, Rooms, join
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 
 SLICE = 16
@@ -48,16 +48,18 @@ class SeededSampler(LogitsProcessor):
 
     def __call__(self, input_ids: Int[Tensor, "B L"], scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """Keeps the drawn token of each row."""
-        logits_BV = scores.float().clone()
+        logits_BV = scores.to(torch.float32, copy=True)
         logits_BV[:, self.banned_ids] = -torch.inf
         if self.temperature > 0.0:
-            logits_BV = logits_BV / self.temperature
+            logits_BV /= self.temperature
             if self.nucleus is not None:
                 logits_BV = self.nucleus(input_ids, logits_BV)
             logprobs_BV = logits_BV.log_softmax(-1)
-            cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
+            del logits_BV  # of a large batch each of these is a gigabyte
+            cumulative_BV = logprobs_BV.double().exp_().cumsum_(-1)
             threshold_B1 = self.uniforms_BT[:, len(self.logprobs), None].double() * cumulative_BV[:, -1:]
             drawn_B1 = torch.searchsorted(cumulative_BV, threshold_B1, right=True).clamp(max=scores.shape[1] - 1)
+            del cumulative_BV
         else:
             logprobs_BV = logits_BV.log_softmax(-1)
             drawn_B1 = logits_BV.argmax(-1, keepdim=True)
@@ -113,21 +115,23 @@ class HFRolloutEngine:
         """Samples each row to its end. Those of a group start together, so that their prompt is read once."""
         size = self.batch_size
         waiting = deque(group[start : start + size] for group in groups for start in range(0, len(group), size))
+        longest = max((row.request.prompt.prefix.ids_P.numel() for group in groups for row in group), default=0)
+        rooms = Rooms(min(size, sum(map(len, groups))), longest + sampling.max_completion_length)
         running: list[Row] = []
         context: Context | None = None
-        with self.policy.autocast(), without_own_settings(self.policy.base):
+        with self.policy.autocast(), without_own_settings(self.policy.base), without_cudnn_attention():
             while True:
                 staying = [place for place, row in enumerate(running) if not self._has_ended(row, sampling)]
                 joining: list[Row] = []
                 while waiting and len(staying) + len(joining) + len(waiting[0]) <= size:
                     joining += waiting.popleft()
-                running = [running[place] for place in staying] + joining
-                if not running:
+                if not staying + joining:
                     return
-                parts = [(context, staying)] if context is not None and staying else []
-                if joining:
-                    parts.append(self._read(joining))
-                context = join(parts, room=SLICE)
+                if context is None or joining or len(staying) < len(running):
+                    parts = [(context, staying)] if context is not None and staying else []
+                    context = None  # an ended one gives its memory back before others are read
+                    running = [running[place] for place in staying] + joining
+                    context = join([*parts, self._read(joining)] if joining else parts, rooms)
                 self._go_on(running, context, sampling)
 
     def _read(self, rows: list[Row]) -> tuple[Context, list[int]]:
@@ -224,3 +228,14 @@ def without_own_settings(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+@contextlib.contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Leaves attention to the other kernels: on Hopper torch tries cuDNN's first, which plans anew for every length."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

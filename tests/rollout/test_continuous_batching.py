@@ -9,7 +9,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 import sharevl_lite.rollout.hf as sampler
-from sharevl_lite.rollout.continuous import Context, RoomyLayer, join
+from sharevl_lite.rollout.continuous import Context, Rooms, RoomyLayer, join
 from sharevl_lite.rollout.hf import HFRolloutEngine
 
 LENGTH = 30
@@ -129,12 +129,12 @@ def context(lengths, width, seed):
     return Context(ids_BL, mask_BL, torch.tensor(lengths)[:, None] * 10, Cache(layers=[layer]))
 
 
-@pytest.mark.parametrize("room", [0, 4])
-def test_join_aligns_rows_on_their_last_tokens(room):
+@pytest.mark.parametrize("tokens", [4, 9])
+def test_join_aligns_rows_on_their_last_tokens(tokens):
     one, other = context([3, 9, 5], 9, seed=1), context([4, 2], 6, seed=2)
     rows = [(one, 2), (one, 0), (other, 0), (other, 1), (other, 0)]
     expected = [(c.ids_BL[row, -n:], 10 * n) for c, row in rows for n in [int(c.mask_BL[row].sum())]]
-    joined = join([(one, [2, 0]), (other, [0, 1, 0])], room)
+    joined = join([(one, [2, 0]), (other, [0, 1, 0])], Rooms(5, tokens))
     assert joined.ids_BL.shape == (5, 5)  # the row of nine tokens is not among them
     keys, values = joined.cache.layers[0].keys, joined.cache.layers[0].values
     assert keys.shape == values.shape == (5, 2, 4, 3)
@@ -149,15 +149,76 @@ def test_join_aligns_rows_on_their_last_tokens(room):
 
 def test_a_roomy_layer_grows_in_its_own_memory():
     draw = torch.Generator().manual_seed(0)
-    room = torch.randn(2, 2, 3, 10, 4, generator=draw)
-    roomy, plain = RoomyLayer(room[0], room[1], 4), DynamicLayer()
-    plain.update(room[0][:, :, :4].clone(), room[1][:, :, :4].clone())
+    room = torch.randn(2, 3, 2, 10, 4, generator=draw)
+    roomy, plain = RoomyLayer(room[0], room[1], 2, 4), DynamicLayer()  # the third row is nobody's
+    plain.update(room[0][:2, :, :4].clone(), room[1][:2, :, :4].clone())
+    third = room[:, 2].clone()
     for new in (1, 3, 1, 1):
-        keys, values = torch.randn(2, 2, 3, new, 4, generator=draw)
+        keys, values = torch.randn(2, 2, 2, new, 4, generator=draw)
         for mine, theirs in zip(roomy.update(keys, values), plain.update(keys, values), strict=True):
             assert torch.equal(mine, theirs)
         assert roomy.get_seq_length() == plain.get_seq_length()
         assert roomy.get_mask_sizes(1) == plain.get_mask_sizes(1)
         assert roomy.keys.data_ptr() == room.data_ptr()
+    assert torch.equal(room[:, 2], third)
     with pytest.raises(RuntimeError, match="exceeds dimension size"):
         roomy.update(keys, values)
+
+
+def test_padding_is_zero_in_a_room_that_others_have_left():
+    """Values under a mask count as 0 times what they are, and 0 times infinity is none."""
+    rooms = Rooms(2, 6)
+    rooms.give(torch.full((2, 2, 6, 3), torch.inf))
+    rooms.give(torch.full((2, 2, 6, 3), torch.inf))
+    joined = join([(context([2], 2, seed=3), [0]), (context([5], 5, seed=4), [0])], rooms)
+    for part in (joined.cache.layers[0].keys, joined.cache.layers[0].values):
+        assert part.shape == (2, 2, 4, 3)
+        assert torch.equal(part[0, :, :3], torch.zeros(2, 3, 3))
+        assert part.isfinite().all()
+
+
+def test_a_rollout_has_one_room_more_than_its_layers(policy, monkeypatch):
+    """However often rows leave and join; what a GPU's allocator is asked for does not depend on it."""
+    made = []
+    take = Rooms.take
+
+    def count(rooms, like_BHLD):
+        spare = sum(map(len, rooms._spare.values()))
+        room = take(rooms, like_BHLD)
+        made.append((tuple(room.shape), room.data_ptr(), spare == 0))
+        return room
+
+    monkeypatch.setattr(Rooms, "take", count)
+    asked = requests(policy, count=6)
+    sample(policy, asked, 12)
+    layers = policy.base.config.get_text_config().num_hidden_layers
+    longest = max(request.prompt.prefix.ids_P.numel() for request in asked)
+    assert {shape[0] for shape, _, _ in made} == {12}
+    assert {shape[2] for shape, _, _ in made} == {longest + LENGTH}
+    assert len(made) > 6 * layers  # several times
+    assert len({address for _, address, _ in made}) == sum(new for _, _, new in made) == 2 * (layers + 1)
+
+
+def test_nothing_moves_while_nobody_leaves_or_joins(policy, monkeypatch):
+    favour(policy, ["<|im_end|>", "<|endoftext|>"], -100.0)
+    joined = []
+    monkeypatch.setattr(sampler, "join", lambda *words: joined.append(0) or join(*words))
+    (first, *_) = requests(policy, count=2)
+    responses = sample(policy, [first], 2)
+    assert [len(response.token_ids) for response in responses] == [LENGTH, LENGTH]
+    assert len(joined) == 1
+
+
+def test_cudnn_plans_no_attention_while_sampling(policy):
+    """On Hopper it is tried first, and plans for every number of keys, for tens of milliseconds each."""
+    enabled = []
+    policy.base.register_forward_pre_hook(lambda *_: enabled.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        sample(policy, requests(policy), 4)
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert enabled
+    assert not any(enabled)

@@ -1,10 +1,13 @@
 """Rollouts by transformers' generate: each response from its own stream, out of the distribution that is trained."""
 
+import weakref
 from functools import partial
 
 import pytest
 import torch
 from tiny_models import FAMILIES, encoder, picture, tiny_policy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sharevl_lite.rollout.engine import Sampling, SamplingRequest
 from sharevl_lite.rollout.hf import HFRolloutEngine, SeededSampler
@@ -294,3 +297,33 @@ def test_prompts_are_read_once_and_images_seen_once(family, keep):
     group = SegmentGroup(asked[0].prompt.prefix, (torch.tensor(responses[0][0].token_ids),), (0,))
     policy(pack_row([group]), asked[0].prompt.images)
     assert len(seen) == (3 if keep else 5)
+
+
+class Held(TorchDispatchMode):
+    """Most bytes that tensors made within it held at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.most = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in (part for part in tree_leaves(out) if isinstance(part, torch.Tensor)):
+            storage = tensor.untyped_storage()
+            place = storage._cdata
+            if place not in self.sizes:
+                self.sizes[place] = storage.nbytes()
+                weakref.finalize(storage, self.sizes.pop, place)
+                self.most = max(self.most, sum(self.sizes.values()))
+        return out
+
+
+@pytest.mark.parametrize(("top_p", "planned"), [(1.0, 16), (0.9, 30)])
+def test_drawing_takes_the_memory_that_is_planned(top_p, planned):
+    """Bytes of a logit, those that `generate` hands over (4) included; `memory_plan` counts them."""
+    rows, words = 4, 20_000
+    scores = torch.randn(rows, words, generator=torch.Generator().manual_seed(0))
+    draw = SeededSampler(torch.rand(rows, 1, generator=torch.Generator().manual_seed(1)), 0.9, top_p, [3])
+    with Held() as held:
+        draw(torch.zeros(rows, 1, dtype=torch.long), scores)
+    assert held.most / scores.numel() + 4 == pytest.approx(planned, abs=0.1)
