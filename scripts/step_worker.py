@@ -23,6 +23,7 @@ from sharevl_lite import trainer
 from sharevl_lite.collect import Collector
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import Problem
+from sharevl_lite.device_memory import MEMORY
 from sharevl_lite.engines import load_policy_of, make_engine
 from sharevl_lite.intake import fit_prompts, read_sources
 from sharevl_lite.learn import Learner, Pair, RowLoss, UpdatePlan
@@ -172,7 +173,7 @@ class Bench:
         log = MetricsLog(recipe.run_dir / "metrics.jsonl")
         recipe.run_dir.mkdir(parents=True)
         if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+            MEMORY.reset()
         collector = Collector(recipe, self.encoder, self.engine, self.scorer)
         store = RolloutStore(recipe.run_dir)
         run = trainer.ShareGRPOTrainer(recipe, self.policy, self.rows, collector, store=store, metrics_log=log)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sharevl_lite.collect import Rollout
+from sharevl_lite.device_memory import MEMORY
 from sharevl_lite.dynamic import Levels, everything_asked, silent_problems
 from sharevl_lite.learn import Learner, Pair, RowLoss, UpdatePlan
 
@@ -169,8 +170,8 @@ def percentile_95(values_X: torch.Tensor) -> float | None:
 
 
 def peak_memory_mib() -> float:
-    """Peak of this process: device memory on a GPU, else resident memory (MiB)."""
+    """Peak of this process (MiB): device memory in use on a GPU (a sleeping engine's is not), else resident memory."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+        return MEMORY.peak() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sharevl_lite.device_memory import MEMORY
 from sharevl_lite.errors import INSTALL_GPU
 from sharevl_lite.policy.hf import resolve_model_path, save_adapter
 from sharevl_lite.policy.prompts import pixel_settings
@@ -52,7 +53,9 @@ class VLLMRolloutEngine:
         self._asleep = False
         self._synced = 0
         self._stale = False
+        before = torch.cuda.memory_allocated() if self._can_sleep else 0
         self._llm = self._start(recipe, max_images)
+        self._counted = torch.cuda.memory_allocated() - before if self._can_sleep else 0
         self._folder = Path(tempfile.mkdtemp(prefix="sharevl-adapter-"))
         self.sleep()
 
@@ -144,13 +147,17 @@ class VLLMRolloutEngine:
         """Takes the weights and the cache's memory back, out of what torch keeps of the update."""
         if self._asleep:
             torch.cuda.empty_cache()  # vLLM maps its memory anew and asks nobody for it
+            MEMORY.give_back(0)
             self._llm.wake_up()
             self._asleep = False
 
     def sleep(self) -> None:
         """Gives the weights' and the cache's memory up, until the next rollout."""
         if self._can_sleep and not self._asleep:
+            free, _ = torch.cuda.mem_get_info()
             self._llm.sleep(level=1)
+            freed = torch.cuda.mem_get_info()[0] - free
+            MEMORY.give_back(max(0, min(freed, self._counted)))  # torch may not count all of it, or none
             self._asleep = True
 
     def _forget(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sharevl_lite.device_memory import MEMORY
 from sharevl_lite.policy.hf import load_policy
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import load_recipe
@@ -47,12 +48,21 @@ def test_it_sleeps_while_the_policy_trains_and_wakes_with_the_new_adapter(capfd)
     asleep = taken()
     engine.wake()
     awake = taken()
+    MEMORY.reset()  # from here on vLLM counts
     engine.sleep()
+    peak_awake = MEMORY.peak()
+    MEMORY.reset()  # and from here on it does not
     share = recipe.rollout.vllm_gpu_memory_utilization * torch.cuda.get_device_properties(0).total_memory
+    counted = torch.cuda.memory_allocated()
     with capfd.disabled():
         print(f"\nGiB in use: alone {alone / GIB:.2f}, awake {awake / GIB:.2f}, asleep {asleep / GIB:.2f}")
+        print(
+            f"peak with vLLM awake {peak_awake / GIB:.2f}, asleep {MEMORY.peak() / GIB:.2f}, torch {counted / GIB:.2f}"
+        )
     assert awake - alone > 0.5 * share
     assert asleep - alone < 0.25 * (awake - alone)  # CUDA graphs and the context stay
+    assert peak_awake > 0.5 * share
+    assert MEMORY.peak() < 0.25 * peak_awake
 
     fresh = engine.sample([request], sampling)[0]
     row = pack_row([SegmentGroup(request.prompt.prefix, (torch.tensor(fresh[0].token_ids),), (0,))])
