@@ -14,7 +14,7 @@ from sharevl_lite.policy.fused import fuse
 from sharevl_lite.rollout.hf import HFRolloutEngine
 from sharevl_lite.share import pack_row
 
-LENGTH = 16
+LENGTH = 12
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_fused_layers_score_and_learn_under_autocast(policies, family, dtype):
     ids=["plain", "nucleus", "greedy"],
 )
 def test_groups_join_and_rows_leave_while_it_samples(policies, family, how, monkeypatch):
-    monkeypatch.setattr(sampler, "SLICE", 4)
+    monkeypatch.setattr(sampler, "SLICE", 3)
     found = []
     for policy in policies(family):
         favour(policy, ["<|im_end|>", "<|endoftext|>"], 2.5)

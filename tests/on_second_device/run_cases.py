@@ -25,7 +25,7 @@ SMALL = {
     "data.train_limit": 64,
     "share.num_responses": 2,
     "rollout.temperature": 2.0,
-    "rollout.max_completion_length": 10,
+    "rollout.max_completion_length": 6,
     "rollout.batch_size": 8,
     "train.rollouts": 1,
     "train.problems_per_rollout": 2,
