@@ -3,6 +3,7 @@
 <output_dir>/<name>/recipe.yaml        the resolved recipe
                     data.json          how many problems, and a digest of them
                     tokenizer.json     the model's, for those who read the rollouts
+                    prompt.json        what the chat template puts around a question
                     metrics.jsonl      a line per step and evaluation
                     rollouts/, images/ the rollout store
                     checkpoints/       the newest checkpoints
@@ -45,6 +46,7 @@ from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.policy.hf import load_adapter, save_adapter, start_from
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import dump_recipe, with_local_paths
+from sharevl_lite.records import keep_frame
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.rewards.functions import RewardFunctionError
 from sharevl_lite.rollout.errors import RolloutError
@@ -52,6 +54,7 @@ from sharevl_lite.run_folder import (
     ADAPTER_DIR,
     DATA_FILE,
     METRICS_FILE,
+    PROMPT_FILE,
     RECIPE_FILE,
     SUMMARY_FILE,
     TOKENIZER_FILE,
@@ -252,6 +255,8 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
     write_json(run_dir / DATA_FILE, data_record(list(trainer.problems)))
     if checkpoint is None or not (run_dir / TOKENIZER_FILE).is_file():
         _keep_tokenizer(trainer, run_dir / TOKENIZER_FILE)
+    if checkpoint is None or not (run_dir / PROMPT_FILE).is_file():
+        keep_frame(trainer.collector.encoder, run_dir / PROMPT_FILE)
     updates = 0 if checkpoint is None else updates_made(checkpoint)
     if checkpoint is not None:
         discard_later_checkpoints(run_dir / CHECKPOINTS_DIR, updates)

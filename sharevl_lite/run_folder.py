@@ -23,7 +23,7 @@ from sharevl_lite.recipe_yaml import parse
 from sharevl_lite.recipes import load_recipe
 
 RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
-DATA_FILE, TOKENIZER_FILE = "data.json", "tokenizer.json"
+DATA_FILE, TOKENIZER_FILE, PROMPT_FILE = "data.json", "tokenizer.json", "prompt.json"
 # What a resumed run may change: nothing that decides what is asked, rewarded or optimised, but for the learning rate:
 # who sees a run diverge goes back to a checkpoint and on at a lower one. ROUNDING is only about how sums are grouped:
 # the run goes on as it would have, but not bit for bit. LENGTH may change where no step that was made depends on it.
