@@ -36,11 +36,11 @@ from sharevl_lite.atomic import (
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR, discard_later_checkpoints, updates_made
 from sharevl_lite.collect import Collector, check_rewards
 from sharevl_lite.config import Recipe
-from sharevl_lite.display import OF_UPDATE, StepDisplay, before_after_table, counted
+from sharevl_lite.display import APPLIED, OF_UPDATE, StepDisplay, before_after_table, counted
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.errors import ToldError
 from sharevl_lite.first_checks import check_trackers
-from sharevl_lite.heldout import SHARES
+from sharevl_lite.heldout import COUNTS, SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.policy.hf import load_adapter, save_adapter, start_from
@@ -299,6 +299,8 @@ def _summarise(recipe: Recipe, records: list[dict[str, Any]]) -> dict[str, Any]:
         rewards = [name.removeprefix("eval_") for name in record if name.startswith("eval_reward")]
         for name in (*SHARES, *rewards):
             summary[f"{name}_{when}"] = record[f"eval_{name}"]
+        for name in (name for name in COUNTS if f"eval_{name}" in record):  # an older program's line may lack some
+            summary[f"{name}_{when}"] = record[f"eval_{name}"]
     return summary
 
 
@@ -320,9 +322,10 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
     run_dir = recipe.run_dir
     if "accuracy_before" in summary:
         rewards = [f"reward/{function}" for function in recipe.reward.names]
-        names = [*SHARES, *(["reward", *rewards] if rewards else [])]
+        rewards = ["reward", *rewards, *(f"{name}{APPLIED}" for name in rewards)] if rewards else []
+        names = [*SHARES, *COUNTS, *rewards]
         before, after = ({n: summary.get(f"{n}_{when}") for n in names} for when in ("before", "after"))
-        console.print(before_after_table(before, after))
+        console.print(before_after_table(before, after, recipe.eval.samples))
         _tell_best(console, recipe, summary)
     shares = {name: f"{summary[name]:.0%}" for name in AVERAGED}
     sharing = (
