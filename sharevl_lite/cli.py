@@ -286,13 +286,14 @@ def _knob_help() -> str:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
-    from sharevl_lite.first_checks import check_inputs, check_start
+    from sharevl_lite.first_checks import check_adapter_start, check_inputs, check_start
     from sharevl_lite.heavy_imports import without_collecting
     from sharevl_lite.recipes import load_recipe, with_local_paths
 
     recipe = load_recipe(options.recipe, overrides)
     if options.dry_run:
         check_inputs(recipe)
+        check_adapter_start(recipe.model)
         with without_collecting():
             from sharevl_lite.preview import preview
 

@@ -39,7 +39,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.display import APPLIED, OF_UPDATE, StepDisplay, before_after_table, counted
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.errors import ToldError
-from sharevl_lite.first_checks import check_trackers
+from sharevl_lite.first_checks import check_adapter_start, check_trackers
 from sharevl_lite.heldout import COUNTS, SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
@@ -118,6 +118,8 @@ def _train_in_folder(
         console.print(f"{run_dir} is finished; {words_on_more(recipe)}.", highlight=False, soft_wrap=True)
         _last_words(console, recipe, summary)
         return RunResult(run_dir, summary)
+    if checkpoint is None:
+        check_adapter_start(recipe.model)
     check_servers(recipe)
     with RewardScorer(recipe.reward) as scorer:
         resuming = resume is not None and has_steps(run_dir)

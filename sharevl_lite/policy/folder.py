@@ -10,6 +10,7 @@ from sharevl_lite.policy.errors import PolicyError
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_MODELS = {"digits-vl": "assets/digits-vl"}
 CONFIG_FILE, ADAPTER_CONFIG, RUN_RECIPE = "config.json", "adapter_config.json", "recipe.yaml"
+ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def resolve_model_path(path: str) -> str:
