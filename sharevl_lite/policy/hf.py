@@ -287,8 +287,10 @@ def _said_as_policy_error(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, ValueError, SafetensorError) as error:
+        here = path.startswith(BUILTIN_PREFIX) or Path(path).exists()
+        taken = "" if here else "no such path here, so it is taken for a Hub id: "
         raise PolicyError(
-            f"model.path: cannot load {path!r} ({first_line(error)}); give a local folder, a "
+            f"model.path: cannot load {path!r} ({taken}{first_line(error)}); give a local folder, a "
             "Hub id you can reach, or builtin:digits-vl"
         ) from error
 
