@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -330,9 +331,10 @@ def _doctor(options: argparse.Namespace, overrides: list[str]) -> int:
         raise RecipeError([f"--memory-gib {options.memory_gib}: give the GPU's memory in GiB, such as 24"])
     recipe = None if options.recipe is None else load_recipe(options.recipe, overrides)
     with without_collecting():
-        from sharevl_lite.doctor import examine, report
+        from sharevl_lite.doctor import diagnose
 
-    return report(examine(recipe, memory_gib=options.memory_gib), as_json=options.json)
+    asked = None if options.recipe is None else shlex.join([options.recipe, *overrides])
+    return diagnose(recipe, asked, memory_gib=options.memory_gib, as_json=options.json)
 
 
 def _variants(options: argparse.Namespace, overrides: list[str]) -> int:
