@@ -1,7 +1,7 @@
 """A whole run: from a recipe to a trained adapter, a store of rollouts and a summary.
 
 <output_dir>/<name>/recipe.yaml        the resolved recipe
-                    data.json          how many problems, and a digest of them
+                    data.json          how many problems, and digests of them and of the base model
                     tokenizer.json     the model's, for those who read the rollouts
                     prompt.json        what the chat template puts around a question
                     metrics.jsonl      a line per step and evaluation
@@ -45,6 +45,7 @@ from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.policy.hf import load_adapter, save_adapter, start_from
 from sharevl_lite.policy.prompts import PromptEncoder
+from sharevl_lite.policy.weights_digest import weights_digests
 from sharevl_lite.recipes import dump_recipe, with_local_paths
 from sharevl_lite.records import keep_frame
 from sharevl_lite.rewards import RewardScorer
@@ -60,6 +61,7 @@ from sharevl_lite.run_folder import (
     TOKENIZER_FILE,
     RunError,
     check_same_data,
+    check_same_model,
     data_record,
     has_steps,
     held,
@@ -151,7 +153,8 @@ def _assemble(
         held_out = fit_prompts(recipe, intake.held_out, encoder, console)
         skipped["eval_bad_rows_skipped"] = intake.held_out.skipped_beside(held_out)
     if resuming:
-        check_same_data(recipe, problems)
+        check_same_model(recipe)  # again, for now it is surely here
+        check_same_data(recipe, problems, held_out)
     display = StepDisplay(console, recipe.train.rollouts, recipe.reward.names)
     tell_wait(console, recipe, "sampler")
     most = most_images([*problems, *(held_out or [])])
@@ -254,7 +257,8 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
         remove_stale_temporaries(folder, older_than_seconds=0)
     reopen(run_dir)
     write_atomically(run_dir / RECIPE_FILE, dump_recipe(recipe).encode())
-    write_json(run_dir / DATA_FILE, data_record(list(trainer.problems)))
+    held_out, model = trainer.eval_dataset, weights_digests(recipe.model.path)
+    write_json(run_dir / DATA_FILE, data_record(list(trainer.problems), held_out and list(held_out), model))
     if checkpoint is None or not (run_dir / TOKENIZER_FILE).is_file():
         _keep_tokenizer(trainer, run_dir / TOKENIZER_FILE)
     if checkpoint is None or not (run_dir / PROMPT_FILE).is_file():

@@ -15,7 +15,7 @@ from typing import Any
 from sharevl_lite.config_model import LoraSection, ModelSection
 from sharevl_lite.errors import first_line
 from sharevl_lite.policy.errors import PolicyError
-from sharevl_lite.policy.folder import ADAPTER_CONFIG, ADAPTER_FILE, CONFIG_FILE, RUN_RECIPE, resolve_model_path
+from sharevl_lite.policy.folder import ADAPTER_CONFIG, ADAPTER_FILE, CONFIG_FILE, RUN_RECIPE, folder_on_disk
 
 KNOB = "model.lora.start_from"
 LAYER_A = re.compile(r".*\.language_model\.layers\.(\d+)\.(?:\w+\.)*(\w+)\.lora_A\.weight")
@@ -121,19 +121,11 @@ def _faults(shapes: dict[str, list[int]], section: ModelSection) -> Iterator[str
 
 def _text_config(path: str) -> dict[str, Any]:
     """What the model's config.json says of its text model; nothing where that is not on this machine."""
-    file: Any = Path(resolve_model_path(path)) / CONFIG_FILE
-    if not file.is_file():
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            file = try_to_load_from_cache(path, CONFIG_FILE)
-        except HFValidationError:
-            return {}
-        if not isinstance(file, str):
-            return {}
+    folder = folder_on_disk(path)
+    if folder is None:
+        return {}
     try:
-        config = json.loads(Path(file).read_text("utf-8"))
+        config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
         return dict(config.get("text_config", config))  # older files of the Hub have them at the top
     except (OSError, ValueError, TypeError, AttributeError):
         return {}  # told when the model is loaded

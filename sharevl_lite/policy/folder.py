@@ -36,6 +36,24 @@ def resolve_model_path(path: str) -> str:
     return str(files("sharevl_lite").joinpath(BUILTIN_MODELS[name]))
 
 
+def folder_on_disk(path: str) -> Path | None:
+    """The folder of a model as in `model.path`: its own, or the snapshot in the Hub's cache here; None without either.
+
+    Raises PolicyError for an unknown built-in.
+    """
+    folder = Path(resolve_model_path(path))
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(path, CONFIG_FILE)
+    except HFValidationError:  # a path of another machine
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def check_folder(path: str) -> None:
     """Raises PolicyError where `path` is a file, a folder without a model, or meant as a folder that is not there."""
     folder = Path(path)
