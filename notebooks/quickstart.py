@@ -107,14 +107,11 @@ recipe.write_text((SMALL if SMOKE else T4) + f"output_dir: {work}/runs\n")
 run = work / "runs" / "quickstart"
 
 # %% [markdown]
-# `doctor` looks at the GPU, the versions and the memory that the recipe will take, and says what to lower where it does not
-# fit.
+# `doctor` looks at the GPU, if there is one, the versions and the memory that the recipe will take, and says what to lower
+# where it does not fit, and what to do next.
 
 # %%
-if SMOKE:
-    print("doctor is about GPUs; on one: sharevl-lite doctor recipe.yaml")
-else:
-    sharevl("doctor", recipe)
+sharevl("doctor", recipe)
 
 # %% [markdown]
 # ## Train

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -286,13 +287,14 @@ def _knob_help() -> str:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
-    from sharevl_lite.first_checks import check_inputs, check_start
+    from sharevl_lite.first_checks import check_adapter_start, check_inputs, check_start
     from sharevl_lite.heavy_imports import without_collecting
     from sharevl_lite.recipes import load_recipe, with_local_paths
 
     recipe = load_recipe(options.recipe, overrides)
     if options.dry_run:
         check_inputs(recipe)
+        check_adapter_start(recipe.model)
         with without_collecting():
             from sharevl_lite.preview import preview
 
@@ -329,9 +331,10 @@ def _doctor(options: argparse.Namespace, overrides: list[str]) -> int:
         raise RecipeError([f"--memory-gib {options.memory_gib}: give the GPU's memory in GiB, such as 24"])
     recipe = None if options.recipe is None else load_recipe(options.recipe, overrides)
     with without_collecting():
-        from sharevl_lite.doctor import examine, report
+        from sharevl_lite.doctor import diagnose
 
-    return report(examine(recipe, memory_gib=options.memory_gib), as_json=options.json)
+    asked = None if options.recipe is None else shlex.join([options.recipe, *overrides])
+    return diagnose(recipe, asked, memory_gib=options.memory_gib, as_json=options.json)
 
 
 def _variants(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -27,6 +27,8 @@ COLUMNS = (
 OF_UPDATE = "eval_of_update"
 """Key of an evaluation of the best checkpoint, put back at the end of a run."""
 HELD_OUT = (("accuracy", "eval_accuracy"), ("plain", "eval_accuracy_plain"), ("variants", "eval_accuracy_variants"))
+APPLIED = "/applied"
+"""How the name of the share ends for which a reward function gave a number."""
 LIVE_ROWS = 12
 LIVE_WIDTH = 110
 """Columns that the table needs; on a narrower screen its numbers would be cut."""
@@ -102,13 +104,23 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def before_after_table(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> Table:
+Figures = Mapping[str, float | None]
+
+
+def before_after_table(before: Figures, after: Figures, samples: int) -> Table:
     """Held-out figures before and after training (None: not known), with the change, of shares in points.
 
-    Besides the shares of every run both may hold rewards, by names that begin with `reward`.
+    Besides the shares of every run both may hold rewards, by names that begin with `reward`. The last column says how
+    many responses a figure is the mean of, before and after where that is not the same: from `responses`, all of them,
+    `samples` to each problem in either way of asking; `verified_plain` and `verified_variants`, those with a verdict;
+    and of a reward function the share `NAME/applied` of them. Older runs kept not all of these.
     """
-    table = Table(title="held-out problems")
-    for title in ("", "before", "after", "change"):
+    title, responses = "held-out problems", after.get("responses")
+    if responses:
+        asked = counted(round(responses / 2 / samples), "held-out problem")
+        title = f"{asked}, asked plainly and as a variant,\n{counted(samples, 'response')} to either"
+    table = Table(title=title)
+    for title in ("", "before", "after", "change", "responses"):
         table.add_column(title, justify="left" if not title else "right")
     rows = (
         ("all", "accuracy"),
@@ -119,12 +131,32 @@ def before_after_table(before: Mapping[str, float | None], after: Mapping[str, f
     for title, name in rows:
         old, new = before[name], after[name]
         change = None if old is None or new is None else 100 * (new - old)
-        table.add_row(title, _share(old), _share(new), "-" if change is None else f"{change:+.1f} points")
-    for name in (name for name in after if name.startswith("reward")):
+        of = _of(before, after, name)
+        table.add_row(title, _share(old), _share(new), "-" if change is None else f"{change:+.1f} points", of)
+    for name in (name for name in after if name.startswith("reward") and not name.endswith(APPLIED)):
         old, new = before.get(name), after[name]
         change = None if old is None or new is None else new - old
-        table.add_row(name, _cell(old, "{:.3f}"), _cell(new, "{:.3f}"), _cell(change, "{:+.3f}"))
+        shown = _cell(old, "{:.3f}"), _cell(new, "{:.3f}"), _cell(change, "{:+.3f}")
+        table.add_row(name, *shown, _of(before, after, name))
     return table
+
+
+def _of(before: Figures, after: Figures, name: str) -> str:
+    """How many responses a figure is the mean of."""
+    counts = [_cell(_mean_of(figures, name), "{:.0f}") for figures in (before, after)]
+    return counts[0] if counts[0] == counts[1] else " / ".join(counts)
+
+
+def _mean_of(figures: Figures, name: str) -> float | None:
+    responses, plain, variants = (figures.get(key) for key in ("responses", "verified_plain", "verified_variants"))
+    if name in ("accuracy", "reward"):
+        return None if plain is None or variants is None else plain + variants
+    if name.startswith("accuracy"):
+        return figures.get(name.replace("accuracy", "verified"))
+    if name.startswith("reward"):
+        applied = figures.get(f"{name}{APPLIED}")
+        return None if responses is None or applied is None else applied * responses
+    return responses
 
 
 def _share(value: float | None) -> str:

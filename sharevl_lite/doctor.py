@@ -12,9 +12,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib import metadata
-from typing import Any, Literal
 
 import torch
 from packaging.version import InvalidVersion, Version
@@ -22,26 +21,15 @@ from rich.console import Console
 
 from sharevl_lite.config import Recipe
 from sharevl_lite.errors import INSTALL_GPU, INSTALL_UNSLOTH, UserError, in_one_line
-from sharevl_lite.memory_plan import (
-    GIB,
-    MemoryPlan,
-    ModelShape,
-    engine_needs,
-    fewest_recomputed,
-    find_config,
-    measure_shape,
-    plan_memory,
-    reliefs,
-    sequences_at_once,
-)
+from sharevl_lite.findings import Check, Status
+from sharevl_lite.memory_advice import memory_checks
+from sharevl_lite.memory_plan import GIB
+from sharevl_lite.next_steps import candidates, next_steps, recipes_check
 from sharevl_lite.policy.hf import BUILTIN_PREFIX, has_bfloat16
-from sharevl_lite.precheck import is_local, look
+from sharevl_lite.precheck import look
 
-Status = Literal["ok", "warning", "failure", "skipped"]
 MARKS: dict[Status, str] = {"ok": "ok", "warning": "warn", "failure": "FAIL", "skipped": "skip"}
 LEAST_DISK = 2 * GIB
-FEW_SEQUENCES = 8
-"""Responses at once below which sampling takes most of a step."""
 
 TESTED: dict[str, tuple[str, ...]] = {
     "torch": ("2.11.0", "2.13.0", "2.14.1"),
@@ -75,24 +63,49 @@ print("MISSING " + ",".join(missing))
 """
 
 
-@dataclass(frozen=True)
-class Check:
-    """One finding; `advice` says what to do about it, `facts` holds its numbers for `--json`."""
-
-    name: str
-    status: Status
-    finding: str
-    advice: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
 def examine(recipe: Recipe | None, *, memory_gib: float | None = None) -> list[Check]:
     """All checks, in the order they are read. `memory_gib` plans for a GPU of that size, on another machine."""
     checks = [_python(), *_gpus(recipe, memory_gib), *_packages(recipe, memory_gib is not None)]
     checks += [_unsloth(recipe if memory_gib is None else None), _hub(recipe)]
     if recipe is not None:
-        checks += [_disk(recipe), _workers(recipe), _start(recipe), *_memory(recipe, memory_gib)]
+        checks += [_disk(recipe), _workers(recipe), _start(recipe), *memory_checks(recipe, memory_gib)]
     return checks
+
+
+def hindrance(recipe: Recipe) -> str | None:
+    """Why a recipe would not run on this machine, in words; None where nothing speaks against it."""
+    if not torch.cuda.is_available():
+        small = recipe.model.path.startswith(BUILTIN_PREFIX)
+        return None if small and not _needs_gpu(recipe) else "need a GPU"
+    missing = [check.name for check in _packages(recipe, False) if check.status == "failure"]
+    if missing:
+        return f"need {', '.join(missing)}"
+    short = any(check.status == "failure" for check in memory_checks(recipe, None))
+    return "need more GPU memory" if short else None
+
+
+def diagnose(recipe: Recipe | None, asked: str | None, *, memory_gib: float | None, as_json: bool) -> int:
+    """Examines, prints what was found and what to do next; returns 1 where a check failed, else 0.
+
+    `asked` is the recipe as it was typed, with its knobs.
+    """
+    checks, gpu = examine(recipe, memory_gib=memory_gib), torch.cuda.is_available()
+    found = candidates(hindrance) if recipe is None or not (as_json or gpu) else []
+    if recipe is None:
+        checks.append(recipes_check(found))
+    code = report(checks, as_json=as_json)
+    if not as_json:
+        from sharevl_lite.run import typed_command
+
+        planned = memory_gib is not None
+        _tell(next_steps(typed_command(), asked, checks, found, gpu=gpu, planned=planned))
+    return code
+
+
+def _tell(steps: list[tuple[str, str]]) -> None:
+    for number, (command, meaning) in enumerate(steps):
+        told = f"{command}    {meaning}" if command else meaning
+        Console(highlight=False).print(f"{'' if number else 'next':5}{told}", markup=False, soft_wrap=True)
 
 
 def report(checks: list[Check], *, as_json: bool) -> int:
@@ -107,8 +120,13 @@ def report(checks: list[Check], *, as_json: bool) -> int:
         if check.advice:
             console.print(f"     -> {check.advice}", markup=False, soft_wrap=True)
     warned = sum(check.status == "warning" for check in checks)
-    console.print(f"{failed} failures, {warned} warnings, {len(checks)} checks", soft_wrap=True)
+    told = f"{_counted(failed, 'failure')}, {_counted(warned, 'warning')}, {_counted(len(checks), 'check')}"
+    console.print(told, soft_wrap=True)
     return int(failed > 0)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _python() -> Check:
@@ -318,83 +336,3 @@ def _start(recipe: Recipe) -> Check:
     seen = str(first) if first.problems else f"nothing of {recipe.data.train}"
     model = recipe.model.path if first.prompts is not None else "no tokenizer"
     return Check(name, "ok", f"read {seen}, with {model}")
-
-
-def _memory(recipe: Recipe, memory_gib: float | None) -> Iterator[Check]:
-    found = find_config(recipe.model.path)
-    if found is None:
-        local = is_local(recipe.model.path)
-        finding = f"not planned: the configuration of {recipe.model.path} is not on this machine"
-        yield Check("memory", "skipped", finding, "" if local else f"hf download {recipe.model.path} config.json")
-        return
-    shape = measure_shape(found[0])
-    gpu = torch.cuda.is_available()
-    here = torch.cuda.get_device_properties(0).total_memory if gpu else None
-    total = here if memory_gib is None else int(memory_gib * GIB)
-    # Another card that a recipe in float16 is planned for is one without bfloat16.
-    half = recipe.model.dtype != "float16" if memory_gib is not None else gpu and has_bfloat16()
-    plan = plan_memory(recipe, shape, total=total, half=half)
-    yield _plan_check("memory, training", plan.training, plan, total, found[1])
-    yield _plan_check("memory, sampling", plan.sampling, plan, total, found[1])
-    if total is not None:
-        yield from _advice(recipe, shape, plan, total, half=half)
-
-
-def _plan_check(name: str, parts: dict[str, int], plan: MemoryPlan, total: int | None, source: str) -> Check:
-    told = ", ".join(f"{part} {amount / GIB:.2f}" for part, amount in parts.items())
-    amount = sum(parts.values())
-    status: Status = "ok" if total is None or MemoryPlan(parts, {}).fits(total) else "failure"
-    finding = f"{amount / GIB:.1f} GiB planned from {source} ({told})"
-    finding += " on the CPU" if total is None else f" of a GPU's {total / GIB:.1f} GiB"
-    return Check(name, status, finding, facts={"parts": parts, "card": total, "fits": status == "ok"})
-
-
-def _room_for_sequences(recipe: Recipe, shape: ModelShape, total: int, *, half: bool) -> Check:
-    """What vLLM's share suffices for."""
-    name, share = "memory, vLLM", recipe.rollout.vllm_gpu_memory_utilization * total
-    least, count = engine_needs(recipe, shape, half=half), sequences_at_once(recipe, shape, total=total, half=half)
-    if share < least:
-        advice = _share_for_vllm(recipe, shape, round(least / total + 0.005, 2), total, half=half)
-        return Check(name, "failure", f"{share / GIB:.1f} GiB for vLLM, which needs {least / GIB:.1f}", advice)
-    asked, longest = recipe.rollout.batch_size, recipe.max_sequence_length
-    finding = f"room for {min(count, asked)} of {asked} responses of full length ({longest:,} tokens) at once"
-    if count < min(FEW_SEQUENCES, asked):
-        advice = (
-            "sampling will be slow: raise rollout.vllm_gpu_memory_utilization where the plan allows, or lower "
-            "rollout.max_completion_length, model.max_pixels and data.max_prompt_length"
-        )
-        return Check(name, "warning", finding, advice)
-    return Check(name, "ok", finding)
-
-
-def _share_for_vllm(recipe: Recipe, shape: ModelShape, share: float, total: int, *, half: bool) -> str:
-    """The advice to give vLLM the share that it needs, where the policy fits beside it; else another."""
-    if share < 1.0:
-        section = recipe.rollout.model_copy(update={"vllm_gpu_memory_utilization": share})
-        given = recipe.model_copy(update={"rollout": section})
-        if MemoryPlan({}, plan_memory(given, shape, total=total, half=half).sampling).fits(total):
-            return f"set rollout.vllm_gpu_memory_utilization to {share:.2f} or more"
-    return (
-        "no share of this GPU is enough for vLLM beside the policy: set rollout.engine: hf, or take a smaller model "
-        "(or model.load_in_4bit) or a larger GPU"
-    )
-
-
-def _advice(recipe: Recipe, shape: ModelShape, plan: MemoryPlan, total: int, *, half: bool) -> Iterator[Check]:
-    if recipe.rollout.engine in ("vllm", "unsloth"):
-        yield _room_for_sequences(recipe, shape, total, half=half)
-    if plan.fits(total):
-        if (room := fewest_recomputed(recipe, shape, total=total, half=half)) is not None:
-            finding = f"enough to recompute fewer layers ({room.peak / GIB:.1f} GiB), which is faster"
-            yield Check("memory, room", "ok", finding, f"set {room.knob}: {room.value}")
-        return
-    steps = reliefs(recipe, shape, total=total, half=half)
-    if not steps:
-        yield Check(
-            "memory, what to lower", "failure", "nothing is left to lower", "take a smaller model or a larger GPU"
-        )
-        return
-    told = "; ".join(f"{step.knob}: {json.dumps(step.value)} ({step.peak / GIB:.1f} GiB)" for step in steps)
-    enough = MemoryPlan({"peak": steps[-1].peak}, {}).fits(total)
-    finding = "these fit together" if enough else "not even these suffice"
-    yield Check("memory, what to lower", "warning" if enough else "failure", finding, told)

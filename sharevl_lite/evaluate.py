@@ -32,8 +32,10 @@ from sharevl_lite.intake import fit_prompts, most_images
 from sharevl_lite.policy.hf import load_adapter
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
+from sharevl_lite.records import keep_frame
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.run import typed_command
+from sharevl_lite.run_folder import PROMPT_FILE
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def evaluate(subject: Subject, settings: Settings) -> Evaluated:
         problems = fit_prompts(recipe, loaded, encoder, Console(stderr=True), kinds=kinds)
         evaluation = _ask(subject, settings, policy, encoder, scorer, problems, column, place)
     if place is not None:
+        keep_frame(encoder, place.responses / PROMPT_FILE)
         place.save(evaluation)
     return Evaluated(evaluation, place)
 

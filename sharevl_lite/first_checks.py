@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from sharevl_lite.checkpoints import CHECKPOINTS_DIR, list_checkpoints
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.loading import check_source
 from sharevl_lite.engines import check_installed
+from sharevl_lite.policy.adapter_start import check_start as check_adapter_start
 from sharevl_lite.policy.folder import check_folder, resolve_model_path
 from sharevl_lite.rewards.functions import find_function
 from sharevl_lite.run_folder import RunError, check_place, held, is_finished
@@ -19,7 +21,8 @@ from sharevl_lite.run_folder import RunError, check_place, held, is_finished
 def check_start(recipe: Recipe, resume: str | Path | None) -> None:
     """What `train` is asked: the run's folder, what must be installed, and :func:`check_inputs`. Raises their errors.
 
-    The inputs of a finished run that is resumed are not asked: its figures are shown.
+    The inputs of a finished run that is resumed are not asked: its figures are shown. Nor is the adapter that a run
+    began with, where it goes on from a checkpoint.
     """
     check_installed(recipe)
     check_trackers(recipe)
@@ -27,6 +30,8 @@ def check_start(recipe: Recipe, resume: str | Path | None) -> None:
         check_place(recipe.run_dir, resume)
     if resume is None or not is_finished(recipe):
         check_inputs(recipe)
+    if resume is None or (resume == "auto" and not list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR)):
+        check_adapter_start(recipe.model)
 
 
 def check_trackers(recipe: Recipe) -> None:

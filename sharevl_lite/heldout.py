@@ -21,6 +21,8 @@ BLOCK = 64
 """Problems whose prompts are held at a time."""
 SHARES = ("accuracy", "accuracy_plain", "accuracy_variants", "format")
 """Figures of every evaluation of a run, in the order in which they are told."""
+COUNTS = ("responses", "verified_plain", "verified_variants")
+"""How many responses they stand on: all, and those with a verdict to plain questions and to variants."""
 
 
 def eval_sampling(recipe: Recipe) -> Sampling:
@@ -78,11 +80,14 @@ class Evaluator:
 
     def figures(self, rollout: Rollout) -> HeldOut:
         """Accuracy over all (`accuracy`), of plain questions and of variants; `reward` in all and by each of the user's
-        functions, format and lengths over all."""
+        functions, format and lengths over all. `verified_plain` and `verified_variants` are the responses that the
+        accuracies stand on: those that have a verdict."""
         tally = Tally()
         tally_responses(tally, rollout)
         for name, variant in (("accuracy_plain", 0), ("accuracy_variants", 1)):
-            tally.mean(name, [s.accuracy for block in rollout.scores for s in block[variant] if s.failure is None])
+            known = [s.accuracy for block in rollout.scores for s in block[variant] if s.failure is None]
+            tally.mean(name, known)
+            tally.total(name.replace("accuracy", "verified"), len(known))
         tally.total("responses", rollout.rewards_PMN.numel())
         record = Tally.merged(self.gather(tally)).as_record()
         return HeldOut({**dict.fromkeys((*SHARES, "reward"), math.nan), **record}, rollout)

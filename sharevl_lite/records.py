@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from PIL.Image import Image
 
+from sharevl_lite.atomic import write_json
 from sharevl_lite.collect import Rollout
 from sharevl_lite.data.problem import Problem, Variant
 from sharevl_lite.learn import Learner, Pair
+from sharevl_lite.policy.prompts import PromptRenderer
 from sharevl_lite.rewards import Score
 from sharevl_lite.rollout.engine import Response
 from sharevl_lite.store import Rewards, RolloutRow, Scorer, Verification
@@ -112,3 +115,15 @@ def _logprobs(learner: Learner, pair: Pair) -> list[float] | None:
     """The log-probs behind `mean_logprob` and `gap`; None where the pair was not forwarded."""
     old_R = learner.scores.old.get(pair)
     return None if old_R is None else old_R.tolist()
+
+
+def keep_frame(renderer: PromptRenderer, path: Path) -> None:
+    """Keeps what the chat text puts around a question, for those who read the rollouts.
+
+    A template without such a frame leaves no file, and none of an earlier one: the explorer then shows the turns.
+    """
+    frame = renderer.frame()
+    if frame is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_json(path, asdict(frame))

@@ -1,8 +1,9 @@
 """A whole run: from a recipe to a trained adapter, a store of rollouts and a summary.
 
 <output_dir>/<name>/recipe.yaml        the resolved recipe
-                    data.json          how many problems, and a digest of them
+                    data.json          how many problems, and digests of them and of the base model
                     tokenizer.json     the model's, for those who read the rollouts
+                    prompt.json        what the chat template puts around a question
                     metrics.jsonl      a line per step and evaluation
                     rollouts/, images/ the rollout store
                     checkpoints/       the newest checkpoints
@@ -35,16 +36,18 @@ from sharevl_lite.atomic import (
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR, discard_later_checkpoints, updates_made
 from sharevl_lite.collect import Collector, check_rewards
 from sharevl_lite.config import Recipe
-from sharevl_lite.display import OF_UPDATE, StepDisplay, before_after_table, counted
+from sharevl_lite.display import APPLIED, OF_UPDATE, StepDisplay, before_after_table, counted
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.errors import ToldError
-from sharevl_lite.first_checks import check_trackers
-from sharevl_lite.heldout import SHARES
+from sharevl_lite.first_checks import check_adapter_start, check_trackers
+from sharevl_lite.heldout import COUNTS, SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.policy.hf import load_adapter, save_adapter, start_from
 from sharevl_lite.policy.prompts import PromptEncoder
+from sharevl_lite.policy.weights_digest import weights_digests
 from sharevl_lite.recipes import dump_recipe, with_local_paths
+from sharevl_lite.records import keep_frame
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.rewards.functions import RewardFunctionError
 from sharevl_lite.rollout.errors import RolloutError
@@ -52,11 +55,13 @@ from sharevl_lite.run_folder import (
     ADAPTER_DIR,
     DATA_FILE,
     METRICS_FILE,
+    PROMPT_FILE,
     RECIPE_FILE,
     SUMMARY_FILE,
     TOKENIZER_FILE,
     RunError,
     check_same_data,
+    check_same_model,
     data_record,
     has_steps,
     held,
@@ -115,6 +120,8 @@ def _train_in_folder(
         console.print(f"{run_dir} is finished; {words_on_more(recipe)}.", highlight=False, soft_wrap=True)
         _last_words(console, recipe, summary)
         return RunResult(run_dir, summary)
+    if checkpoint is None:
+        check_adapter_start(recipe.model)
     check_servers(recipe)
     with RewardScorer(recipe.reward) as scorer:
         resuming = resume is not None and has_steps(run_dir)
@@ -146,7 +153,8 @@ def _assemble(
         held_out = fit_prompts(recipe, intake.held_out, encoder, console)
         skipped["eval_bad_rows_skipped"] = intake.held_out.skipped_beside(held_out)
     if resuming:
-        check_same_data(recipe, problems)
+        check_same_model(recipe)  # again, for now it is surely here
+        check_same_data(recipe, problems, held_out)
     display = StepDisplay(console, recipe.train.rollouts, recipe.reward.names)
     tell_wait(console, recipe, "sampler")
     most = most_images([*problems, *(held_out or [])])
@@ -249,9 +257,12 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
         remove_stale_temporaries(folder, older_than_seconds=0)
     reopen(run_dir)
     write_atomically(run_dir / RECIPE_FILE, dump_recipe(recipe).encode())
-    write_json(run_dir / DATA_FILE, data_record(list(trainer.problems)))
+    held_out, model = trainer.eval_dataset, weights_digests(recipe.model.path)
+    write_json(run_dir / DATA_FILE, data_record(list(trainer.problems), held_out and list(held_out), model))
     if checkpoint is None or not (run_dir / TOKENIZER_FILE).is_file():
         _keep_tokenizer(trainer, run_dir / TOKENIZER_FILE)
+    if checkpoint is None or not (run_dir / PROMPT_FILE).is_file():
+        keep_frame(trainer.collector.encoder, run_dir / PROMPT_FILE)
     updates = 0 if checkpoint is None else updates_made(checkpoint)
     if checkpoint is not None:
         discard_later_checkpoints(run_dir / CHECKPOINTS_DIR, updates)
@@ -294,6 +305,8 @@ def _summarise(recipe: Recipe, records: list[dict[str, Any]]) -> dict[str, Any]:
         rewards = [name.removeprefix("eval_") for name in record if name.startswith("eval_reward")]
         for name in (*SHARES, *rewards):
             summary[f"{name}_{when}"] = record[f"eval_{name}"]
+        for name in (name for name in COUNTS if f"eval_{name}" in record):  # an older program's line may lack some
+            summary[f"{name}_{when}"] = record[f"eval_{name}"]
     return summary
 
 
@@ -315,9 +328,10 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
     run_dir = recipe.run_dir
     if "accuracy_before" in summary:
         rewards = [f"reward/{function}" for function in recipe.reward.names]
-        names = [*SHARES, *(["reward", *rewards] if rewards else [])]
+        rewards = ["reward", *rewards, *(f"{name}{APPLIED}" for name in rewards)] if rewards else []
+        names = [*SHARES, *COUNTS, *rewards]
         before, after = ({n: summary.get(f"{n}_{when}") for n in names} for when in ("before", "after"))
-        console.print(before_after_table(before, after))
+        console.print(before_after_table(before, after, recipe.eval.samples))
         _tell_best(console, recipe, summary)
     shares = {name: f"{summary[name]:.0%}" for name in AVERAGED}
     sharing = (

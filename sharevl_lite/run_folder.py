@@ -19,11 +19,13 @@ from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, list_checkpoin
 from sharevl_lite.config import Recipe
 from sharevl_lite.data.problem import Problem, fingerprint
 from sharevl_lite.errors import UserError
+from sharevl_lite.policy.folder import resolve_model_path
+from sharevl_lite.policy.weights_digest import weights_digests
 from sharevl_lite.recipe_yaml import parse
 from sharevl_lite.recipes import load_recipe
 
 RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
-DATA_FILE, TOKENIZER_FILE = "data.json", "tokenizer.json"
+DATA_FILE, TOKENIZER_FILE, PROMPT_FILE = "data.json", "tokenizer.json", "prompt.json"
 # What a resumed run may change: nothing that decides what is asked, rewarded or optimised, but for the learning rate:
 # who sees a run diverge goes back to a checkpoint and on at a lower one. ROUNDING is only about how sums are grouped:
 # the run goes on as it would have, but not bit for bit. LENGTH may change where no step that was made depends on it.
@@ -107,6 +109,8 @@ def prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
         return None
     started = load_recipe(recipe_file)
     _check_same_recipe(started, recipe, recipe_file)
+    if not is_finished(recipe):
+        check_same_model(recipe)
     newest = list_checkpoints(run_dir / CHECKPOINTS_DIR)[-1:]
     start = Path(resume) if resume != "auto" else newest[0] if newest else None
     if started.train.rollouts != recipe.train.rollouts:
@@ -191,6 +195,7 @@ def _check_same_recipe(started: Recipe, recipe: Recipe, recipe_file: Path) -> No
     if list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR):
         changed = [k for k in changed if k != START]  # its weights have gone into the run's own
     wrong = [key for key in changed if key not in RESUMABLE_CHANGES]
+    _tell_moves(recipe, before, now)
     if not wrong and is_finished(recipe):
         return  # it does not go on
     if not wrong and ROUNDING.intersection(changed):
@@ -205,6 +210,19 @@ def _check_same_recipe(started: Recipe, recipe: Recipe, recipe_file: Path) -> No
             f"{recipe_file}: the run was started with another recipe ({told}); go on {_as_it_was(before, wrong)}, or "
             "start another with --name NAME"
         )
+
+
+def _tell_moves(recipe: Recipe, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Warns of what is taken for the same by its name alone: an older program kept no more."""
+    kept = _started(recipe)
+    for key, held in (("data.eval", "eval"), ("model.path", "model")):
+        if held not in kept and before.get(key) != now.get(key) and _may_be_moved(before.get(key), now.get(key)):
+            logger.warning(
+                "%s was %s, now %s: taken for the same by its name, for an older version kept no digest of it",
+                key,
+                before[key],
+                now[key],
+            )
 
 
 def _as_it_was(before: dict[str, Any], wrong: list[str]) -> str:
@@ -224,7 +242,7 @@ def _as_word(value: Any) -> str:
 def _may_be_moved(before: Any, now: Any) -> bool:
     """Whether both may be the same folder or file, seen from elsewhere or after a move: by the name alone.
 
-    :func:`check_same_data` looks at what training data hold; of models and held-out data no more is known.
+    :func:`check_same_data` and :func:`check_same_model` look at what they hold.
     """
     if not isinstance(before, str) or not isinstance(now, str):
         return False
@@ -232,14 +250,39 @@ def _may_be_moved(before: Any, now: Any) -> bool:
     return here and Path(before).name == Path(now).name
 
 
-def check_same_data(recipe: Recipe, problems: list[Problem]) -> None:
-    """Raises RunError where the run was started with other problems."""
-    file = recipe.run_dir / DATA_FILE
-    started, now = json.loads(file.read_text()) if file.is_file() else None, data_record(problems)
-    if started is None or started == now:
+def check_same_model(recipe: Recipe) -> None:
+    """Raises RunError where the run was started upon other weights, whatever their folder is called.
+
+    Of a model that is not on this machine yet, and of a run whose program kept no digest, nothing is known.
+    """
+    started = _started(recipe).get("model", {})
+    now = weights_digests(recipe.model.path) if started else {}
+    # A download of the Hub may have come to some of the files only.
+    whole = Path(resolve_model_path(recipe.model.path)).is_dir()
+    names = started.keys() | now.keys() if whole else started.keys() & now.keys()
+    if now and any(started.get(name) != now.get(name) for name in names):
+        raise RunError(
+            f"{recipe.model.path} is not the base model that {recipe.run_dir} was started with (other weights; see "
+            f"{recipe.run_dir / DATA_FILE}): its adapter would go on upon another. Set model.path to that model, or "
+            f"start another run with --name NAME{_onward(recipe)}"
+        )
+
+
+def check_same_data(recipe: Recipe, problems: list[Problem], held_out: list[Problem] | None = None) -> None:
+    """Raises RunError where the run was started with other problems, or with other held-out ones.
+
+    Of held-out problems older programs kept nothing.
+    """
+    started, now = _started(recipe), data_record(problems, held_out)
+    if "eval" in started and "eval" in now and started["eval"] != now["eval"]:
+        raise RunError(
+            f"{recipe.data.eval} {_not_what(recipe, started['eval'], now['eval'])}: held-out figures of before and "
+            "after would be of other problems. Restore the data, or start another run with "
+            f"--name NAME{_onward(recipe)}."
+        )
+    if "problems" not in started or all(started[key] == now[key] for key in ("problems", "fingerprint")):
         return
     then, count = started["problems"], len(problems)
-    told = f"{then:,} problems then, {count:,} now" if then != count else f"{count:,} problems, not the same"
     skipping = ""
     read = {problem.columns.choices for problem in problems} - {None}
     if then == count and read:
@@ -252,17 +295,39 @@ def check_same_data(recipe: Recipe, problems: list[Problem]) -> None:
             " Where the data is as it was, rows that an older version skipped are good now, such as those with a list "
             "of accepted answers: take them out."
         )
-    newest = list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR)[-1:]
-    onward = f" --{START} {newest[0]}" if newest else ""
     raise RunError(
-        f"{recipe.data.train} is not what {recipe.run_dir} was started with ({told}; see {file}): a resumed run would "
-        f"ask other problems. Restore the data, or start another run with --name NAME{onward}.{skipping}"
+        f"{recipe.data.train} {_not_what(recipe, started, now)}: a resumed run would "
+        f"ask other problems. Restore the data, or start another run with --name NAME{_onward(recipe)}.{skipping}"
     )
 
 
-def data_record(problems: list[Problem]) -> dict[str, Any]:
-    """What is kept of the problems, to know them again."""
-    return {"problems": len(problems), "fingerprint": fingerprint(problems)}
+def _not_what(recipe: Recipe, started: dict[str, Any], now: dict[str, Any]) -> str:
+    then, count = started["problems"], now["problems"]
+    told = f"{then:,} problems then, {count:,} now" if then != count else f"{count:,} problems, not the same"
+    return f"is not what {recipe.run_dir} was started with ({told}; see {recipe.run_dir / DATA_FILE})"
+
+
+def _onward(recipe: Recipe) -> str:
+    """How another run is told to start with what this one has learnt."""
+    newest = list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR)[-1:]
+    return f" --{START} {newest[0]}" if newest else ""
+
+
+def _started(recipe: Recipe) -> dict[str, Any]:
+    """What the run kept of its problems and its model; empty where it kept nothing."""
+    file = recipe.run_dir / DATA_FILE
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def data_record(
+    problems: list[Problem], held_out: list[Problem] | None = None, model: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """What is kept of the problems, the held-out ones and the base model (its `weights_digests`), to know them
+    again."""
+    record: dict[str, Any] = {"problems": len(problems), "fingerprint": fingerprint(problems)}
+    if held_out is not None:
+        record["eval"] = data_record(held_out)
+    return record | {"model": model} if model else record
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

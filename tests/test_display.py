@@ -165,20 +165,24 @@ def figures(all_, plain, variants, form):
     return {"accuracy": all_, "accuracy_plain": plain, "accuracy_variants": variants, "format": form}
 
 
+COUNTS = {"responses": 64, "verified_plain": 32, "verified_variants": 32}
+
+
 def shown(before, after):
     output = StringIO()
-    Console(file=output, width=140, color_system=None).print(before_after_table(before, after))
+    Console(file=output, width=140, color_system=None).print(before_after_table(before, after, samples=4))
     return output.getvalue()
 
 
 def test_before_and_after():
-    text = shown(figures(0.25, 0.3, 0.2, 0.9), figures(0.5, 0.45, 0.55, 0.85))
+    text = shown(figures(0.25, 0.3, 0.2, 0.9) | COUNTS, figures(0.5, 0.45, 0.55, 0.85) | COUNTS)
+    assert "8 held-out problems, asked plainly and as a variant, 4 responses to either" in " ".join(text.split())
     rows = [re.split(r"\s*│\s*", line.strip(" │")) for line in text.splitlines() if "points" in line]
     assert rows == [
-        ["all", "25.0%", "50.0%", "+25.0 points"],
-        ["plain questions", "30.0%", "45.0%", "+15.0 points"],
-        ["variants", "20.0%", "55.0%", "+35.0 points"],
-        ["well-formed", "90.0%", "85.0%", "-5.0 points"],
+        ["all", "25.0%", "50.0%", "+25.0 points", "64"],
+        ["plain questions", "30.0%", "45.0%", "+15.0 points", "32"],
+        ["variants", "20.0%", "55.0%", "+35.0 points", "32"],
+        ["well-formed", "90.0%", "85.0%", "-5.0 points", "64"],
     ]
 
 
@@ -186,7 +190,23 @@ def test_before_and_after_without_a_figure():
     """Every verification of an evaluation failed: its figure is null in summary.json."""
     text = shown(figures(None, None, None, 0.9), figures(0.5, 0.5, 0.5, 0.9))
     rows = [re.split(r"\s*│\s*", line.strip(" │")) for line in text.splitlines() if "50.0%" in line]
-    assert rows == [[name, "-", "50.0%", "-"] for name in ("all", "plain questions", "variants")]
+    assert rows == [[name, "-", "50.0%", "-", "-"] for name in ("all", "plain questions", "variants")]
+
+
+def test_before_and_after_say_of_how_many_responses():
+    """Four had no verdict before, and the function gave a number for every second one after."""
+    rewards = {"reward": 0.5, "reward/brevity": 0.25}
+    before = figures(0.5, 0.5, 0.5, 0.9) | COUNTS | {"verified_plain": 28} | rewards | {"reward/brevity/applied": 1.0}
+    text = shown(before, figures(0.5, 0.5, 0.5, 0.9) | COUNTS | rewards | {"reward/brevity/applied": 0.5})
+    rows = [re.split(r"\s*│\s*", line.strip(" │")) for line in text.splitlines() if "│" in line]
+    assert {row[0]: row[-1] for row in rows} == {
+        "all": "60 / 64",
+        "plain questions": "28 / 32",
+        "variants": "32",
+        "well-formed": "64",
+        "reward": "60 / 64",
+        "reward/brevity": "64 / 32",
+    }
 
 
 def test_one_is_no_plural():

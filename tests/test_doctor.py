@@ -14,6 +14,8 @@ import torch
 from sharevl_lite import doctor
 from sharevl_lite.cli import main
 from sharevl_lite.doctor import TESTED, examine
+from sharevl_lite.findings import Check
+from sharevl_lite.next_steps import Candidate, candidates, next_steps, recipes_check
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rollout.serve_command import serve_command
 
@@ -47,7 +49,11 @@ def test_a_machine_without_gpu_runs_the_demo():
     assert f"ok   torch: {metadata.version('torch')}" in done.stdout
     assert "ok   memory, training:" in done.stdout
     assert " on the CPU" in next(line for line in done.stdout.splitlines() if "memory, sampling" in line)
-    assert done.stdout.splitlines()[-1].startswith("0 failures, ")
+    counts, *steps = done.stdout.partition("ok   memory, sampling:")[2].splitlines()[1:]
+    assert counts.startswith("0 failures, 1 warning, ")
+    demo = CONFIGS / "digits_cpu.yaml"
+    assert [f"train {demo} --dry-run    " in steps[0], f"train {demo}    trains it" in steps[1]] == [True, True]
+    assert steps[0].startswith("next ")
     assert "\x1b" not in done.stdout
 
 
@@ -62,6 +68,78 @@ def test_a_recipe_for_a_gpu_fails_and_says_what_to_do(call):
             "FAIL unsloth: not installed, and the recipe needs it\n     -> in an environment of its own, pip install "
         )
         assert f"{missing}'sharevl-lite[unsloth]'" in done.stdout
+
+
+@WITHOUT_GPU
+def test_without_a_recipe_it_says_which_ones_run_here_and_what_to_type(call, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    done = call()
+    assert done.returncode == 0
+    recipes, reasons, counts, *steps = done.stdout.splitlines()[-5:]
+    assert recipes == "ok   recipes: 2 of 10 in configs run here: digits_cpu, digits_grpo_cpu"
+    assert reasons.startswith("     -> need a GPU: geometry3k_grpo_baseline, ")
+    assert counts.startswith("0 failures, 1 warning, ")
+    assert " train configs/digits_cpu.yaml    trains the demo's small model" in steps[0]
+    assert " doctor configs/geometry3k_grpo_baseline.yaml --memory-gib 24    whether it fits" in steps[1]
+    facts = {check["name"]: check["facts"] for check in json.loads(call("--json").stdout)["checks"]}["recipes"]
+    assert facts["digits_cpu"] is None
+    assert facts["r1_sharevl_qwen2_5_vl_7b"] == "need a GPU"
+
+
+def test_recipes_of_a_folder_of_one_s_own(monkeypatch, tmp_path):
+    """One that does not load is told with the reason; elsewhere than in a checkout there may be none."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.yaml").write_text("name: mine\nmodel: {path: builtin:digits-vl}\n")
+    (tmp_path / "configs" / "odd.yaml").write_text("nmae: odd\n")
+    monkeypatch.chdir(tmp_path)
+    check = recipes_check(candidates(lambda recipe: None))
+    assert (check.status, check.finding) == ("ok", "1 of 2 in configs run here: mine")
+    assert check.advice.startswith("does not load (")
+    assert check.advice.endswith("odd")
+    monkeypatch.chdir(tmp_path / "configs")
+    monkeypatch.setattr("sharevl_lite.__file__", str(tmp_path / "site-packages" / "sharevl_lite" / "__init__.py"))
+    check = recipes_check(candidates(lambda recipe: None))
+    assert check.status == "skipped"
+    assert "git clone" in check.advice
+    (step, _) = next_steps("c", None, [], [], gpu=False, planned=False)
+    assert step[0] == "c eval builtin:digits-vl --data builtin:digits --samples 1"
+
+
+DEMO = Candidate(Path("configs/demo.yaml"), None, demo=True)
+LARGE = Candidate(Path("configs/large.yaml"), None)
+FAILED = Check("vllm", "failure", "not installed")
+
+
+@pytest.mark.parametrize(
+    ("asked", "checks", "kind", "steps"),
+    [
+        (None, [], {"gpu": True}, ["c train configs/demo.yaml", "c doctor configs/large.yaml"]),
+        (None, [FAILED], {"gpu": True}, [""]),
+        ("r.yaml --seed 1", [], {"gpu": True}, ["c train r.yaml --seed 1 --dry-run", "c train r.yaml --seed 1"]),
+        ("r.yaml", [FAILED], {"gpu": True}, [""]),
+        ("r.yaml", [FAILED], {"gpu": False}, ["", "c doctor r.yaml --memory-gib 24", "c train configs/demo.yaml"]),
+        ("r.yaml", [], {"gpu": False, "planned": True}, ["c train r.yaml"]),
+        ("r.yaml", [FAILED], {"gpu": False, "planned": True}, [""]),
+    ],
+)
+def test_the_next_steps_are_those_of_the_situation(asked, checks, kind, steps):
+    told = next_steps("c", asked, checks, [DEMO, LARGE], **{"planned": False, **kind})
+    assert [command for command, _ in told] == steps
+    assert all(meaning for _, meaning in told)
+
+
+def test_on_a_gpu_a_recipe_runs_where_its_packages_and_memory_are(monkeypatch):
+    card = SimpleNamespace(name="A card", major=9, minor=0, total_memory=16 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: card)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    recipe = load_recipe(CONFIGS / "geometry3k_qwen2_5_vl_3b.yaml")
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "vllm" else "1.0")
+    assert doctor.hindrance(recipe) == "need vllm"
+    monkeypatch.setattr(doctor, "_version", lambda name: "1.0")
+    assert doctor.hindrance(recipe) == "need more GPU memory"
+    card.total_memory = 24 * 2**30
+    assert doctor.hindrance(recipe) is None
 
 
 def test_what_another_machine_needs_is_no_failure_of_this_one(monkeypatch):

@@ -5,7 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
+from sharevl_lite.config_model import LoraSection, ModelSection
+from sharevl_lite.policy.adapter_start import check_start
 
 DEMO = str(Path(__file__).parents[1] / "configs" / "digits_cpu.yaml")
 ASKED = """
@@ -36,6 +41,40 @@ MISTAKES = {
     "no reward": ([*TRAIN, "new", "--reward.functions", "[{path: no.py:f, weight: 1}]"], "configs/no.py; paths start"),
     "no model": ([*TRAIN, "new", "--model.path", "./mymodel"], "cannot load './mymodel' (no such folder)"),
     "no tracker": ([*TRAIN, "new", "--train.report-to", "[wandb]"], "pip install wandb"),
+    "no start": ([*TRAIN, "new", "--model.lora.start-from", "runs/a"], "model.lora.start_from: runs/a: no such folder"),
+    "no adapter": (
+        [*TRAIN, "new", "--model.lora.start-from", "data"],
+        "data holds no adapter (no adapter_model.safeten",
+    ),
+    "no end yet": (
+        [*TRAIN, "new", "--model.lora.start-from", "runs/on"],
+        "runs/on/checkpoints/checkpoint-4",
+    ),
+    "no scale": (
+        [*TRAIN, "new", "--model.lora.start-from", "bare"],
+        "bare holds no adapter (adapter_config.json: 'lora_alpha",
+    ),
+    "another rank": (
+        [*TRAIN, "new", "--model.lora.start-from", "rank"],
+        "rank has rank 8, alpha 16.0; the recipe has ran",
+    ),
+    "another base": (
+        [*TRAIN, "new", "--model.lora.start-from", "base"],
+        "reads a width of 64, the model's 128). It was ma",
+    ),
+    "another depth": (
+        [*TRAIN, "new", "--model.lora.start-from", "deep"],
+        "it is for 9 layers of a text model, and the mod",
+    ),
+    "other layers": (
+        [*TRAIN, "new", "--model.lora.start-from", "good", "--model.lora.target-modules", "[v_proj]"],
+        "it adapts q_proj; model.lora.target_modules v_proj",
+    ),
+    "half an adapter": ([*TRAIN, "new", "--model.lora.start-from", "half"], "adapter_model.safetensors is damaged ("),
+    "a start, dry": (
+        ["train", DEMO, "--dry-run", "--model.lora.start-from", "rank"],
+        "has rank 8, alpha 16.0; the rec",
+    ),
     "a dry run": (["train", DEMO, "--dry-run", "--data.train", "nope.jsonl"], "nope.jsonl: no such file or folder"),
     "no run to ask": (["eval", "runs/nothere", "--data", "x.jsonl"], "runs/nothere: no such run, checkpoint or model"),
     "nothing to ask": (["eval", "builtin:digits-vl"], "nothing to evaluate on: give --data"),
@@ -44,6 +83,30 @@ MISTAKES = {
     "no run to export": (["export", "runs/nothere", "--to", "model"], "runs/nothere: no such folder"),
     "a size": (["export", "runs/old", "--to", "model", "--max-shard-size", "5"], "--max-shard-size 5: write it as 5GB"),
 }
+
+
+def adapter(folder, *, rank=16, width=128, depth=4):
+    """An adapter on q_proj as PEFT saves it: for the demo's model as it is by default."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"r": rank, "lora_alpha": 2.0 * rank, "base_model_name_or_path": "Some/Model"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    name = "base_model.model.model.language_model.layers.{}.self_attn.q_proj.lora_A.weight"
+    tensors = {name.format(layer): np.zeros((rank, width), np.float32) for layer in range(depth)}
+    save_file(tensors, str(folder / "adapter_model.safetensors"))
+
+
+def write_adapters(folder):
+    adapter(folder / "good")
+    adapter(folder / "rank", rank=8)
+    adapter(folder / "base", width=64)
+    adapter(folder / "deep", depth=9)
+    adapter(folder / "bare")
+    (folder / "bare" / "adapter_config.json").write_text('{"r": 16}')
+    adapter(folder / "half")
+    whole = (folder / "half" / "adapter_model.safetensors").read_bytes()
+    (folder / "half" / "adapter_model.safetensors").write_bytes(whole[:-9])
+    adapter(folder / "runs" / "on" / "checkpoints" / "checkpoint-4")
+    (folder / "runs" / "on" / "recipe.yaml").write_text("name: on\n")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +118,7 @@ def answers(tmp_path_factory):
     (folder / "data" / "test.jsonl").write_text("{}\n")
     (folder / "runs" / "old" / "recipe.yaml").write_text("name: old\n")
     (folder / "runs" / "old" / "metrics.jsonl").write_text('{"step": 1, "loss": 0.0}\n')
+    write_adapters(folder)
     asked = json.dumps([words for words, _ in MISTAKES.values()])
     command = [sys.executable, "-c", ASKED, asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
@@ -69,3 +133,31 @@ def test_a_cheap_mistake_waits_for_no_heavy_import(answers, mistake):
     assert (code, heavy) == (2, [])
     assert errors.startswith("sharevl-lite: ")
     assert MISTAKES[mistake][1] in errors
+
+
+def test_an_adapter_that_fits_is_let_through(tmp_path):
+    """Of a run as of a folder, for a model that is known, and for one whose config.json is not on this machine."""
+    adapter(tmp_path / "good")
+    adapter(tmp_path / "run" / "adapter")
+    adapter(tmp_path / "first", depth=1)
+    for name, model, target in (
+        ("good", "builtin:digits-vl", "all-linear"),
+        ("run", "builtin:digits-vl", ["self_attn.q_proj"]),
+        ("good", "No/Such-Model", "all-linear"),
+        ("first", "builtin:digits-vl", ["layers.0.self_attn.q_proj"]),
+        ("first", "builtin:digits-vl", r".*layers\.0\.self_attn\.q_proj"),
+    ):
+        lora = LoraSection(rank=16, alpha=32, target_modules=target, start_from=str(tmp_path / name))
+        check_start(ModelSection(path=model, lora=lora))
+
+
+def test_a_run_that_goes_on_does_not_need_what_it_began_with(tmp_path):
+    from sharevl_lite.first_checks import check_start as check_train
+    from sharevl_lite.policy.errors import PolicyError
+    from sharevl_lite.recipes import load_recipe
+
+    recipe = load_recipe(DEMO, {"name": "run", "output_dir": str(tmp_path), "model.lora.start_from": "gone"})
+    with pytest.raises(PolicyError, match="gone: no such folder"):
+        check_train(recipe, "auto")
+    adapter(tmp_path / "run" / "checkpoints" / "checkpoint-2")
+    check_train(recipe, "auto")

@@ -87,6 +87,7 @@ def test_figures_are_those_of_the_responses(recipe, evaluation):
     assert record["format"] == mean([score.format for block in scores for row in block for score in row])
     assert record["responses"] == recipe.eval.problems * 2 * recipe.eval.samples
     assert record["verifier_failures"] == 0
+    assert record["verified_plain"] == record["verified_variants"] == recipe.eval.problems * recipe.eval.samples
     assert 0.0 < record["accuracy"] < 1.0, "the shipped model knows some answers, or this test shows little"
 
 

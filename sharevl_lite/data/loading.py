@@ -11,20 +11,22 @@ never evaluated.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
 import reprlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, get_args
 
-from sharevl_lite.config import ColumnNames, DataSection, TransformName
+from sharevl_lite.config import FOUND, ColumnNames, DataSection, TransformName
 from sharevl_lite.data.cells import parse_list
 from sharevl_lite.data.errors import BadRow, DataError, OnBadRow, RowFault, RowPlace, check_rows, require_some
 from sharevl_lite.data.images import ImageReader
 from sharevl_lite.data.layouts import Layout, choose_layout
+from sharevl_lite.data.options import read_options
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
 from sharevl_lite.data.sources import RawRow, find_files, parse_json_line, read_rows
 
@@ -125,7 +127,7 @@ def iterate_problems(
     if source.startswith(BUILTIN):
         yield from _builtin_rows(source, split)
         return
-    reader = _RowReader(section.columns, images)
+    reader = _RowReader(section.columns, images, lambda column: _lists_options(source, split, column))
 
     def look(where: str, present: Sequence[str]) -> None:
         reader.layout = choose_layout(where, present, section.columns)
@@ -137,7 +139,9 @@ def iterate_problems(
     try:
         yield from check_rows(placed, reader.problem, on_bad_row=section.on_bad_row, skipped=skipped)
     finally:  # also where no more rows are wanted
-        for column in (name for name, rows in reader.rows_with_options.items() if rows == 0):
+        for column in (
+            name for name, rows in reader.rows_with_options.items() if rows == 0 and name not in reader.ignored
+        ):
             logger.warning(
                 "%s: the column %r names no options in any row that was read; questions get none",
                 source,
@@ -149,6 +153,15 @@ def _collect(source: str, rows: Iterator[tuple[RowPlace, Problem]], skipped: lis
     kept = list(rows)
     require_some(source, len(kept), skipped)
     return LoadedProblems([problem for _, problem in kept], skipped, [place for place, _ in kept])
+
+
+def _lists_options(source: str, split: str, column: str) -> bool:
+    """Whether any row of a source lists answer options in a column."""
+    for row in read_rows(source, split=split, columns=lambda where, present: None):
+        with contextlib.suppress(RowFault):  # told when its turn comes
+            if read_options(_cells(row).get(column), column):
+                return True
+    return False
 
 
 def _builtin_rows(source: str, split: str) -> Iterator[tuple[RowPlace, Problem]]:
@@ -165,17 +178,23 @@ def _builtin_rows(source: str, split: str) -> Iterator[tuple[RowPlace, Problem]]
 class _RowReader:
     """Builds problems from raw rows by `layout`, which may change between files; remembers ids across rows."""
 
-    def __init__(self, columns: ColumnNames, images: ImageReader) -> None:
+    def __init__(self, columns: ColumnNames, images: ImageReader, lists_options: Callable[[str], bool]) -> None:
         self.layout = Layout("as named", frozenset(), columns)
+        self._found = columns.choices == FOUND
+        self._lists_options = functools.cache(lists_options)
+        """Whether any row lists options in a column; asked only where one holds something else."""
         self._images = images
         self._rows_by_id: dict[str, int] = {}
         self.rows_with_options: dict[str, int] = {}
         """Of each column of options that was read."""
+        self.ignored: set[str] = set()
+        """Columns that are called like one of options, and hold something else in every row."""
 
     def problem(self, row: RawRow) -> Problem:
         """The checked problem of a row; raises RowFault with the reason where the row is bad."""
         cells = _cells(row)
-        layout, names = self.layout, self.layout.columns
+        layout = self._reading(row.place, cells)
+        names = layout.columns
         variants = names.variants
         if variants not in cells and variants == ColumnNames().variants:
             variants = VARIANTS_ALIAS
@@ -201,17 +220,44 @@ class _RowReader:
                 if name not in {names.problem, names.images, names.answer, names.id, variants}
                 and name not in OWN_COLUMNS
             },
-            columns=self._used(cells),
+            columns=self._used(layout, cells),
         )
         self._rows_by_id[problem.id] = row.place.row  # only now: an id of a bad row is not taken
         return problem
 
-    def _used(self, cells: dict[str, Any]) -> ColumnNames:
+    def _reading(self, place: RowPlace, cells: dict[str, Any]) -> Layout:
+        """The layout; without its column of options where that was found by its name and no row lists any there.
+
+        Raises RowFault where the row holds something else than options, and other rows hold options.
+        """
+        column = self.layout.columns.choices
+        if column is None:
+            return self.layout
+        if column not in self.ignored:
+            try:
+                self.layout.options(cells)
+            except RowFault as fault:
+                if not self._found or self._lists_options(column):
+                    raise
+                logger.warning(
+                    "%s: the column %r lists answer options in no row, so it is ignored (row %d: %s); name it in "
+                    "data.columns.choices where it should list them",
+                    place.source,
+                    column,
+                    place.row,
+                    str(fault).partition("; give a list of texts")[0],
+                )
+                self.ignored.add(column)
+            else:
+                return self.layout
+        return replace(self.layout, columns=self.layout.columns.model_copy(update={"choices": None}))
+
+    def _used(self, layout: Layout, cells: dict[str, Any]) -> ColumnNames:
         """The columns the row was made of; counts those with options."""
-        names = self.layout.columns
+        names = layout.columns
         if names.choices is None:
             return names
-        has_options = bool(self.layout.options(cells))
+        has_options = bool(layout.options(cells))
         self.rows_with_options[names.choices] = self.rows_with_options.get(names.choices, 0) + has_options
         return names if has_options else names.model_copy(update={"choices": None})
 

@@ -6,6 +6,7 @@ verifier takes by either. A question that shows the same options already is left
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from typing import Any
 from sharevl_lite.data.cells import parse_list
 from sharevl_lite.data.errors import RowFault
 
+NULLS = frozenset({"", "null", "none", "nan"})
+"""How null is written in a cell that is text."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CHOICE_COLUMNS = ("choices", "options")
 """Columns that are found by their names."""
@@ -49,24 +52,37 @@ def split_options(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
 def read_options(value: Any, column: str) -> Options:
     """The options in a cell: a list, a text that holds one, or a mapping A, B, … to texts; [] for an empty cell.
 
-    A list of nothing but the letters themselves names no options: they stand in the question, or nowhere.
+    Empty are null and a text that says so, NaN, and lists and mappings of nothing else. Gaps at the end of a list or a
+    mapping are no options: tables of one width for all rows have them. A list of nothing but
+    the letters themselves names no options: they stand in the question, or nowhere.
 
     Raises RowFault where the cell is something else, or has more options than there are letters.
     """
+    if isinstance(value, str) and value.strip().lower() in NULLS:
+        return []
     if isinstance(value, str):
-        listed = parse_list(value, column) if value.strip() else []
+        listed = parse_list(value, column)
         value = value if listed is None else listed
     if isinstance(value, Mapping):
         held = {key: text for key, text in value.items() if text is not None}  # Parquet fills gaps of structs
         value = list(held.values()) if list(held) == list(LETTERS[: len(held)]) else value
-    if value is None:
+    if _is_gap(value):
         return []
+    while isinstance(value, list | tuple) and value and _is_gap(value[-1]):
+        value = value[:-1]
     if not isinstance(value, list | tuple) or not all(isinstance(option, str | int | float) for option in value):
         raise RowFault(f"column {column!r} is {reprlib.repr(value)}; give a list of texts, or {WITHOUT}")
     if len(value) > len(LETTERS):
         raise RowFault(f"column {column!r} has {len(value)} options; {len(LETTERS)} is the most")
     options = [(letter, str(option).strip()) for letter, option in zip(LETTERS, value, strict=False)]
     return [] if all(letter == text for letter, text in options) else options
+
+
+def _is_gap(value: Any) -> bool:
+    """Whether a cell, or an entry of one, holds nothing. (An option may be called "None".)"""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def with_options(text: str, options: Options) -> str:

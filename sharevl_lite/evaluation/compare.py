@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.figures import REWARD, agreements, is_share, mean_right, measures, rewards_of
-from sharevl_lite.evaluation.outcomes import Asked, Outcome
+from sharevl_lite.evaluation.outcomes import Answer, Asked, Outcome
 from sharevl_lite.evaluation.settings import RESAMPLES
 from sharevl_lite.evaluation.statistics import LEVEL, PairedTest, paired_test
 from sharevl_lite.evaluation.tables import Table, between, chance, number, points
@@ -30,8 +30,23 @@ SAME = (
 """What two evaluations must share, or their difference is not one of the models."""
 TOLD = ("seed", "engine", "dtype", "variant_kinds")
 """What may differ, and is said."""
+OF_ALL = frozenset({"format", "truncated", "response_length"})
+"""Figures of every response, verified or not."""
 MOST_MOVERS = 10
-Measure = Callable[[Outcome], float | None]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a problem contributes to a figure (None: it is left out), from which ways of asking, and which of the
+    responses to these it is of."""
+
+    value: Callable[[Outcome], float | None]
+    ways: Callable[[Outcome], Sequence[Asked]]
+    is_of: Callable[[Answer], bool] = lambda answer: answer.correct is not None
+
+    def responses(self, outcome: Outcome) -> int:
+        """How many responses to a problem the figure stands on."""
+        return sum(self.is_of(answer) for way in self.ways(outcome) for answer in way.answers)
 
 
 @dataclass(frozen=True)
@@ -47,9 +62,11 @@ class Mover:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`tests` by figure; `differences` are settings that are not alike, as (name, first, second)."""
+    """`tests` by figure, and the responses that each stands on, in the first and the second; `differences` are settings
+    that are not alike, as (name, first, second)."""
 
     tests: dict[str, PairedTest]
+    responses: dict[str, tuple[int, int]]
     better: list[Mover]
     worse: list[Mover]
     shared: int
@@ -79,10 +96,12 @@ def compare(first: Evaluation, second: Evaluation, *, force: bool = False, resam
     pairs = [(known[outcome.id], outcome) for outcome in second.problems if outcome.id in known]
     if not pairs:
         raise EvaluationError("the two evaluations share no problem (by id); evaluate both on the same data")
-    tests = {}
+    tests, responses = {}, {}
     for name, measure in _measures(first, second).items():
-        values = [(one, other) for one, other in ((measure(a), measure(b)) for a, b in pairs) if _known(one, other)]
+        met = [(a, b) for a, b in pairs if _known(measure.value(a), measure.value(b))]
+        values = [(measure.value(a), measure.value(b)) for a, b in met]
         if values:
+            responses[name] = sum(measure.responses(a) for a, _ in met), sum(measure.responses(b) for _, b in met)
             tests[name] = paired_test(
                 values,  # type: ignore[arg-type]
                 share=is_share(name),
@@ -91,7 +110,7 @@ def compare(first: Evaluation, second: Evaluation, *, force: bool = False, resam
             )
     everyone = {outcome.id for outcome in (*first.problems, *second.problems)}
     better, worse = _movers(pairs)
-    return Comparison(tests, better, worse, len(pairs), len(everyone) - len(pairs), differences)
+    return Comparison(tests, responses, better, worse, len(pairs), len(everyone) - len(pairs), differences)
 
 
 def _both(first: Evaluation, second: Evaluation, name: str) -> tuple[Any, Any]:
@@ -109,7 +128,7 @@ def _measures(first: Evaluation, second: Evaluation) -> dict[str, Measure]:
     plain = measures(samples[0], [name for name in of_both[0] if name in of_both[1]])
     if len(samples) > 1:  # with --force: what does not depend on the number of responses
         plain = {"mean": mean_right, **{name: each for name, each in plain.items() if "@" not in name}}
-    found: dict[str, Measure] = {name: _of_plain(measure) for name, measure in plain.items()}
+    found = {name: _of_plain(name, measure) for name, measure in plain.items()}
     mean = next(iter(plain))
     for kind in first.kinds:
         if kind != "plain" and kind in second.kinds:
@@ -123,28 +142,30 @@ def _measures(first: Evaluation, second: Evaluation) -> dict[str, Measure]:
     return found
 
 
-def _of_plain(measure: Callable[[Asked], float | None]) -> Measure:
-    return lambda outcome: measure(outcome.asked[0])
+def _of_plain(name: str, measure: Callable[[Asked], float | None]) -> Measure:
+    plain = Measure(lambda outcome: measure(outcome.asked[0]), lambda outcome: outcome.asked[:1])
+    if name.startswith(REWARD):
+        return replace(plain, is_of=lambda answer: answer.rewards.get(name) is not None)
+    return replace(plain, is_of=lambda answer: True) if name in OF_ALL else plain
 
 
 def _of_kind(kind: str) -> Measure:
-    def measure(outcome: Outcome) -> float | None:
-        way = next((way for way in outcome.asked if way.kind == kind), None)
-        return None if way is None else mean_right(way)
+    def ways(outcome: Outcome) -> list[Asked]:
+        return [way for way in outcome.asked if way.kind == kind][:1]
 
-    return measure
+    return Measure(lambda outcome: next(map(mean_right, ways(outcome)), None), ways)
 
 
 def _of_source(source: str, measure: Measure) -> Measure:
-    return lambda outcome: measure(outcome) if outcome.source == source else None
+    return replace(measure, value=lambda outcome: measure.value(outcome) if outcome.source == source else None)
 
 
 def _of_agreement(name: str) -> Measure:
-    def measure(outcome: Outcome) -> float | None:
+    def value(outcome: Outcome) -> float | None:
         alike = agreements(outcome)
         return None if alike is None else alike[name]
 
-    return measure
+    return Measure(value, lambda outcome: outcome.asked)
 
 
 def _movers(pairs: Sequence[tuple[Outcome, Outcome]]) -> tuple[list[Mover], list[Mover]]:
@@ -172,13 +193,16 @@ def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
             between(test.low, test.high, signed=True) if is_share(name) else between(test.low, test.high, name),
             chance(test.p_value) + (" M" if test.test == "McNemar" else ""),
             str(test.problems),
+            " / ".join(dict.fromkeys(map(str, comparison.responses[name]))),
         )
         for name, test in comparison.tests.items()
     ]
-    header = ("", "A", "B", "B - A", interval, "p", "problems")
+    header = ("", "A", "B", "B - A", interval, "p", "problems", "responses")
     notes = (
         "B - A: percentage points. p: two-sided; the permutation test that swaps the two values of a problem, or (M) "
-        "McNemar's exact test. Not corrected for the number of rows. Intervals: bootstrap over problems (BCa)."
+        "McNemar's exact test. Not corrected for the number of rows. Intervals: bootstrap over problems (BCa). "
+        "Problems: those that have the figure in both. Responses: those to them that the figure is of, in A / B where "
+        "not as many; without a verdict they are in none about right and wrong."
     )
     parts = [Table(f"A = {names[0]}, B = {names[1]}", header, rows, notes)]
     if comparison.only_one:

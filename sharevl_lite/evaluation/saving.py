@@ -2,7 +2,8 @@
 
     <folder>/<name>.json        figures and the outcome of every problem
              <name>.md          the same for people
-             <name>/            the responses, as a run has its own: `sharevl-lite view <folder>/<name> --split eval`
+             <name>/            the responses, as a run has its own, and what stood around each question:
+                            `sharevl-lite view <folder>/<name> --split eval`
 
 The folder of a run's evaluations is `<run>/eval`.
 """

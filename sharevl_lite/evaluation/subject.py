@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ from typing import Any
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, list_checkpoints
 from sharevl_lite.config import Recipe
 from sharevl_lite.evaluation.settings import Settings
-from sharevl_lite.policy.folder import check_folder, is_missing, resolve_model_path
+from sharevl_lite.policy.folder import RULE, check_folder, is_missing, near, resolve_model_path
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.run_folder import ADAPTER_DIR, RECIPE_FILE, RunError
 
 ALL_ROWS = sys.maxsize
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,14 @@ def find_subject(target: str, settings: Settings, presets: Mapping[str, Any] | N
 
 
 def check_model(target: str) -> None:
-    """Raises RunError for what is not there and cannot be a model of the Hub; PolicyError for an unknown built-in, and
+    """Raises RunError for what is meant as a folder and is not there; PolicyError for an unknown built-in, and
     for a folder that holds no model."""
     if resolve_model_path(target) != target:
         return
-    if not Path(target).exists() and (is_missing(target) or not HUB_ID.fullmatch(target)):
+    if is_missing(target):
         raise RunError(
-            f"{target}: no such run, checkpoint or model; give a folder, ORG/NAME on the Hub, or builtin:NAME"
+            f"{target}: no such run, checkpoint or model{near(target)}; give a folder, ORG/NAME or NAME on the Hub, or "
+            f"builtin:NAME. {RULE}"
         )
     check_folder(target)
 

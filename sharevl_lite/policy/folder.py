@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,6 +12,17 @@ from sharevl_lite.policy.errors import PolicyError
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_MODELS = {"digits-vl": "assets/digits-vl"}
 CONFIG_FILE, ADAPTER_CONFIG, RUN_RECIPE = "config.json", "adapter_config.json", "recipe.yaml"
+ADAPTER_FILE = "adapter_model.safetensors"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+"""With an organisation or without."""
+RUNS = "runs"
+"""Where training writes by default."""
+OF_RUNS = ("adapter", "checkpoints", "data.json", "metrics.jsonl", "rollouts")
+"""What a run's folder holds beside its recipe, any of it: a recipe alone is somebody's own."""
+RULE = (
+    "What is here is taken as it is; ./x, ~/x, /x, a/b/c, names under runs/ or beside runs, and names of runs in runs/ "
+    "are paths; any other name is a Hub id"
+)
 
 
 def resolve_model_path(path: str) -> str:
@@ -23,14 +36,32 @@ def resolve_model_path(path: str) -> str:
     return str(files("sharevl_lite").joinpath(BUILTIN_MODELS[name]))
 
 
+def folder_on_disk(path: str) -> Path | None:
+    """The folder of a model as in `model.path`: its own, or the snapshot in the Hub's cache here; None without either.
+
+    Raises PolicyError for an unknown built-in.
+    """
+    folder = Path(resolve_model_path(path))
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(path, CONFIG_FILE)
+    except HFValidationError:  # a path of another machine
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def check_folder(path: str) -> None:
     """Raises PolicyError where `path` is a file, a folder without a model, or meant as a folder that is not there."""
     folder = Path(path)
     if is_missing(path):
         hint = "; ~ is not expanded here" if path.startswith("~") else ""
         raise PolicyError(
-            f"model.path: cannot load {path!r} (no such folder{hint}); give a local folder, a Hub id you can reach, or "
-            "builtin:digits-vl"
+            f"model.path: cannot load {path!r} (no such folder{hint}){near(path)}; give a local folder, a Hub id you "
+            f"can reach, or builtin:digits-vl. {RULE}"
         )
     if not folder.exists() or (folder / CONFIG_FILE).is_file():
         return
@@ -49,13 +80,35 @@ def check_folder(path: str) -> None:
 
 
 def is_missing(path: str) -> bool:
-    """Whether `path` is meant as a folder and is not there: `./x`, `~/x`, `/x`, or `runs/x` beside a folder `runs`.
+    """Whether `path` is meant as a folder and is not there, by `RULE`.
 
-    A folder of models may have the name of an organisation of the Hub, and hold some of its models.
+    A folder may have the name of an organisation of the Hub: `Qwen/x` beside a folder `Qwen` is an id, unless that
+    holds runs. So is a bare name, unless it is that of a run or stands where runs lie: a mistyped run is told at once,
+    and not looked for on the Hub.
     """
     if Path(path).exists():
         return False
-    first = Path(path).parts[0] if path else path
-    if path.startswith((".", "~", "/")) or path.count("/") > 1:
+    if path.startswith((".", "~", "/")) or not HUB_ID.fullmatch(path):
         return True
-    return "/" in path and Path(first).is_dir() and not any(Path(first).glob(f"*/{CONFIG_FILE}"))
+    parent = Path(path).parent
+    return parent.name == RUNS or Path(RUNS, path).is_dir() or _is_run(parent) or any(map(_is_run, _folders_of(parent)))
+
+
+def near(path: str) -> str:
+    """Words on what is here under a name like that, and may have been meant; empty where nothing is."""
+    here = Path(path)
+    if Path(RUNS, path).is_dir():
+        return f"; did you mean {Path(RUNS, path)}?"
+    known = difflib.get_close_matches(here.name, [folder.name for folder in _folders_of(here.parent)], n=1)
+    return f"; did you mean {here.with_name(known[0])}?" if known else ""
+
+
+def _folders_of(parent: Path) -> list[Path]:
+    try:
+        return sorted(folder for folder in parent.iterdir() if folder.is_dir())
+    except OSError:  # not there, or not ours
+        return []
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RUN_RECIPE).is_file() and any((folder / name).exists() for name in OF_RUNS)

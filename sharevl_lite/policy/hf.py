@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from sharevl_lite.config_model import LoraSection, ModelSection
 from sharevl_lite.errors import first_line
+from sharevl_lite.policy.adapter_start import adapter_folder
 from sharevl_lite.policy.attention import check_full_attention
 from sharevl_lite.policy.errors import PolicyError
-from sharevl_lite.policy.folder import ADAPTER_CONFIG, BUILTIN_PREFIX, check_folder, resolve_model_path
+from sharevl_lite.policy.folder import ADAPTER_CONFIG, ADAPTER_FILE, BUILTIN_PREFIX, check_folder, resolve_model_path
 from sharevl_lite.policy.fused import fuse
 from sharevl_lite.policy.packed import HALF, PackedPolicy
 
 SUPPORTED = ("qwen2_5_vl", "qwen3_vl")
-ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def default_device() -> torch.device:
@@ -226,22 +226,7 @@ def start_from(policy: PackedPolicy, lora: LoraSection) -> None:
 
     Raises PolicyError where it is none, was made for other layers, or scales its update otherwise.
     """
-    folder = Path(lora.start_from or "")
-    if not (folder / ADAPTER_FILE).is_file() and (folder / "adapter" / ADAPTER_FILE).is_file():
-        folder = folder / "adapter"
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text())
-        scale = config["lora_alpha"] / config["r"]
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise PolicyError(f"model.lora.start_from: {folder} holds no adapter ({first_line(error)})") from error
-    others = [name for name in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(name)]
-    if others or scale != lora.alpha / lora.rank:
-        more = f" and {', '.join(others)}" if others else ""
-        raise PolicyError(
-            f"model.lora.start_from: {folder} has rank {config['r']}, alpha {config['lora_alpha']}{more}; the recipe "
-            f"has rank {lora.rank} and alpha {lora.alpha:g} for all layers: set model.lora to what the adapter was "
-            "trained with, or start from another"
-        )
+    folder = adapter_folder(lora)
     try:
         load_adapter(policy, folder)
     except PolicyError as error:
@@ -302,8 +287,10 @@ def _said_as_policy_error(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, ValueError, SafetensorError) as error:
+        here = path.startswith(BUILTIN_PREFIX) or Path(path).exists()
+        taken = "" if here else "no such path here, so it is taken for a Hub id: "
         raise PolicyError(
-            f"model.path: cannot load {path!r} ({first_line(error)}); give a local folder, a "
+            f"model.path: cannot load {path!r} ({taken}{first_line(error)}); give a local folder, a "
             "Hub id you can reach, or builtin:digits-vl"
         ) from error
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from sharevl_lite.policy.packed import PackedPolicy
 
 PLACEHOLDER = "<image>"
+MARK = "q-c41d7be2"
+"""Stands for a question where a frame is looked for; no template or system prompt has this word."""
+PROBES = ("{0}", " {0}\n", "{1}{0}", "{0} {1}", "{1}{1}\n{0}", "{0}{1} {0}\n\n{1} ")
+"""Questions (0: words, 1: an image) that a frame must fit: spaces at the ends, images in all places."""
 CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext|(?:image|video|vision)_\w+)\|>")
 
 
@@ -52,6 +56,19 @@ class EncodedPrompt:
     pictures: tuple[Image, ...] = ()
 
 
+@dataclass(frozen=True)
+class PromptFrame:
+    """Chat text without the question: `start` + question + `end` is whole, with `image` for each ``<image>``."""
+
+    start: str
+    image: str
+    end: str
+
+    def around(self, question: str) -> str:
+        """The chat text of a question."""
+        return self.start + question.replace(PLACEHOLDER, self.image) + self.end
+
+
 class PromptRenderer:
     """Renders prompts and counts their tokens with a processor; `template` and `system_prompt` come from the recipe."""
 
@@ -73,6 +90,18 @@ class PromptRenderer:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system_prompt}]})
         text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text
+
+    def frame(self) -> PromptFrame | None:
+        """What stands around every question; None where the chat template does more than put marks around it.
+
+        A template may trim or number what it is given: whether this one does is tried with `PROBES`.
+        """
+        start, *rest = re.split(f"({MARK})", self.render(f"{MARK}{PLACEHOLDER}{MARK}"))
+        if rest[::2] != [MARK, MARK]:
+            return None
+        frame = PromptFrame(start, image=rest[1], end=rest[3])
+        probes = [probe.format(MARK, PLACEHOLDER) for probe in PROBES]
+        return frame if all(frame.around(probe) == self.render(probe) for probe in probes) else None
 
     def show(self, question: str, image_sizes: Sequence[tuple[int, int]]) -> str:
         """The chat text for reading: in place of an image's placeholder stands how many tokens of it the model gets."""

@@ -71,7 +71,7 @@ def test_the_answer_may_be_text_or_letter(tmp_path, answer):
 def test_what_is_no_list_or_no_option_says_how_to_leave_it_out(tmp_path):
     for row in (renamed(options="0 or 1"), renamed(answer="7")):
         with pytest.raises(BadRowError, match=r"set data.columns.choices: null"):
-            load(tmp_path, row, **NAMED)
+            load(tmp_path, row, **NAMED, choices="options")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,57 @@ def test_rows_without_options_are_asked_as_they_are(tmp_path, caplog):
     first, second = load(tmp_path, ROW, renamed(options=None, answer="1"), **NAMED)
     assert (first.text, second.text, second.answer) == (ASKED, ROW["question"], "1")
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+@pytest.mark.parametrize("empty", ["null", " None ", "nan", "[]", [], [None, None], ["", " "], {"A": None, "B": None}])
+def test_a_row_with_an_empty_cell_has_no_options(tmp_path, caplog, suffix, empty):
+    """In whatever way a table says so, beside a row that lists some."""
+    listed = ROW["options"] if not isinstance(empty, str | dict) else str(ROW["options"])
+    listed = {"A": "0", "B": "1", "C": "2"} if isinstance(empty, dict) else listed
+    rows = [renamed(options=listed), renamed(options=empty, answer="1")]
+    first, second = load(tmp_path, *rows, suffix=suffix, **NAMED)
+    assert (first.text, second.text, second.answer) == (ASKED, ROW["question"], "1")
+    assert second.columns.choices is None
+    assert not caplog.messages
+
+
+def test_a_column_of_nan_is_empty(tmp_path):
+    (problem,) = load(tmp_path, renamed(options=float("nan")), **NAMED)
+    assert problem.text == ROW["question"]
+
+
+@pytest.mark.parametrize("gaps", [[None], ["", None]])
+def test_gaps_at_the_end_are_no_options_and_one_called_none_is(tmp_path, gaps):
+    (problem,) = load(tmp_path, renamed(options=["0", "1", "None", *gaps]), **NAMED)
+    assert problem.text == ASKED.replace("(C) 2", "(C) None")
+    with pytest.raises(BadRowError, match=r"row 0 .*column 'options' is \['0', None, '2'\]"):
+        load(tmp_path, renamed(options=["0", None, "2"]), renamed(), **NAMED)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+@pytest.mark.parametrize(("other", "told"), [("by hand", "'by hand'"), ({"size": 3}, "{'size': 3}"), (7, "7")])
+def test_a_column_that_lists_options_in_no_row_is_ignored_and_said_once(tmp_path, caplog, suffix, other, told):
+    """It is only called so: in the demo's own layout as in named columns, wherever the first such row stands."""
+    rows = [renamed(options=None, answer="1"), *[renamed(options=other, answer=str(n)) for n in range(3)]]
+    for columns in (NAMED, {}):
+        caplog.clear()
+        problems = load(tmp_path, *rows, suffix=suffix, **columns)
+        assert [(problem.text, problem.columns.choices) for problem in problems] == [(ROW["question"], None)] * 4
+        (message,) = caplog.messages
+        assert "the column 'options' lists answer options in no row, so it is ignored (row 1: " in message
+        assert f"column 'options' is {told})" in message
+        assert problems[1].metadata["options"] == other
+
+
+def test_a_malformed_row_is_an_error_where_another_lists_options_or_the_column_is_named(tmp_path):
+    """Also where the first row that lists some comes later."""
+    good, bad = renamed(options=str(ROW["options"])), renamed(options="0; 1")
+    for place, rows in enumerate([(bad, good), (good, bad)]):
+        with pytest.raises(BadRowError, match=rf"row {place} .*column 'options' is '0; 1'; give a list"):
+            load(tmp_path, *rows, **NAMED)
+    with pytest.raises(BadRowError, match=r"row 0 .*column 'options' is '0; 1'; give a list"):
+        load(tmp_path, bad, **NAMED, choices="options")
 
 
 @pytest.mark.parametrize("empty", [[], "", None, ["A", "B", "C"]])

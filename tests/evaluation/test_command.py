@@ -3,6 +3,8 @@
 import pytest
 
 from sharevl_lite.cli import main
+from sharevl_lite.evaluation.settings import Settings
+from sharevl_lite.evaluation.subject import find_subject
 
 MODEL = "builtin:digits-vl"
 DIGITS = ["--data", "builtin:digits"]
@@ -22,7 +24,14 @@ DIGITS = ["--data", "builtin:digits"]
         (["./nope"], "./nope: no such run, checkpoint or model"),
         (["runs/of/mine"], "runs/of/mine: no such run, checkpoint or model"),
         (["runs/nothere", *DIGITS], "runs/nothere: no such run, checkpoint or model"),
-        (["nothere", *DIGITS], "nothere: no such run, checkpoint or model"),
+        (["runs/dome", *DIGITS], "runs/dome: no such run, checkpoint or model; did you mean runs/done?"),
+        (["done", *DIGITS], "done: no such run, checkpoint or model; did you mean runs/done?"),
+        (["old/done2", *DIGITS], "old/done2: no such run, checkpoint or model"),
+        (["a model", *DIGITS], "a model: no such run, checkpoint or model"),
+        (
+            ["runs/nothere", *DIGITS],
+            "names under runs/ or beside runs, and names of runs in runs/ are paths; any other",
+        ),
         (["runs/data", *DIGITS], "cannot load 'runs/data' (it is a folder without config.json)"),
         (["builtin:nope"], "built in: builtin:digits-vl"),
         ([MODEL, "--resamples", "9"], "--resamples 9"),
@@ -38,9 +47,21 @@ DIGITS = ["--data", "builtin:digits"]
 )
 def test_a_mistake_is_one_clear_message_and_code_2(words, told, capsys, monkeypatch, tmp_path):
     (tmp_path / "runs" / "data").mkdir(parents=True)
+    for run in (tmp_path / "runs" / "done", tmp_path / "old" / "one"):
+        (run / "adapter").mkdir(parents=True)
+        (run / "recipe.yaml").write_text("name: it\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sharevl_lite.evaluate.load_policy_of", lambda recipe: pytest.fail("loaded a model"))
     if "vllm" in words:
         monkeypatch.setattr("sharevl_lite.engines.importlib.util.find_spec", lambda name: None)
     assert main(["eval", *words]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["gpt2", "Qwen/Qwen2.5-VL-3B-Instruct"])
+def test_an_id_of_the_hub_is_taken_for_one(target, tmp_path, monkeypatch):
+    """Without an organisation, and beside a folder that is called like the organisation."""
+    (tmp_path / "Qwen" / "notes").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    subject = find_subject(target, Settings())
+    assert (subject.recipe.model.path, subject.adapter, subject.run_dir) == (target, None, None)

@@ -107,7 +107,25 @@ def test_forced_over_the_shared_problems_and_figures():
 
 def test_problems_without_a_verified_response_are_in_no_pair():
     unknown = evaluation([("?", "?"), *[(0, 1)] * 7], rotate=[(0, 1)] * 8)
-    assert compare(FIRST, unknown).tests["mean@2"].problems == 7
+    found = compare(FIRST, unknown)
+    assert found.tests["mean@2"].problems == 7
+    assert found.responses["mean@2"] == (14, 14)
+
+
+def test_each_figure_says_on_how_many_responses_it_stands():
+    """One response to the second problem has no verdict: it has a length and a format all the same."""
+    partly = evaluation([(0, 0), (0, "?"), *[(0, 1)] * 6], rotate=[(0, 1)] * 7 + [("?", "?")])
+    found = compare(FIRST, partly)
+    shown = {name: (test.problems, *found.responses[name]) for name, test in found.tests.items()}
+    assert {name: shown[name] for name in ("mean@2", "pass@2", "format", "mean@2 rotate", "mean@2 [x]")} == {
+        "mean@2": (8, 16, 15), "pass@2": (7, 14, 14), "format": (8, 16, 16), "mean@2 rotate": (7, 14, 14),
+        "mean@2 [x]": (4, 8, 7),
+    }  # fmt: skip
+    assert shown["consistency"] == (7, 28, 27)
+    (table, *_) = tables(found, ("A", "B"))
+    assert table.header[-2:] == ("problems", "responses")
+    assert {row[0]: row[-2:] for row in table.rows}["mean@2"] == ("8", "16 / 15")
+    assert {row[0]: row[-2:] for row in table.rows}["format"] == ("8", "16")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """`evaluate_target` with the shipped model: what is asked, saved and found again, the same every time."""
 
+import html
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from sharevl_explorer.prompt import prompt_as_sent
 
 from sharevl_lite import store
 from sharevl_lite.collect import Collector
@@ -67,6 +70,18 @@ def test_figures_are_those_of_the_stored_responses(evaluated):
                 assert len(row["token_ids"]) == answer.tokens
     shown = {sha for row in rows for sha in row["image_sha"]}
     assert len(shown) == 6 * 3, "the picture, turned, and noisy"
+
+
+def test_the_explorer_shows_the_prompts_of_its_responses_as_they_were_sent(evaluated):
+    """Those of every kind of asking, in the model's own template, with the recipe's prompt."""
+    recipe = load_recipe(evaluated.place.folder.parent / "recipe.yaml")
+    encoder = PromptEncoder.of(load_policy(recipe.model, seed=0), recipe.data)
+    asked = sorted(set(store.read(evaluated.place.responses, "eval")["variant_text"].to_pylist()))
+    assert len(asked) >= 6
+    for question in asked:
+        fold = str(prompt_as_sent(evaluated.place.responses, question))
+        shown = re.search(r'<bdi class="words code" dir="auto">(.*?)</bdi>', fold, re.S)
+        assert html.unescape(shown[1]) == encoder.render(question)
 
 
 def test_it_is_read_again_as_it_was_written(evaluated):

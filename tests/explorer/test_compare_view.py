@@ -109,7 +109,25 @@ def test_a_mover_is_told_in_points(tmp_path):
     store.write("train", 1, rows(store, 1, {"a": "one"}))  # half are right
     right = Rewards(1.0, 1.0, 1.0)
     store.write("train", 2, [replace(row, rewards=right) for row in rows(store, 2, {"a": "one"})])
-    assert "50 % → 100 % ▲ 50 points" in text(render(Index([tmp_path]), "?view=compare"))
+    assert "50 % → 100 % of 4 ▲ 50 points" in text(render(Index([tmp_path]), "?view=compare"))
+
+
+def test_an_accuracy_says_of_how_many_responses(tmp_path):
+    """Of those with a verdict: one of the four at step 2 has none."""
+    store = RolloutStore(tmp_path)
+    asked = {"a": "one", "b": "two"}
+    store.write("train", 1, rows(store, 1, asked))
+    first, *others = rows(store, 2, asked)
+    unknown = replace(first, rewards=Rewards(None, None, 1.0))
+    right = Rewards(1.0, 1.0, 1.0)
+    store.write("train", 2, [unknown, *(replace(row, rewards=right) for row in others)])
+    page = text(render(Index([tmp_path]), "?view=compare"))
+    assert "from step 1 to step 2: 2 problems in both" in page
+    assert "50 % of 4 → 100 % of 3 ▲ 50 points" in page
+    assert "50 % → 100 % of 4 ▲ 50 points" in page
+    page = text(render(Index([tmp_path]), "?view=compare&problem=p-a"))
+    assert "50 % of 4 right, reward" in page
+    assert "100 % of 3 right, reward" in page
 
 
 @pytest.mark.slow

@@ -224,7 +224,7 @@ def test_without_a_model(trained, tmp_path, capsys):
     shown = str(render(Index([trained]), "?view=try"))
     assert "sharevl-lite view RUN --model run" in shown
     assert 'form class="try' not in shown
-    for nothing in (str(tmp_path / "none"), "nomodel", str(trained / "rollouts")):
+    for nothing in (str(tmp_path / "none"), "runs/nomodel", str(trained / "rollouts")):
         assert main(["view", str(trained), "--model", nothing]) == 2
         told = "is a folder without config.json" if nothing.endswith("rollouts") else "no such run, checkpoint or model"
         assert told in capsys.readouterr().err

@@ -42,7 +42,7 @@ def test_an_error_without_text_is_told_by_its_type(monkeypatch):
         raise OSError
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
-    with pytest.raises(PolicyError, match=r"cannot load 'm' \(OSError\)"):
+    with pytest.raises(PolicyError, match=r"cannot load 'm' \(no such path here, .*: OSError\)"):
         load_policy(ModelSection(path="m"), seed=0)
     with pytest.raises(VariantsError, match=r"hf:m: cannot be loaded \(OSError\)"):
         TransformersModel("m", batch_size=1)._loaded  # noqa: B018
@@ -205,10 +205,28 @@ def test_a_folder_that_is_no_model_is_told_for_what_it_is(folders, path, told):
 
 
 def test_ids_of_the_hub_are_no_missing_folders(folders, tmp_path):
+    """Whatever lies in a folder that is called like an organisation, as long as that is no run."""
+    ids = ("Qwen/B", "org/name", "gpt2", "mine/model")
+    assert not any(map(is_missing, ids))
     (tmp_path / "Qwen" / "A").mkdir(parents=True)
-    assert is_missing("Qwen/B")
     (tmp_path / "Qwen" / "A" / "config.json").write_text("{}")
-    assert not any(map(is_missing, ("Qwen/B", "org/name", "gpt2", "Qwen/A", "mine")))
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "recipe.yaml").write_text("name: my own recipe, of no run yet")
+    assert not any(map(is_missing, (*ids, "Qwen/A", "mine")))
+
+
+def test_names_among_runs_are_paths(folders, tmp_path, monkeypatch):
+    paths = ("./a", "../a", "~/a", "/a", "a/b/c", "a b", "runs/nothere", "runs/first/nothere", "first")
+    assert [path for path in paths if not is_missing(path)] == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "runs" / "first").rename(tmp_path / "out" / "first")
+    assert is_missing("out/nothere"), "beside a run"
+    assert is_missing("runs/nothere"), "where runs are written"
+    assert not is_missing("first"), "there is no such run any more"
+    monkeypatch.chdir(tmp_path / "out")
+    assert is_missing("nothere")
+    assert is_missing("first/nothere"), "in a run"
+    assert not is_missing("org/name")
 
 
 @pytest.mark.parametrize("damage", ["weights", "processor"])

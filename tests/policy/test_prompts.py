@@ -1,9 +1,13 @@
-"""Prompts: their length is known from image sizes alone, and equal images have one key."""
+"""Prompts: their length is known from image sizes alone, equal images have one key, and a frame is their chat text."""
+
+import copy
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_models import FAMILIES, MERGED, encoder, tiny_policy
+from tiny_models import CHAT_TEMPLATE, FAMILIES, MERGED, encoder, tiny_policy, tiny_processor
+
+from sharevl_lite.policy.prompts import PromptRenderer
 
 QUESTIONS = (
     ("How many?", []),
@@ -47,3 +51,28 @@ def test_pictures_have_the_size_that_the_processor_gives_them(family, size):
         assert (batch["pixel_values"] - image.patches_LD).abs().max().item() < 2.5 / 255 / 0.26
     again = encoder(policy).encode("<image>What?", (picture,))
     assert again.images.keys() == prompt.images.keys()
+
+
+@pytest.mark.parametrize("system", [None, "Answer in one {word}."])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_frame_makes_the_chat_text_of_any_question(family, system):
+    renderer = PromptRenderer(tiny_processor(family), "Look: <image>{problem}\n\\boxed{{}}. ", system)
+    frame = renderer.frame()
+    for question, _ in [*QUESTIONS, (" {a} \n", []), ("<image>\n", []), ("<image> <image><image>", [])]:
+        assert frame.around(question) == renderer.render(question)
+
+
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
+        ("{{ part['text'] }}", "{{ part['text'] | trim }}"),
+        ("{{ part['text'] }}", "{{ part['text'] | upper }}"),
+        ("<|vision_start|>", "Picture {{ loop.index }}: <|vision_start|>"),
+        ("{% for part in message['content'] %}", "{% for part in message['content'] | sort(attribute='type') %}"),
+    ],
+)
+def test_a_template_that_changes_questions_has_no_frame(part, instead):
+    processor = copy.copy(tiny_processor("qwen2_5_vl"))
+    processor.chat_template = CHAT_TEMPLATE.replace(part, instead)
+    assert processor.chat_template != CHAT_TEMPLATE
+    assert PromptRenderer(processor).frame() is None

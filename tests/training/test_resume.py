@@ -130,7 +130,9 @@ def test_interrupt_finishes_the_step_and_saves(command, environment, finish_here
     assert "--resume auto" in output
     saved = list_checkpoints(run / "checkpoints")
     assert len(saved) == 1
-    (run / "tokenizer.json").unlink()  # as a program left it that did not keep it
+    kept = {name: (run / name).read_bytes() for name in ("tokenizer.json", "prompt.json")}
+    for name in kept:
+        (run / name).unlink()  # as a program left it that did not keep it
     finish_here(command("--resume", "auto", name="stopped", **{"train.save_rollouts": "null"}))
-    assert (run / "tokenizer.json").is_file()
+    assert {name: (run / name).read_bytes() for name in kept} == kept
     assert_same_run(whole, run)

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 
 import pytest
 
@@ -12,10 +13,12 @@ from sharevl_lite.checkpoints import CheckpointError, list_checkpoints, remove_c
 from sharevl_lite.data import Problem, load_problems
 from sharevl_lite.data.errors import DataError
 from sharevl_lite.policy.errors import PolicyError
+from sharevl_lite.policy.folder import resolve_model_path
+from sharevl_lite.policy.weights_digest import PIECE, PROBES, weights_digests
 from sharevl_lite.recipes import dump_recipe
 from sharevl_lite.rewards.functions import RewardFunctionError
 from sharevl_lite.run import RunError
-from sharevl_lite.run_folder import check_same_data, data_record, prepare
+from sharevl_lite.run_folder import check_same_data, check_same_model, data_record, prepare
 
 pytestmark = pytest.mark.slow
 FEW = {"train.rollouts": 2, "train.problems_per_rollout": 2, "train.problems_per_update": 2, "data.eval": None}
@@ -182,3 +185,98 @@ def test_another_recipe_is_told_with_the_words_that_go_on(small_recipe):
     assert prepare(recipe, "auto") is not None
     with pytest.raises(RunError, match="go on with the recipe of the run's folder in place of this one"):
         prepare(small_recipe("mine", **{f"data.columns.{name}": "x" for name in ("id", "problem", "images")}), "auto")
+
+
+def copied_model(folder):
+    shutil.copytree(resolve_model_path("builtin:digits-vl"), folder)
+    return folder
+
+
+def test_another_model_or_other_held_out_data_of_the_same_name_is_not_taken_for_it(small_recipe, tmp_path):
+    """The same ones elsewhere are."""
+    from safetensors.torch import load_file, save_file
+
+    row = {"problem": "1 + 1?", "images": [], "answer": "2"}
+    for place, rows in {"one": [row], "moved": [row], "other": [{**row, "answer": "3"}]}.items():
+        copied_model(tmp_path / place / "model")
+        (tmp_path / place / "test.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    file = tmp_path / "other" / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights["lm_head.weight"][0, 0] += 1.0
+    save_file(weights, file, metadata={"format": "pt"})
+
+    def recipe_of(model, held_out):
+        places = {"model.path": tmp_path / model / "model", "data.eval": tmp_path / held_out / "test.jsonl"}
+        return small_recipe("run", **FEW | {name: str(path) for name, path in places.items()})
+
+    train(recipe_of("one", "one"))
+    run = recipe_of("one", "one").run_dir
+    (run / "summary.json").unlink()  # as if it had been killed at its end
+    with pytest.raises(
+        RunError, match=r"other/model is not the base model that .*run was started with \(other weights"
+    ):
+        train(recipe_of("other", "one"), resume="auto")
+    with pytest.raises(
+        RunError, match=r"other/test.jsonl is not what .*run was started with \(1 problems, not the same"
+    ):
+        train(recipe_of("one", "other"), resume="auto")
+    assert train(recipe_of("moved", "moved"), resume="auto").summary["steps"] == 2
+
+
+def test_what_an_older_version_kept_no_digest_of_is_told_when_it_moves(small_recipe, tmp_path, caplog):
+    for place in ("one", "two"):
+        copied_model(tmp_path / place / "model")
+    run = left_behind(small_recipe(**{"model.path": str(tmp_path / "one" / "model")}))
+    (run / "data.json").write_text('{"problems": 1, "fingerprint": "f"}')
+    with caplog.at_level("WARNING"):
+        prepare(small_recipe(**{"model.path": str(tmp_path / "two" / "model")}), "auto")
+        (message,) = caplog.messages
+        assert re.search("model.path was .*one/model, now .*two/model: taken for the same by its name", message)
+        caplog.clear()
+        prepare(small_recipe(**{"model.path": str(tmp_path / "one" / "model")}), "auto")
+    assert not caplog.messages
+
+
+def test_held_out_problems_are_compared_where_both_are_known(small_recipe):
+    recipe = small_recipe("run", **{"data.eval": "test.jsonl"})
+    recipe.run_dir.mkdir()
+    train_, first, second = ([Problem(name, "Why?", (), "1")] for name in "abc")
+    for record, held_out, told in (
+        (data_record(train_, first), first, None),
+        (data_record(train_, first), second, "test.jsonl is not what"),
+        (data_record(train_, first), [*first, *second], r"\(1 problems then, 2 now;"),
+        (data_record(train_), second, None),
+    ):
+        (recipe.run_dir / "data.json").write_text(json.dumps(record))
+        if told is None:
+            check_same_data(recipe, train_, held_out)
+        else:
+            with pytest.raises(RunError, match=told):
+                check_same_data(recipe, train_, held_out)
+
+
+def test_weights_are_known_by_pieces_of_each_file(small_recipe, tmp_path):
+    """A change anywhere in a small file; in a large one of more than a stretch, and at its ends."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    large = bytearray(3 * PROBES * PIECE)
+    (folder / "model-2.safetensors").write_bytes(b"small")
+    (folder / "model-1.safetensors").write_bytes(large)
+    (folder / "training_args.bin").write_bytes(b"no weights")
+    first = weights_digests(str(folder))
+    assert list(first) == ["model-1.safetensors", "model-2.safetensors"]
+    for start, length in ((0, 1), (len(large) - 1, 1), (len(large) // 2, 3 * PIECE)):
+        changed = bytearray(large)
+        changed[start : start + length] = b"x" * length
+        (folder / "model-1.safetensors").write_bytes(changed)
+        now = weights_digests(str(folder))
+        assert now["model-1.safetensors"] != first["model-1.safetensors"], start
+        assert now["model-2.safetensors"] == first["model-2.safetensors"]
+    (folder / "model-1.safetensors").unlink()
+    recipe = small_recipe("run", **{"model.path": str(folder)})
+    recipe.run_dir.mkdir()
+    (recipe.run_dir / "data.json").write_text(json.dumps(data_record([], model=first)))
+    with pytest.raises(RunError, match="other weights"):
+        check_same_model(recipe)
+    assert weights_digests("No/Such-Model") == {}
+    check_same_model(small_recipe("run", **{"model.path": "No/Such-Model"}))

@@ -70,9 +70,9 @@ def test_another_run_s_adapter_is_where_training_starts(trained, first):
     ("changes", "told"),
     [
         ({"model.lora.alpha": 8}, "has rank 16 and alpha 8"),
-        ({"model.lora.rank": 32, "model.lora.alpha": 64}, "does not fit"),
+        ({"model.lora.rank": 32, "model.lora.alpha": 64}, "has rank 16, alpha 32"),
         ({"model.lora.target_modules": ["q_proj"]}, "does not fit"),
-        ({"model.lora.start_from": "nowhere"}, "nowhere holds no adapter"),
+        ({"model.lora.start_from": "nowhere"}, "nowhere: no such folder"),
         ({"lora_alpha": None}, "holds no adapter"),
         ({"r": 0}, "holds no adapter"),
         ({"alpha_pattern": {"q_proj": 999}}, "alpha_pattern"),

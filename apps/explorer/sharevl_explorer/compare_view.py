@@ -72,7 +72,7 @@ def _ends(steps: set[int], most: int) -> list[int]:
 def _elsewhere(context: Context, row: dict[str, Any]) -> Html:
     there = context.at(run=row["run"], step=row["step"])
     href = there.link("problem")
-    return el("li", el("a", _named(there), href=href), f" {percent(row['success'])} right")
+    return el("li", el("a", _named(there), href=href), f" {_right(row)}")
 
 
 def _named(context: Context) -> str:
@@ -92,7 +92,7 @@ def _appearance(context: Context, row: dict[str, Any]) -> Html:
         [picture(context, sha, f"image at step {state.step}") for sha in (first["image_sha"] if first else [])],
         first and el("p", question(_start(first["variant_text"], "question"))),
         first and el("p.quiet", "right answer ", el("bdi", shortened(first["answer"]))),
-        el("p", f"{percent(row['success'])} right, reward {number(row['reward'])} ", badge(row["outcome"])),
+        el("p", f"{_right(row)}, reward {number(row['reward'])} ", badge(row["outcome"])),
         [_text(context, response_row) for response_row in rows[:_TEXTS]],
         el("p", el("a", f"{left_out} more", href=context.link("problem"))) if left_out > 0 else None,
     )
@@ -137,7 +137,8 @@ def _movers(context: Context) -> Html:
         ),
         el(
             "p.quiet",
-            f"problems by how far their accuracy is from {_named(before)} to {_named(after)}, the farthest 60",
+            f"problems by how far their accuracy is from {_named(before)} to {_named(after)}",
+            _of_common(rows),
         ),
         _warning(unlike),
         el("ol.movers", [_mover(context, row) for row in rows])
@@ -206,6 +207,25 @@ def _mover(context: Context, row: dict[str, Any]) -> Html:
         "li",
         picture(context.at(run=0), shas[0], f"image of {row['problem']}", ".small") if shas else el("span"),
         el("a.row", label, href=context.link(problem=row["problem"]), data_row=True),
-        el("span.quiet", f"{percent(row['before'])} → {percent(row['after'])}"),
+        el("span.quiet", _before_after(row), title="right, of the responses that have a verdict"),
         el("b", moved(row["moved"])),
     )
+
+
+def _right(row: dict[str, Any]) -> str:
+    """Of how many responses with a verdict how many are right."""
+    return f"{percent(row['success'])} of {row['judged']} right"
+
+
+def _before_after(row: dict[str, Any]) -> str:
+    first, last = row["judged"], row["judged_b"]
+    of_first = "" if first == last else f" of {first}"
+    return f"{percent(row['before'])}{of_first} → {percent(row['after'])} of {last}"
+
+
+def _of_common(rows: Sequence[dict[str, Any]]) -> str | None:
+    """How many problems both have, and how many of them are listed."""
+    if not rows:
+        return None
+    common = rows[0]["common"]
+    return f": {counted(common, 'problem')} in both" + (f", the farthest {len(rows)}" if len(rows) < common else "")

@@ -43,9 +43,10 @@ CREATE TABLE variants (
     images VARCHAR[], answer VARCHAR, outcome VARCHAR, signal VARCHAR
 );
 CREATE TABLE problems (
-    run INT, split VARCHAR, step BIGINT, problem VARCHAR, variants INT, responses INT, success DOUBLE, reward DOUBLE,
-    spread_global DOUBLE, spread_local DOUBLE, outcome VARCHAR, signal VARCHAR, silent INT, rescued INT, truncated INT,
-    replaced BOOL, question VARCHAR, answer VARCHAR, transforms VARCHAR, images VARCHAR[], id_order VARCHAR
+    run INT, split VARCHAR, step BIGINT, problem VARCHAR, variants INT, responses INT, judged INT, success DOUBLE,
+    reward DOUBLE, spread_global DOUBLE, spread_local DOUBLE, outcome VARCHAR, signal VARCHAR, silent INT, rescued INT,
+    truncated INT, replaced BOOL, question VARCHAR, answer VARCHAR, transforms VARCHAR, images VARCHAR[],
+    id_order VARCHAR
 );
 """
 
@@ -90,15 +91,15 @@ WITH g AS (
     arg_min(question, variant) AS question, arg_min(answer, variant) AS answer, arg_min(images, variant) AS images,
     string_agg(DISTINCT transform, ', ' ORDER BY transform) AS transforms FROM grouped GROUP BY step, problem
 ), r AS (
-    SELECT any_value(run) AS run, any_value(split) AS split, step, problem, count(*) AS n, avg(accuracy) AS success,
-    avg(total) AS reward, stddev_pop(total) AS spread_global, {_OUTCOME} AS outcome,
+    SELECT any_value(run) AS run, any_value(split) AS split, step, problem, count(*) AS n, count(accuracy) AS judged,
+    avg(accuracy) AS success, avg(total) AS reward, stddev_pop(total) AS spread_global, {_OUTCOME} AS outcome,
     count(*) FILTER (truncated) AS truncated, count(total) > 0 AND count(adv_global) = 0 AS replaced
     FROM fresh GROUP BY step, problem
 )
 INSERT INTO problems
-SELECT r.run, r.split, step, problem, g.variants, r.n, r.success, r.reward, r.spread_global, g.spread_local, r.outcome,
-    CASE WHEN g.mute THEN 'none' WHEN g.rescued > 0 THEN 'rescued' ELSE 'own' END, g.silent, g.rescued, r.truncated,
-    r.replaced AND r.split = 'train', g.question, g.answer, g.transforms, g.images, {_NATURAL}
+SELECT r.run, r.split, step, problem, g.variants, r.n, r.judged, r.success, r.reward, r.spread_global, g.spread_local,
+    r.outcome, CASE WHEN g.mute THEN 'none' WHEN g.rescued > 0 THEN 'rescued' ELSE 'own' END, g.silent, g.rescued,
+    r.truncated, r.replaced AND r.split = 'train', g.question, g.answer, g.transforms, g.images, {_NATURAL}
 FROM r JOIN g USING (step, problem)
 """
 

@@ -1,12 +1,15 @@
-"""The prompt as it was sent: the turns that a run's recipe made of a question.
+"""The prompt as it was sent: a question in the chat text of its run, or the turns that the run's recipe made of it.
 
-The store keeps the question, the recipe in the run's folder `data.prompt_template` and `data.system_prompt`, with which
-alone a run goes on. The model's chat template is not kept: it puts its marks around the turns, and in some models a
-system turn of its own where the recipe has none. That is said, not guessed.
+Training and evaluation keep in `prompt.json` what stands before and after every question in the chat text, and in place
+of an image: the model's own chat template with the recipe's prompt in it. Older programs did not keep it. For what they
+left, the recipe has `data.prompt_template` and `data.system_prompt`, which make the turns; the template's marks around
+them, and in some models a system turn of its own, are not known. That is said, not guessed.
 """
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
@@ -16,8 +19,17 @@ from yaml import YAMLError
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.recipe_file import FILE, recipe_of
 
+FRAME_FILE = "prompt.json"
 _IMAGE, _SHOWN_IMAGE = "<image>", "▣"
 _MARKS = "The model's chat template, which the run does not keep, puts its marks around the turns"
+
+
+class Frame(NamedTuple):
+    """Chat text without the question; `image` stands in place of an ``<image>``."""
+
+    start: str
+    image: str
+    end: str
 
 
 class Turn(NamedTuple):
@@ -28,20 +40,49 @@ class Turn(NamedTuple):
 
 
 def prompt_as_sent(run: Path, question: str) -> Html:
-    """A fold with the turns that were sent for a question of the run, or with why they are not known."""
+    """A fold with the chat text of a question of the run, its turns where no more is known, or why they are not."""
     try:
-        turns = _turns(run, question)
+        frame = _frame_of(run)
+        shown = _turns_shown(_turns(run, question)) if frame is None else _text_shown(frame, question)
     except (KeyError, OSError, TypeError, ValueError, YAMLError) as error:
         told = str(error) if type(error) is ValueError else f"{FILE} cannot be used ({type(error).__name__}: {error})"
         shown = [el("p.note", f"not known: {told[:300]}")]
-    else:
-        shown = [el("div", el("h4", turn.role), el("bdi.words.code", _shown(turn.text), dir="auto")) for turn in turns]
-        own = (
-            "" if turns[0].role == "system" else ". The recipe has no system turn; some models' templates add their own"
-        )
-        image = f"{_SHOWN_IMAGE} is an image. " if _IMAGE in turns[-1].text else ""
-        shown.append(el("p.quiet", f"{image}{_MARKS}{own}."))
     return el("details.prompt", el("summary", "prompt as sent"), shown)
+
+
+def _text_shown(frame: Frame, question: str) -> list[Html]:
+    text = frame.start + question.replace(_IMAGE, frame.image) + frame.end
+    image = f"{frame.image} is where an image goes. " if _IMAGE in question else ""
+    return [
+        el("bdi.words.code", text, dir="auto"),
+        el("p.quiet", f"{image}All that the model was given before its response, in its own chat template."),
+    ]
+
+
+def _turns_shown(turns: list[Turn]) -> list[Html]:
+    shown = [el("div", el("h4", turn.role), el("bdi.words.code", _shown(turn.text), dir="auto")) for turn in turns]
+    own = "" if turns[0].role == "system" else ". The recipe has no system turn; some models' templates add their own"
+    image = f"{_SHOWN_IMAGE} is an image. " if _IMAGE in turns[-1].text else ""
+    return [*shown, el("p.quiet", f"{image}{_MARKS}{own}.")]
+
+
+def _frame_of(run: Path) -> Frame | None:
+    """What the run keeps; None where it keeps nothing. Raises ValueError where that cannot be used."""
+    path = run / FRAME_FILE
+    return _read(str(path), path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, written: int) -> Frame:
+    """The file as it was written at that time: one that was replaced is read again."""
+    try:
+        kept = json.loads(Path(path).read_text(encoding="utf-8"))
+        frame = Frame(**{name: kept[name] for name in Frame._fields})
+    except (KeyError, OSError, TypeError, ValueError) as error:  # the file may be anyone's
+        raise ValueError(f"{FRAME_FILE} cannot be used ({type(error).__name__}: {error})") from error
+    if not all(isinstance(part, str) for part in frame):
+        raise ValueError(f"{FRAME_FILE} cannot be used: {', '.join(Frame._fields)} are not texts")
+    return frame
 
 
 def _turns(run: Path, question: str) -> list[Turn]:

@@ -56,12 +56,16 @@ alike AS (
         w.step = $last
 ), pairs AS (
     SELECT problem, a.id_order, a.question, a.answer, b.question AS question_b, b.answer AS answer_b, a.images,
-        a.success AS before, b.success AS after, b.success - a.success AS moved,
+        a.success AS before, b.success AS after, b.success - a.success AS moved, a.judged,
+        b.judged AS judged_b,
         $run_a = $run_b OR (a.answer IS NOT DISTINCT FROM b.answer AND problem IN (FROM alike)) AS same
     FROM a JOIN b USING (problem)
 )
 """
-_MOVERS = f"{_BOTH} FROM pairs WHERE same AND moved IS NOT NULL ORDER BY abs(moved) DESC, id_order, problem LIMIT 60"
+_MOVERS = f"""{_BOTH}
+SELECT *, count(*) OVER () AS common FROM pairs WHERE same AND moved IS NOT NULL
+ORDER BY abs(moved) DESC, id_order, problem LIMIT 60
+"""
 _STRANGERS = f"{_BOTH} FROM pairs WHERE NOT same ORDER BY id_order, problem"
 _ASKED = """
 SELECT run, list(DISTINCT question) AS questions, list(DISTINCT answer) AS answers FROM variants
@@ -170,7 +174,8 @@ def repeated(index: Index, state: State) -> list[int]:
 
 
 def movers(index: Index, split: str, before: tuple[int, int], after: tuple[int, int]) -> list[dict[str, Any]]:
-    """Problems of both (run, step) pairs by how far their accuracy moved, the farthest 60; strangers are left out."""
+    """Problems of both (run, step) pairs by how far their accuracy moved, the farthest 60 of `common`; strangers are
+    left out. `judged` and `judged_b` are the responses with a verdict."""
     return index.rows(_MOVERS, _pair(split, before, after))
 
 
