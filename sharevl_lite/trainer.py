@@ -8,6 +8,7 @@ schedule, clipping, callbacks, trackers, distribution, Hub upload) is the Traine
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -165,6 +166,12 @@ class ShareGRPOTrainer(Trainer):
         gaps = self._learner.sampler_gaps().abs()
         sums = self.gather((float(gaps.sum()), gaps.numel()))
         mean = sum(total for total, _ in sums) / max(1, sum(count for _, count in sums))
+        if math.isnan(mean):
+            raise RolloutError(
+                f"step {self._rollout.number}: log-probs of the sampler ({section.engine}) or of the trainer are not "
+                "numbers; the weights or the adapter are damaged, or model.dtype is too narrow (bfloat16 or float32 "
+                "instead of float16)"
+            )
         if not mean <= section.max_sampler_gap:
             raise RolloutError(
                 f"rollout.max_sampler_gap: sampler ({section.engine}) and trainer disagree by {mean:.3f} nats a token "

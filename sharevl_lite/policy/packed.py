@@ -22,6 +22,8 @@ from sharevl_kernels.grouped_logprob import grouped_logprob
 from torch import Tensor, nn
 
 from sharevl_lite.policy.attention import packed_arguments, use_prefix_attention
+from sharevl_lite.policy.errors import PolicyError
+from sharevl_lite.policy.float16_vision import keep_in_range
 from sharevl_lite.policy.prompts import ImagePixels
 from sharevl_lite.share.packing import PackedRow
 
@@ -40,6 +42,11 @@ class ImageFeatures:
     def nbytes(self) -> int:
         """Memory held."""
         return sum(t.numel() * t.element_size() for t in (self.embeds_LH, *self.deepstack))
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether all are numbers; waits for the device."""
+        return all(bool(t.isfinite().all()) for t in (self.embeds_LH, *self.deepstack))
 
 
 def cache_argument(base: Any) -> str:
@@ -69,6 +76,8 @@ class PackedPolicy(nn.Module):
         self.processor = processor
         self.temperature = temperature
         use_prefix_attention(self.base)
+        if self.base_dtype == torch.float16:
+            keep_in_range(self.base.model.visual)
         self._features: OrderedDict[str, ImageFeatures] = OrderedDict()
         # Asked once, because adapters that are switched off for a reference pass ask for no gradient either.
         self._vision_trained = [p for p in self.base.model.visual.parameters() if p.requires_grad]
@@ -110,7 +119,8 @@ class PackedPolicy(nn.Module):
     def forward(self, row: PackedRow, images: Mapping[str, ImagePixels], *, entropy: bool = False) -> TokenScores:
         """Log-probs, and with `entropy` entropies, of the row's pairs, token by token.
 
-        Raises ValueError for a vision token in a response and where the row's placeholders and its images disagree.
+        Raises ValueError for a vision token in a response and where the row's placeholders and its images disagree;
+        PolicyError where the vision tower overflows.
         """
         device = self.device
         if bool(torch.isin(row.targets_U, torch.tensor(self.vision_token_ids)).any()):
@@ -202,6 +212,12 @@ class PackedPolicy(nn.Module):
             output = tower(image.patches_LD.to(self.device, tower.dtype), grid_thw=image.grid_3[None].to(self.device))
         deepstack = getattr(output, "deepstack_features", None) or ()
         features = ImageFeatures(output.pooler_output, tuple(deepstack))
+        if self.base_dtype == torch.float16 and not features.are_finite:
+            _, rows, columns = (int(n) for n in image.grid_3)
+            raise PolicyError(
+                f"model.dtype: the vision tower overflows in float16 on a picture of {columns} x {rows} patches; lower "
+                "model.max_pixels, or use bfloat16 on a GPU that has it, or float32"
+            )
         if not self._vision_trained:
             self._remember(key, features)
         return features

@@ -11,6 +11,7 @@ values.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from sharevl_lite.policy.packed import PackedPolicy, cache_argument
 from sharevl_lite.policy.prompts import EncodedPrompt
 from sharevl_lite.rollout.continuous import Context, Rooms, join
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
+from sharevl_lite.rollout.errors import RolloutError
 
 SLICE = 16
 """Tokens of each response between two looks at which have ended."""
@@ -194,6 +196,11 @@ class HFRolloutEngine:
             end = next((place for place, token in enumerate(ids) if token in self.end_ids), len(ids))
             row.token_ids += ids[: end + 1]
             row.logprobs += logprobs[: end + 1]
+            if not math.isfinite(sum(logprobs[: end + 1])):
+                raise RolloutError(
+                    f"rollout: log-probs of a response to {row.request.key} are not numbers; the weights or the "
+                    "adapter are damaged, or model.dtype is too narrow (bfloat16 or float32 instead of float16)"
+                )
 
     def _has_ended(self, row: Row, sampling: Sampling) -> bool:
         return self._is_whole(row) or len(row.token_ids) == sampling.max_completion_length

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sharevl_lite.rollout.engine import Sampling, SamplingRequest
+from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.hf import HFRolloutEngine, SeededSampler
 from sharevl_lite.share import SegmentGroup, pack_row
 
@@ -297,6 +298,13 @@ def test_prompts_are_read_once_and_images_seen_once(family, keep):
     group = SegmentGroup(asked[0].prompt.prefix, (torch.tensor(responses[0][0].token_ids),), (0,))
     policy(pack_row([group]), asked[0].prompt.images)
     assert len(seen) == (3 if keep else 5)
+
+
+def test_logits_that_are_no_numbers_end_the_rollout():
+    policy = tiny_policy("qwen2_5_vl")
+    policy.base.get_output_embeddings().register_forward_hook(lambda _module, _inputs, out: out * torch.nan)
+    with pytest.raises(RolloutError, match=r"response to problem 0 are not numbers.*model\.dtype is too narrow"):
+        HFRolloutEngine(policy, 8).sample(requests(policy), sampling())
 
 
 class Held(TorchDispatchMode):
