@@ -1,5 +1,8 @@
 # ---
 # jupyter:
+#   accelerator: GPU
+#   colab:
+#     gpuType: T4
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -10,10 +13,12 @@
 # # Share-GRPO in a notebook
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sharevl-lite/sharevl-lite/blob/main/notebooks/quickstart.ipynb)
-# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/sharevl-lite/sharevl-lite/blob/main/notebooks/quickstart.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/sharevl-lite/sharevl-lite/blob/main/notebooks/quickstart.ipynb&accelerator=nvidiaTeslaT4)
 #
 # Fine-tunes **Qwen2.5-VL-3B** in 4 bits on geometry problems with one T4, as Colab and Kaggle lend it: two ways of asking
 # each problem, two answers under each, a few steps. Then it looks at what the policy tried and exports the result.
+# On Colab choose a T4 under "Runtime", "Change runtime type"; on Kaggle a T4 and "Internet" among the session's options. It
+# takes about half an hour there, most of it sampling (estimated, as nobody has run it).
 #
 # Without a GPU the same notebook trains the small model that comes with the package on handwritten digits
 # (`SHAREVL_SMOKE=1` asks for that on a GPU as well). **The outputs below are from such a run on a CPU.** The path for a
@@ -22,21 +27,32 @@
 # %% [markdown]
 # ## Install
 #
-# On Colab and Kaggle this may replace packages that are loaded already (torch, numpy). If an import fails afterwards,
-# restart the session and run on from the second cell of code.
+# Some minutes on Colab and Kaggle. Red lines there about what other packages would like do no harm. A package that the
+# session had loaded may have been replaced: the cell says so, and wants the session restarted once.
 
 # %%
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import version
 
-packages = {
+packages = {  # an uploaded wheel instead: "sharevl-lite[unsloth] @ file:///content/sharevl_lite-0.1.0-py3-none-any.whl"
     "sharevl_lite": "sharevl-lite[unsloth] @ git+https://github.com/sharevl-lite/sharevl-lite",
     "matplotlib": "matplotlib",
 }
 missing = [source for name, source in packages.items() if importlib.util.find_spec(name) is None]
 if missing:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+    print("installing", *missing)
+    if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing]).returncode:
+        raise SystemExit(
+            "pip could not install it (see above); is there internet? Else upload a wheel and name it above"
+        )
+loaded = [name for name in ("numpy", "pandas", "pyarrow") if name in sys.modules]
+replaced = [name for name in loaded if sys.modules[name].__version__ != version(name)]
+if replaced:
+    raise SystemExit(
+        f"{', '.join(replaced)} was loaded before it was replaced: restart the session, then run all cells"
+    )
 
 # %%
 import os
@@ -48,6 +64,10 @@ smi = shutil.which("nvidia-smi")  # it may be there and fail
 gpu = smi is not None and subprocess.run([smi], capture_output=True).returncode == 0
 SMOKE = os.environ.get("SHAREVL_SMOKE") == "1" or not gpu
 print("the small model, on this CPU" if SMOKE else "Qwen2.5-VL-3B on the GPU")
+if not gpu and {"COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"} & os.environ.keys():
+    print(
+        "for the large one choose a T4: Colab's menu Runtime, Change runtime type; Kaggle's Accelerator; then run all"
+    )
 
 
 def sharevl(*words):
@@ -80,10 +100,10 @@ model:
   gradient_checkpointing: true
   min_pixels: 65536
   max_pixels: 401408
-data: {train: hiyouga/geometry3k, eval: hiyouga/geometry3k, max_prompt_length: 1024}
+data: {train: hiyouga/geometry3k, eval: hiyouga/geometry3k, max_prompt_length: 1024, on_bad_row: skip}
 share: {num_variants: 2, num_responses: 2}
 rollout: {max_completion_length: 384, batch_size: 16}
-train: {rollouts: 6, problems_per_rollout: 8, problems_per_update: 8, warmup_updates: 2, token_budget: 4096}
+train: {rollouts: 4, problems_per_rollout: 8, problems_per_update: 8, warmup_updates: 1, token_budget: 4096}
 eval: {problems: 16, samples: 1}
 """
 SMALL = """
@@ -100,8 +120,9 @@ train: {rollouts: 6, problems_per_rollout: 24, problems_per_update: 12, learning
 eval: {problems: 64, samples: 2}
 """
 work = Path("quickstart-run")
-shutil.rmtree(work, ignore_errors=True)
-work.mkdir()
+if SMOKE:  # a large run is kept, and gone on with
+    shutil.rmtree(work, ignore_errors=True)
+work.mkdir(exist_ok=True)
 recipe = work / "recipe.yaml"
 recipe.write_text((SMALL if SMOKE else T4) + f"output_dir: {work}/runs\n")
 run = work / "runs" / "quickstart"
@@ -115,9 +136,11 @@ sharevl("doctor", recipe)
 
 # %% [markdown]
 # ## Train
+#
+# Unsloth fetches a version of the model that is in 4 bits already. Run again, the cell goes on where it was stopped.
 
 # %%
-sharevl("train", recipe)
+sharevl("train", recipe, "--resume", "auto")
 
 # %% [markdown]
 # ## What the policy was asked
@@ -196,10 +219,12 @@ else:
 # with base and adapter before the command says that it is done. `--push-to-hub you/your-model` uploads it.
 #
 # After a few steps an adapter's changes are smaller than the steps of 16-bit numbers: a merge may round most of them away,
-# and the command then refuses it. So the large model is exported as an adapter here; train longer, then merge.
+# and the command then refuses it. So the large model is exported as an adapter here; train longer, then merge. Its check
+# fetches the base in 16 bits (7.5 GB).
 
 # %%
 kind = "merged-16bit" if SMOKE else "lora"
+shutil.rmtree(work / "exported", ignore_errors=True)
 sharevl("export", run, "--to", work / "exported", "--format", kind)
 
 # %% [markdown]
@@ -209,8 +234,13 @@ sharevl("export", run, "--to", work / "exported", "--format", kind)
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from sharevl_lite.policy.float16_vision import keep_in_range
+
 dtype = "auto" if SMOKE else torch.float16  # "auto" is the weights' bfloat16, which a T4 only emulates
-model = AutoModelForImageTextToText.from_pretrained(work / "exported", dtype=dtype, device_map="auto")
+place = "auto" if SMOKE else {"": 0}
+model = AutoModelForImageTextToText.from_pretrained(work / "exported", dtype=dtype, device_map=place)
+if not SMOKE:
+    keep_in_range(model.model.visual)  # the vision tower exceeds float16 on some pictures; runs do this themselves
 processor = AutoProcessor.from_pretrained(work / "exported")
 asked = sharevl_lite.load_recipe(run / "recipe.yaml").data.prompt_template
 question = variants[0]["variant_text"].replace("<image>", "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -153,12 +154,27 @@ def _gpus(recipe: Recipe | None, memory_gib: float | None) -> Iterator[Check]:
         capability = f"{device.major}.{device.minor}"
         half = "bfloat16" if has_bfloat16(number) else "float16 only (no bfloat16)"
         facts = {"name": device.name, "capability": capability, "free": free, "total": total}
+        built = torch.cuda.get_arch_list()
+        if not runs_on((device.major, device.minor), built):
+            finding = f"{device.name}, sm {capability}; torch {torch.__version__} is built for {', '.join(built)} alone"
+            yield Check(f"gpu {number}", "failure", finding, "another card, or a torch for an older CUDA (pytorch.org)")
+            continue
         finding = f"{device.name}, sm {capability}, {half}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
         if free < 0.8 * total:
             advice = "another program holds memory of it; end it, or plan with less"
             yield Check(f"gpu {number}", "warning", finding, advice, facts)
         else:
             yield Check(f"gpu {number}", "ok", finding, facts=facts)
+
+
+def runs_on(capability: tuple[int, int], built: list[str]) -> bool:
+    """Whether kernels built for `sm_XY` (for that and later ones of its generation) or `compute_XY` (for all later
+    ones, which compile them) run on a card; so does a build that names none."""
+    parts = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in built]
+    known = [(kind, int(major), int(minor)) for kind, major, minor in (part.groups() for part in parts if part)]
+    return not known or any(
+        (major, minor) <= capability and (kind == "compute" or major == capability[0]) for kind, major, minor in known
+    )
 
 
 def _other_gpu(memory_gib: float) -> Check:
@@ -303,14 +319,14 @@ def _hub(recipe: Recipe | None) -> Check:
 
 
 def _disk(recipe: Recipe) -> Check:
-    folder = recipe.output_dir.absolute()
+    folder = recipe.output_dir  # of a relative one, at last the current folder
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    facts = {"free": free, "folder": str(folder)}
+    facts = {"free": free, "folder": str(folder.absolute())}
     if not os.access(folder, os.W_OK):
         return Check("disk", "failure", f"{folder} cannot be written", "set output_dir", facts)
-    finding = f"{free / GIB:.1f} GiB free in {folder}"
+    finding = f"{free / GIB:.1f} GiB free in {'the current folder' if folder == Path() else folder}"
     if free < LEAST_DISK:
         return Check("disk", "failure", finding, f"a run needs {LEAST_DISK / GIB:.0f} GiB; set output_dir", facts)
     return Check("disk", "ok", finding, facts=facts)

@@ -205,6 +205,36 @@ def test_a_t4_is_told_and_planned_without_bfloat16(monkeypatch):
     assert "--dtype float32 " in serve_command(server)
 
 
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((7, 5), ["sm_75", "sm_80", "sm_90"], True),
+        ((8, 9), ["sm_75", "sm_80", "sm_90"], True),  # for 8.0 and later ones of its generation
+        ((6, 0), ["sm_75", "sm_80", "compute_120"], False),
+        ((7, 0), ["sm_75"], False),
+        ((10, 0), ["sm_90"], False),
+        ((10, 0), ["sm_90", "compute_90"], True),
+        ((10, 0), ["sm_100a"], True),
+        ((6, 0), [], True),
+    ],
+)
+def test_a_card_needs_a_torch_that_was_built_for_it(capability, built, runs):
+    assert doctor.runs_on(capability, built) is runs
+
+
+def test_a_card_that_this_torch_was_not_built_for_is_a_failure(monkeypatch):
+    card = SimpleNamespace(name="Tesla P100", major=6, minor=0, total_memory=16 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: card)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (15 * 2**30, 16 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    *_, check = doctor._gpus(None, None)
+    assert check.status == "failure"
+    assert "sm 6.0; torch" in check.finding
+    assert check.finding.endswith("is built for sm_75, sm_80 alone")
+
+
 def test_json_is_one_object_with_everything(call):
     done = call(CONFIGS / "digits_cpu.yaml", "--memory-gib", 16, "--json")
     answer = json.loads(done.stdout)
