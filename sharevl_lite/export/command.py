@@ -24,8 +24,13 @@ from sharevl_lite.hub import ADAPTER_FILES, ModelUpload
 
 FULL = ("merged-16bit", "merged-4bit")
 """The formats that are a whole model of transformers."""
-OLDER_WEIGHTS = ("*.safetensors", INDEX)
-"""What an earlier merged export may have left in a repository."""
+WHOLE_MODEL = rf"model(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(INDEX)}"
+REPLACED = {
+    **dict.fromkeys(FULL, re.compile("|".join([WHOLE_MODEL, *map(re.escape, ADAPTER_FILES)]))),
+    "lora": re.compile(WHOLE_MODEL),
+}
+"""What an earlier export may have left at the root of a repository that would be loaded in place of this one: shards
+and their index; beside a whole model also an adapter, which transformers would look for first."""
 
 
 def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
@@ -59,10 +64,19 @@ def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
         write_card(folder, source, base, settings.kind, title=title, where=where, checks=checks)
     say(f"verified: {'; '.join(checks)}")
     if upload is not None:
-        replaced = OLDER_WEIGHTS if settings.kind in FULL else ()
-        say(f"uploaded  {upload.send(settings.to, f'{settings.kind} of {source.label}', replaced=replaced)}")
+        _upload(upload, settings, source, say)
     _last_words(settings, source, base, say)
     return settings.to
+
+
+def _upload(upload: ModelUpload, settings: Settings, source: Source, say: Callable[[str], None]) -> None:
+    message = f"{settings.kind} of {source.label}"
+    sent = upload.send(settings.to, message, replaced=REPLACED.get(settings.kind))
+    say(f"uploaded  {sent.address}")
+    if sent.gone:
+        say(f"replaced  {', '.join(sent.gone)} there, of an earlier export (the repository's history keeps them)")
+    if sent.stays:
+        say(f"kept      {', '.join(sent.stays)} there: weights that are not of this export")
 
 
 @dataclass(frozen=True)
