@@ -16,7 +16,7 @@ from sharevl_lite.export.card import CARD, write_card
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.export.merge import copy_files, write_merged
 from sharevl_lite.export.probes import Probe, find_probes
-from sharevl_lite.export.publish import check_space, published
+from sharevl_lite.export.publish import check_space, published, resolved
 from sharevl_lite.export.settings import Settings, check
 from sharevl_lite.export.snippets import VLLM_NOTE, llama_command, vllm_command
 from sharevl_lite.export.source import Source, find_source
@@ -50,7 +50,7 @@ def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
     if source.recipe.model.load_in_4bit and settings.kind != "lora":
         say("it was trained against 4-bit weights and is merged into, and compared with, the 16-bit ones")
     with published(settings.to) as folder:
-        where = settings.push_to_hub or settings.to.name
+        where = settings.push_to_hub or settings.name
         if settings.kind == "gguf":
             checks = _write_gguf(settings, source, base, folder, converter)
         elif settings.kind == "lora":
@@ -193,7 +193,7 @@ def _write_adapter(settings: Settings, source: Source, base: BaseModel, folder: 
 def _write_gguf(settings: Settings, source: Source, base: BaseModel, folder: Path, converter: Path | None) -> list[str]:
     merged = folder / "merged"
     merged.mkdir()
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", (settings.push_to_hub or settings.to.name).rpartition("/")[2])
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", (settings.push_to_hub or settings.name).rpartition("/")[2])
     checks = [f"before the conversion: {check}" for check in _write_merged(settings, source, base, merged, name).checks]
     if converter is not None:
         gguf.convert(converter, merged, folder, name, settings.gguf_type)
@@ -216,7 +216,8 @@ def _needed(settings: Settings, source: Source, base: BaseModel) -> int:
 def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callable[[str], None]) -> None:
     from sharevl_lite.run import typed_command
 
-    where = settings.push_to_hub or str(settings.to)
+    named = settings.to if settings.to.name.strip(".") else resolved(settings.to)
+    where = settings.push_to_hub or str(named)
     say(f"exported  {settings.to}")
     say(
         f"card      {settings.to / CARD}    with a program for transformers to start from"

@@ -254,12 +254,50 @@ def test_a_kill_in_the_middle_leaves_nothing_under_the_name(run, export, tmp_pat
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_a_folder_that_was_filled_meanwhile_is_left_alone(tmp_path):
+@pytest.mark.parametrize("way", ["itself", "a link", "the current folder"])
+def test_an_empty_folder_is_written_into_and_not_replaced(run, export, tmp_path, monkeypatch, way):
+    """It may be a mount point, or what a shell stands in: both outlive no removal."""
+    place, asked = tmp_path / "place", tmp_path / "place"
+    place.mkdir()
+    left = place / ".tmp-0123456789ab-place"  # of a killed export
+    left.mkdir()
+    if way == "a link":
+        asked = tmp_path / "link"
+        asked.symlink_to(place)
+    elif way == "the current folder":
+        monkeypatch.chdir(place)
+        asked = Path(".")
+    before = place.stat().st_ino
+    said = export(run, asked, "--format", "lora")
+    assert place.stat().st_ino == before
+    assert {path.name for path in place.iterdir()} == {
+        *BASE_FILES - {"config.json", "generation_config.json"},
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+    }
+    assert asked.is_symlink() == (way == "a link")
+    shown = place if way == "the current folder" else asked
+    assert f"--lora-modules {shown.name}={shown}" in said
+    assert "path = 'place'" in (place / "README.md").read_text().replace('"', "'")
+
+
+def test_the_disk_of_a_folder_that_is_there_is_its_own(run, export, tmp_path, monkeypatch):
     out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    assert f"the disk of {out} has 0.00 GiB free" in export(run, out, code=2)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_that_was_filled_meanwhile_is_left_alone(tmp_path, there):
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
     writing = publish.published(out)
     folder = writing.__enter__()
     (folder / "ours").write_text("")
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     (out / "theirs").write_text("")
     with pytest.raises(ExportError, match="the folder is not empty"):
         writing.__exit__(None, None, None)
