@@ -12,7 +12,7 @@ from pathlib import Path
 from sharevl_lite.export import four_bit, gguf, verify, verify_four_bit
 from sharevl_lite.export.adapter import read_adapter
 from sharevl_lite.export.base import INDEX, PROCESSING, BaseModel, find_base, read_tensor, stored_tensors
-from sharevl_lite.export.card import CARD, write_card
+from sharevl_lite.export.card import CARD, prepare_card
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.export.merge import copy_files, write_merged
 from sharevl_lite.export.probes import Probe, find_probes
@@ -44,13 +44,14 @@ def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
     upload = ModelUpload(settings.push_to_hub, private=settings.private) if settings.push_to_hub else None
     base = find_base(settings.base or source.recipe.model.path, mergeable=settings.kind != "lora")
     check_space(settings.to, _needed(settings, source, base))
-    for note in source.notes:
+    title = settings.push_to_hub or f"{source.recipe.name} ({settings.kind})"
+    card = prepare_card(source, base, settings.kind, title=title, where=settings.push_to_hub or settings.name)
+    for note in (*source.notes, *card.notes):
         say(note)
     say(f"exporting {source.label} of {source.run} on {base.name} as {settings.kind}")
     if source.recipe.model.load_in_4bit and settings.kind != "lora":
         say("it was trained against 4-bit weights and is merged into, and compared with, the 16-bit ones")
     with published(settings.to) as folder:
-        where = settings.push_to_hub or settings.name
         if settings.kind == "gguf":
             checks = _write_gguf(settings, source, base, folder, converter)
         elif settings.kind == "lora":
@@ -60,8 +61,7 @@ def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
             checks = write(settings, source, base, folder)
         else:
             checks = _write_merged(settings, source, base, folder).checks
-        title = settings.push_to_hub or f"{source.recipe.name} ({settings.kind})"
-        write_card(folder, source, base, settings.kind, title=title, where=where, checks=checks)
+        card.write(folder, checks)
     say(f"verified: {'; '.join(checks)}")
     if upload is not None:
         _upload(upload, settings, source, say)

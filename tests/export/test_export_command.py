@@ -22,7 +22,9 @@ from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.statistics import Figure
 from sharevl_lite.export import publish
 from sharevl_lite.export.errors import ExportError
-from sharevl_lite.policy.hf import resolve_model_path
+from sharevl_lite.export.figures import figures_of
+from sharevl_lite.export.source import find_source
+from sharevl_lite.policy.hf import adapter_digest, resolve_model_path
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.run import train
 
@@ -101,11 +103,15 @@ def test_an_adapter_on_a_local_base_names_no_folder_of_this_machine(run, export,
     assert capsys.readouterr().out.strip()
 
 
-def test_the_card(run, export, tmp_path):
-    (run / "eval").mkdir()
-    protocol = {"data": "builtin:digits", "samples": 8, "seed": 5, "rows": "/home/me/rows.parquet"}
+def evaluated(run, name, **protocol):
+    (run / "eval").mkdir(exist_ok=True)
     metrics = {"mean@8": Figure(0.625, 0.5, 0.75, 24), "pass@8": Figure(0.9, None, None, 24)}
-    Evaluation(protocol, metrics, {}, {}, {}, {}, ()).write(run / "eval" / "digits.json")
+    Evaluation(protocol, metrics, {}, {}, {}, {}, ()).write(run / "eval" / f"{name}.json")
+
+
+def test_the_card(run, export, tmp_path):
+    protocol = {"data": "/home/me/rows.parquet", "samples": 8, "seed": 5}
+    evaluated(run, "digits", **protocol, adapter_sha256=adapter_digest(run / "adapter"))
     export(run, tmp_path / "out", "--format", "lora")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     front = card.data.to_dict()
@@ -120,7 +126,7 @@ def test_the_card(run, export, tmp_path):
     assert "4 responses to either; temperature 1.0, top-p 1.0, at most 32 tokens, seed 0" in text
     assert "| mean@8 | 0.625 | 0.500 to 0.750 |" in text
     assert "| pass@8 | 0.900 | - |" in text
-    assert "samples: 8; seed: 5; rows: rows.parquet" in text
+    assert "data: rows.parquet; samples: 8; seed: 5" in text
     assert "arXiv preprint arXiv:2505.16673" in text
     (recipe,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     embedded, real = yaml.safe_load(recipe), yaml.safe_load((run / "recipe.yaml").read_text())
@@ -181,14 +187,53 @@ def test_the_licence_is_the_base_models(run, export, tmp_path, files, front, sen
     assert (tmp_path / "out" / "LICENSE").exists() == ("LICENSE" in files)
 
 
-def test_an_evaluation_that_cannot_be_read_stops_the_export(run, export, tmp_path):
-    (run / "eval").mkdir()
-    (run / "eval" / "odd.json").write_text('{"schema_version": 9, "problems": []}')
-    assert "odd.json: schema version 9" in export(run, tmp_path / "out", "--format", "lora", code=2)
-    (run / "eval" / "odd.json").write_text('{"schema_version": 1, "problems": []}')
-    assert "odd.json: a damaged evaluation (KeyError('protocol'))" in export(
-        run, tmp_path / "out", "--format", "lora", code=2
+def test_evaluations_that_are_not_of_this_adapter_are_left_out_of_the_card_and_told(run, export, tmp_path):
+    """Nor does a file that is none stop an export: of a comparison, of an older program, cut off by a kill."""
+    evaluated(run, "mine", adapter_sha256=adapter_digest(run / "adapter"))
+    evaluated(run, "earlier", adapter_sha256="0" * 64)
+    evaluated(run, "base", adapter_sha256=None)
+    evaluated(run, "old")
+    for name, text in {"cmp": '{"shared": 3}', "newer": '{"schema_version": 99, "problems": []}', "cut": "{"}.items():
+        (run / "eval" / f"{name}.json").write_text(text)
+    said = export(run, tmp_path / "out", "--format", "lora")
+    assert "cmp.json: not an evaluation" in said
+    assert "newer.json: schema version 99" in said
+    assert "cut.json: not JSON" in said
+    assert (
+        f"not in the card: base.json, earlier.json, old.json in {run / 'eval'}, evaluations of another adapter" in said
     )
+    assert said.index("cmp.json") < said.index("verified: ")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert re.findall(r"\| evaluation `(\w+)`", text) == ["mine"]
+
+
+def test_what_the_card_says_of_the_training_is_that_of_the_checkpoint(run, export, tmp_path):
+    shutil.copytree(run / "adapter", run / "checkpoints" / "checkpoint-1")
+    export(run, tmp_path / "first", "--format", "lora", "--checkpoint", "1")
+    asked = "1 rollout of 6 problems, 1 update each (the run's recipe asks for 2)."
+    assert f"Trained on {asked}" in (tmp_path / "first" / "README.md").read_text()
+    export(run, tmp_path / "last", "--format", "lora")
+    assert "Trained on 2 rollouts of 6 problems, 1 update each." in (tmp_path / "last" / "README.md").read_text()
+
+
+def test_the_card_says_how_many_problems_were_asked(run):
+    """Not how many might have been: the recipe's number is a bound. Older programs did not keep it."""
+    words = (run / "recipe.yaml").read_text()
+    assert "  problems: 4\n" in words
+    (run / "recipe.yaml").write_text(words.replace("  problems: 4\n", "  problems: 256\n"))
+    told = "\n".join(figures_of(find_source(run, "last")).paragraphs)
+    assert "Protocol: the first 4 problems of `builtin:digits`" in told
+    assert "32 responses in each column." in told
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in metrics:
+        record.pop("eval_responses", None)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics))
+    told = "\n".join(figures_of(find_source(run, "last")).paragraphs)
+    assert "Protocol: the first 4 problems of" in told
+    assert "in each column" not in told
+    (run / "data.json").write_text('{"problems": 2048, "fingerprint": "f"}')
+    told = "\n".join(figures_of(find_source(run, "last")).paragraphs)
+    assert "Protocol: the first problems (256 at most) of" in told
 
 
 def test_a_run_without_rollouts_is_compared_on_its_data(run, export, tmp_path):
