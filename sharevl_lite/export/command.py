@@ -18,7 +18,7 @@ from sharevl_lite.export.merge import copy_files, write_merged
 from sharevl_lite.export.probes import Probe, find_probes
 from sharevl_lite.export.publish import check_space, published, resolved
 from sharevl_lite.export.settings import Settings, check
-from sharevl_lite.export.snippets import VLLM_NOTE, llama_command, vllm_command
+from sharevl_lite.export.snippets import VLLM_NOTE, llama_command, vllm_command, vllm_fault
 from sharevl_lite.export.source import Source, find_source
 from sharevl_lite.hub import ADAPTER_FILES, ModelUpload
 
@@ -228,7 +228,8 @@ def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callab
         say(f"next      cd {settings.to} && {llama_command(settings.to)}")
         return
     served = base.name if base.is_on_hub else str(base.folder)
-    say(f"next      {vllm_command(source, base, settings.kind, where, served)}")
+    fault = vllm_fault(source, settings.kind)
+    say(f"next      {fault or vllm_command(source, base, settings.kind, where, served)}")
     if settings.kind == "merged-4bit":
         say(f"          {VLLM_NOTE}")
     if settings.kind in FULL:

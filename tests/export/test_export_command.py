@@ -136,6 +136,21 @@ def test_the_card(run, export, tmp_path):
     assert "/home/me" not in text
 
 
+@pytest.mark.parametrize(("rank", "asked"), [(3, "8"), (12, "16"), (600, None)])
+def test_vllm_is_told_a_rank_that_it_takes(tiny_run, export, tmp_path, rank, asked):
+    run, _ = tiny_run(r=rank)
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("rank: 32", f"rank: {rank}"))
+    said = export(run, tmp_path / "out", "--format", "lora")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for text in (said, card):
+        if asked is None:
+            assert "vLLM takes adapters of rank 512 at most, and this one has 600" in text
+            assert "vllm serve" not in text
+        else:
+            assert f"--enable-lora --max-lora-rank {asked} --lora-modules" in text
+
+
 def test_four_bits_pixel_bounds_and_a_system_prompt_are_told(tiny_run, export, tmp_path):
     run, _ = tiny_run()
     recipe = (run / "recipe.yaml").read_text()
