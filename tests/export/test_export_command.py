@@ -103,6 +103,28 @@ def test_an_adapter_on_a_local_base_names_no_folder_of_this_machine(run, export,
     assert capsys.readouterr().out.strip()
 
 
+def test_the_card_keeps_texts_and_drops_folders(run, export, tmp_path):
+    """A prompt may begin with a slash; a relative path may name the folders above."""
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["data"] |= {"prompt_template": "/no_think\n{problem} Use 1/2.", "system_prompt": "~ 1/2"}
+    recipe["model"]["lora"]["start_from"] = "a/../../home/alice/first"
+    recipe["reward"]["functions"] = [{"path": "../../home/alice/rewards.py:short", "weight": 0.0}]
+    recipe["rollout"]["server_adapter_dir"] = "/mnt/alice/served"
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    protocol = {"data": "../../home/alice/rows.parquet", "prompt_template": "/no_think\n{problem} Use 1/2."}
+    evaluated(run, "mine", adapter_sha256=adapter_digest(run / "adapter"), model="models/base", **protocol)
+    export(run, tmp_path / "out", "--format", "lora")
+    text = ModelCard.load(tmp_path / "out" / "README.md").text
+    (kept,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    kept = yaml.safe_load(kept)
+    assert kept["data"] == recipe["data"]
+    assert kept["model"]["lora"]["start_from"] == "first"
+    assert kept["reward"]["functions"][0]["path"] == "rewards.py:short"
+    assert kept["rollout"]["server_adapter_dir"] == "served"
+    assert "model: models/base; data: rows.parquet; prompt_template: /no_think\n{problem} Use 1/2." in text
+    assert "alice" not in text
+
+
 def evaluated(run, name, **protocol):
     (run / "eval").mkdir(exist_ok=True)
     metrics = {"mean@8": Figure(0.625, 0.5, 0.75, 24), "pass@8": Figure(0.9, None, None, 24)}
