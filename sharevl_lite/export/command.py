@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sharevl_lite.export import four_bit, gguf, verify, verify_four_bit
 from sharevl_lite.export.adapter import read_adapter
-from sharevl_lite.export.base import INDEX, PROCESSING, BaseModel, find_base, read_tensor, stored_tensors
+from sharevl_lite.export.base import INDEX, PROCESSING, BaseModel, check_base, find_base, read_tensor, stored_tensors
 from sharevl_lite.export.card import CARD, prepare_card
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.export.merge import copy_files, write_merged
@@ -43,10 +43,11 @@ def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
     converter = _find_programs(settings)
     upload = ModelUpload(settings.push_to_hub, private=settings.private) if settings.push_to_hub else None
     base = find_base(settings.base or source.recipe.model.path, mergeable=settings.kind != "lora")
+    of_base, is_same = check_base(base, source.base_digests, named=settings.base is not None)
     check_space(settings.to, _needed(settings, source, base))
     title = settings.push_to_hub or f"{source.recipe.name} ({settings.kind})"
     card = prepare_card(source, base, settings.kind, title=title, where=settings.push_to_hub or settings.name)
-    for note in (*source.notes, *card.notes):
+    for note in (*source.notes, *card.notes, *(() if is_same else (of_base,))):
         say(note)
     say(f"exporting {source.label} of {source.run} on {base.name} as {settings.kind}")
     if source.recipe.model.load_in_4bit and settings.kind != "lora":
@@ -61,8 +62,8 @@ def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
             checks = write(settings, source, base, folder)
         else:
             checks = _write_merged(settings, source, base, folder).checks
-        card.write(folder, checks)
-    say(f"verified: {'; '.join(checks)}")
+        card.write(folder, [of_base, *checks])
+    say(f"verified: {'; '.join([*([of_base] if is_same else []), *checks])}")
     if upload is not None:
         _upload(upload, settings, source, say)
     _last_words(settings, source, base, say)

@@ -13,7 +13,7 @@ from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, CHECKPOINTS_DIR, list_ch
 from sharevl_lite.config import Recipe
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.recipes import load_recipe
-from sharevl_lite.run_folder import ADAPTER_DIR, METRICS_FILE, RECIPE_FILE, SUMMARY_FILE
+from sharevl_lite.run_folder import ADAPTER_DIR, DATA_FILE, METRICS_FILE, RECIPE_FILE, SUMMARY_FILE
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ class Source:
     def label(self) -> str:
         """The adapter in words."""
         return f"the adapter after update {self.update}" if self.update is not None else "the run's final adapter"
+
+    @property
+    def base_digests(self) -> dict[str, str]:
+        """Digests of the base model's files of weights, by file name, as the run kept them; empty in older runs."""
+        file = self.run / DATA_FILE
+        return dict(json.loads(file.read_text("utf-8")).get("model", {})) if file.is_file() else {}
 
 
 def find_source(run: Path, wanted: str) -> Source:

@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sharevl_lite.cli import main
 from sharevl_lite.evaluation.document import Evaluation
@@ -271,6 +271,42 @@ def test_the_card_says_how_many_problems_were_asked(run):
     (run / "data.json").write_text('{"problems": 2048, "fingerprint": "f"}')
     told = "\n".join(figures_of(find_source(run, "last")).paragraphs)
     assert "Protocol: the first problems (256 at most) of" in told
+
+
+def other_weights(base):
+    """Changes one number of a model; its shapes and the adapter's effect stay."""
+    weights = load_file(base / "model.safetensors")
+    weights["lm_head.weight"][0, 0] += 1.0
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_base_that_changed_since_the_training_is_refused(run, export, tmp_path):
+    """The merge would be verified against the new one. Named with --base it is told, here and in the card."""
+    base = shutil.copytree(resolve_model_path("builtin:digits-vl"), tmp_path / "base")
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("path: builtin:digits-vl", f"path: {base}"))
+    same = "the base model's weights are those the run was trained on"
+    assert f"verified: {same}" in export(run, tmp_path / "same", "--format", "lora")
+    assert f"- {same}" in (tmp_path / "same" / "README.md").read_text()
+    other_weights(base)
+    said = export(run, tmp_path / "out", "--format", "lora", code=2)
+    assert f"{base}: its weights are not those the run was trained on, by the digests in its data.json" in said
+    assert "Name the folder of that model with --base" in said
+    said = export(run, tmp_path / "named", "--format", "lora", "--base", str(base))
+    told = "the weights of base are not those the run was trained on"
+    assert said.index(told) < said.index("verified: ")
+    assert f"- {told}" in (tmp_path / "named" / "README.md").read_text()
+
+
+def test_a_built_in_base_of_another_version_is_refused(run, export, tmp_path):
+    record = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(record | {"model": {"model.safetensors": "0" * 64}}))
+    said = export(run, tmp_path / "out", "--format", "lora", code=2)
+    assert "Export with the version of sharevl-lite that trained it" in said
+    del record["model"]
+    (run / "data.json").write_text(json.dumps(record))
+    said = export(run, tmp_path / "out", "--format", "lora")
+    assert "it was not checked that the base model is the one the run was trained on: an older version kept no" in said
 
 
 def test_a_run_without_rollouts_is_compared_on_its_data(run, export, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -9,7 +10,7 @@ import pytest
 import torch
 from hub_upload_server import TOKEN, serve_uploads
 from huggingface_hub import ModelCard, snapshot_download
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from transformers import AutoModelForImageTextToText
 
 from sharevl_lite import hub as module
@@ -163,3 +164,24 @@ def test_a_base_of_the_hub_is_named_in_card_and_adapter(run, export, hub, tmp_pa
     card = ModelCard.load(tmp_path / "lora" / "README.md")
     assert card.data.to_dict()["base_model_relation"] == "adapter"
     assert "from_pretrained('maker/base'" in card.text.replace('"', "'")
+
+
+def test_a_base_of_the_hub_that_changed_since_the_training_is_refused(run, export, hub, tmp_path, monkeypatch):
+    """Its newest commit is taken, whatever the training had; the cache may still hold that."""
+    source = Path(resolve_model_path("builtin:digits-vl"))
+    files = {p.name: p.read_bytes() for p in source.iterdir()}
+    hub.commits["maker/base"] = [{"message": "", "files": files, "deleted": []}]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("path: builtin:digits-vl", "path: maker/base"))
+    export(run, tmp_path / "first", "--format", "lora")
+    weights = load_file(source / "model.safetensors")
+    weights["lm_head.weight"][0, 0] += 1.0
+    hub.commits["maker/base"].append({"message": "", "files": {"model.safetensors": save(weights)}, "deleted": []})
+    said = export(run, tmp_path / "out", code=2)
+    commit = f"{2:040x}"
+    assert f"maker/base (commit {commit}): its weights are not those the run was trained on" in said
+    (older,) = re.findall(r"That model lies in the cache here: --base (\S+)", said)
+    assert "the base model's weights are those" in export(run, tmp_path / "out", "--format", "lora", "--base", older)
+    shutil.rmtree(older)
+    assert "Fetch that model (hf download maker/base --revision COMMIT" in export(run, tmp_path / "again", code=2)
