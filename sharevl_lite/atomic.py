@@ -103,7 +103,7 @@ def publish_directory(temporary: str | Path, final: str | Path, *, replace: bool
         raise NotADirectoryError(errno.ENOTDIR, "no folder to publish", str(temporary))
     if final.exists() and not replace:
         raise FileExistsError(errno.EEXIST, "already published; remove it or pass replace=True", str(final))
-    _sync_tree(temporary)
+    sync_tree(temporary)
     replaced = None
     if final.exists():
         replaced = temporary_beside(final)
@@ -144,7 +144,8 @@ def sync_directory(folder: str | Path) -> None:
         os.close(descriptor)
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Make all files and names below `folder` durable."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             with open(Path(parent) / name, "rb") as file:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
+import shlex
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from sharevl_lite.errors import UserError, in_one_line
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+WEIGHTS = (".safetensors", ".bin", ".gguf")
 RETRY_SECONDS = (2.0, 10.0, 60.0)
 """Pauses before an upload is taken up again after a fault of the network or the server."""
 
@@ -86,6 +89,16 @@ class AdapterUploads:
         self._sent = digest
 
 
+@dataclass(frozen=True)
+class Sent:
+    """What an upload left: the repository's address, files of an older export that went, and weights at its root that
+    are not of this one."""
+
+    address: str
+    gone: tuple[str, ...]
+    stays: tuple[str, ...]
+
+
 class ModelUpload:
     """Sends the folder of an exported model to the repository `repo_id`, created (private, if so asked) at once, so
     that a name or token that will not do is told before anything is computed. Raises HubError if it will not.
@@ -110,32 +123,42 @@ class ModelUpload:
                 f"--push-to-hub: cannot see whether {self.repo_id} is private ({in_one_line(error)}); try again later"
             ) from error
 
-    def send(self, folder: Path, message: str, *, replaced: Sequence[str] = ()) -> str:
-        """Sends all files and waits; returns the repository's address.
+    def send(self, folder: Path, message: str, *, replaced: re.Pattern[str] | None = None) -> Sent:
+        """Sends all files and waits.
 
-        Files there that match `replaced` and are not in the folder go: of an older export with more shards, they would
-        be loaded. An upload that breaks off is taken up again where it was. Raises HubError where that does not help.
+        Files at the root of the repository whose whole name matches `replaced` and which are not in the folder go: of
+        an older export they would be loaded beside, or in place of, this one. Nothing in a folder there does. An upload
+        that breaks off is taken up again where it was. Raises HubError where that does not help.
         """
+        gone: list[str] = []
         for pause in (*RETRY_SECONDS, None):
             try:
+                others = self._others(folder)
+                gone = [name for name in others if replaced is not None and replaced.fullmatch(name)]
                 self._api.upload_folder(
-                    repo_id=self.repo_id,
-                    folder_path=folder,
-                    commit_message=message,
-                    delete_patterns=list(replaced) or None,
+                    repo_id=self.repo_id, folder_path=folder, commit_message=message, delete_patterns=gone or None
                 )
-                return f"{self._api.endpoint}/{self.repo_id}"
+                stays = [name for name in others if name not in gone and name.endswith(WEIGHTS)]
+                return Sent(f"{self._api.endpoint}/{self.repo_id}", tuple(gone), tuple(stays))
             except (OSError, httpx.HTTPError, ValueError) as error:
                 if pause is None or not _may_pass(error):
+                    command = shlex.join(
+                        ["hf", "upload", self.repo_id, str(folder), *(f"--delete={name}" for name in gone)]
+                    )
                     raise HubError(
                         f"the upload of {folder} to {self.repo_id} failed ({in_one_line(error)}); it is whole on the "
-                        f"disk, and goes on where it was with: hf upload {self.repo_id} {folder}"
+                        f"disk, and goes on where it was with: {command}"
                     ) from error
                 logger.warning(
                     "the upload to %s broke off (%s); again in %g s", self.repo_id, in_one_line(error), pause
                 )
                 time.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")
+
+    def _others(self, folder: Path) -> list[str]:
+        """Files at the root of the repository that the folder does not hold."""
+        held = self._api.list_repo_files(self.repo_id)
+        return sorted(name for name in held if "/" not in name and not (folder / name).exists())
 
 
 def _use_repository(api: HfApi, repo_id: str, option: str, knob: str, *, private: bool | None = None) -> str:

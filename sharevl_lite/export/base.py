@@ -21,6 +21,8 @@ from torch import Tensor
 from sharevl_lite.errors import in_one_line
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.policy.hf import BUILTIN_PREFIX, resolve_model_path
+from sharevl_lite.policy.weights_digest import weights_digests
+from sharevl_lite.run_folder import DATA_FILE
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COPIED = (
@@ -111,6 +113,50 @@ def find_base(name: str, *, mergeable: bool = True) -> BaseModel:
             "the 16-bit model it was made from with --base, or export with --format lora"
         )
     return base
+
+
+def check_base(base: BaseModel, kept: Mapping[str, str], *, named: bool) -> tuple[str, bool]:
+    """In a sentence, and as yes or no: whether this is the model that the run was trained on.
+
+    `kept` are the digests of its files of weights that the run wrote down, empty in runs of older versions. Raises
+    ExportError where the weights are others, unless the user `named` this base: a quantised one is merged with
+    another's weights.
+    """
+    if not kept:
+        told = "it was not checked that the base model is the one the run was trained on: an older version kept no "
+        return f"{told}digests of its weights", False
+    if _holds(base.folder, kept):
+        return "the base model's weights are those the run was trained on, by their digests", True
+    if named:
+        return (
+            f"the weights of {base.public_name} are not those the run was trained on: what was learned on one base "
+            "model is put on another, and compared with that",
+            False,
+        )
+    where = f" (commit {base.commit})" if base.commit else ""
+    raise ExportError(
+        f"{base.name}{where}: its weights are not those the run was trained on, by the digests in its {DATA_FILE}; the "
+        f"adapter would be merged into another model. {_how_to_go_on(base, kept)}"
+    )
+
+
+def _holds(folder: Path, kept: Mapping[str, str]) -> bool:
+    """Whether every file that the weights are read from is as it was kept."""
+    found = weights_digests(str(folder))
+    index = folder / INDEX
+    read = set(_read_json(index)["weight_map"].values()) if index.is_file() else {SINGLE} & found.keys()
+    return bool(found) and all(kept.get(name) == found.get(name) for name in read or found)
+
+
+def _how_to_go_on(base: BaseModel, kept: Mapping[str, str]) -> str:
+    if base.is_built_in:
+        return "Export with the version of sharevl-lite that trained it"
+    if base.commit is None:
+        return "Name the folder of that model with --base"
+    older = sorted(folder for folder in base.folder.parent.iterdir() if folder != base.folder and _holds(folder, kept))
+    if older:
+        return f"That model lies in the cache here: --base {older[0]}"
+    return f"Fetch that model (hf download {base.name} --revision COMMIT --local-dir DIR) and name it with --base DIR"
 
 
 def _fetch(name: str) -> tuple[Path, str | None]:

@@ -7,27 +7,24 @@ machine.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from sharevl_lite import __version__, metrics_log
+from sharevl_lite import __version__
 from sharevl_lite.data.sources import HUB_ID
 from sharevl_lite.display import counted
-from sharevl_lite.evaluation.document import read as read_evaluation
-from sharevl_lite.evaluation.saving import EVAL_DIR
-from sharevl_lite.evaluation.statistics import Figure
 from sharevl_lite.export.base import BaseModel
+from sharevl_lite.export.figures import figures_of
+from sharevl_lite.export.public import public
 from sharevl_lite.export.snippets import usage
 from sharevl_lite.export.source import Source
-from sharevl_lite.heldout import SHARES
 from sharevl_lite.policy.hf import BUILTIN_PREFIX
 from sharevl_lite.recipe_yaml import dump as dump_yaml
-from sharevl_lite.run_folder import DATA_FILE, METRICS_FILE
+from sharevl_lite.run_folder import DATA_FILE
 
 CARD = "README.md"
 RELATIONS = {"merged-16bit": "finetune", "merged-4bit": "quantized", "lora": "adapter", "gguf": "quantized"}
@@ -48,32 +45,58 @@ class Licence:
     sentence: str
 
 
-def write_card(
-    folder: Path, source: Source, base: BaseModel, kind: str, *, title: str, where: str, checks: Sequence[str]
-) -> Path:
-    """Writes the card of an export of this `kind`. `where` is what a user loads: a Hub id or a folder's name."""
-    licence = licence_of(base)
-    parts = [
-        f"# {title}",
-        _introduction(source, base, kind),
-        *usage(source, base, kind, folder, where),
-        "## Data",
-        _data(source),
-        "## Metrics",
-        *_metrics(source),
-        "## Checks of this export",
-        "\n".join(f"- {check}" for check in checks),
-        "## Recipe",
-        f"```yaml\n{dump_yaml(_public(source.recipe.model_dump(mode='json')))}```",
-        "## Licence",
-        licence.sentence,
-        "## Citation",
-        f"```bibtex\n{CITATION}\n```",
-    ]
+@dataclass(frozen=True)
+class Card:
+    """A card but for the checks: what it says is found out before anything is written, so that nothing about it can
+    stop an export that was verified. `notes` tell the user what is not in it.
+    """
+
+    source: Source
+    base: BaseModel
+    kind: str
+    where: str
+    opening: tuple[str, ...]
+    facts: tuple[str, ...]
+    closing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def write(self, folder: Path, checks: Sequence[str]) -> Path:
+        """Writes it beside the files of the export."""
+        parts = [
+            *self.opening,
+            *usage(self.source, self.base, self.kind, folder, self.where),
+            *self.facts,
+            "## Checks of this export",
+            "\n".join(f"- {check}" for check in checks),
+            *self.closing,
+        ]
+        path = folder / CARD
+        ModelCard("\n\n".join(parts) + "\n").save(path)
+        return path
+
+
+def prepare_card(source: Source, base: BaseModel, kind: str, *, title: str, where: str) -> Card:
+    """The card of an export of this `kind`. `where` is what a user loads: a Hub id or a folder's name."""
+    licence, figures = licence_of(base), figures_of(source)
     header = _front_matter(source, base, kind, licence)
-    path = folder / CARD
-    ModelCard(f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").save(path)
-    return path
+    recipe = public(source.recipe.model_dump(mode="json"))
+    return Card(
+        source,
+        base,
+        kind,
+        where,
+        opening=(f"---\n{header.to_yaml()}\n---", f"# {title}", _introduction(source, base, kind)),
+        facts=("## Data", _data(source), "## Metrics", *figures.paragraphs),
+        closing=(
+            "## Recipe",
+            f"```yaml\n{dump_yaml(recipe)}```",
+            "## Licence",
+            licence.sentence,
+            "## Citation",
+            f"```bibtex\n{CITATION}\n```",
+        ),
+        notes=figures.notes,
+    )
 
 
 def _front_matter(source: Source, base: BaseModel, kind: str, licence: Licence) -> ModelCardData:
@@ -102,7 +125,7 @@ def _introduction(source: Source, base: BaseModel, kind: str) -> str:
     }[kind]
     commit = f" (commit `{base.commit}`)" if base.commit else ""
     text = (
-        f"`{_public(base.name)}`{commit} fine-tuned with Share-GRPO by sharevl-lite {__version__}: {what}. "
+        f"`{public(base.name, 'path')}`{commit} fine-tuned with Share-GRPO by sharevl-lite {__version__}: {what}. "
         f"It is {source.label} of the run `{source.recipe.name}`: LoRA of rank {model.lora.rank}, "
         f"{share.num_variants} variants of each question x {share.num_responses} responses, seed {source.recipe.seed}."
     )
@@ -120,64 +143,17 @@ def _data(source: Source) -> str:
     data, train = source.recipe.data, source.recipe.train
     file = source.run / DATA_FILE
     count = f"{json.loads(file.read_text())['problems']:,} problems" if file.is_file() else "problems"
-    held = f"held out: `{_public(data.eval)}`, split `{data.eval_split}`" if data.eval else "nothing was held out"
+    held = (
+        f"held out: `{public(data.eval, 'eval')}`, split `{data.eval_split}`" if data.eval else "nothing was held out"
+    )
+    rollouts, begun = divmod(source.updates, train.updates_per_rollout)
+    whole = "" if rollouts == train.rollouts else f" (the run's recipe asks for {train.rollouts})"
+    rest = f" and {counted(begun, 'update')} of the next" if begun else ""
     return (
-        f"{count} of `{_public(data.train)}`, split `{data.train_split}`; {held}. "
-        f"{counted(train.rollouts, 'rollout')} of {counted(train.problems_per_rollout, 'problem')}, "
-        f"{counted(train.updates_per_rollout, 'update')} each."
+        f"{count} of `{public(data.train, 'train')}`, split `{data.train_split}`; {held}. Trained on "
+        f"{counted(rollouts, 'rollout')} of {counted(train.problems_per_rollout, 'problem')}, "
+        f"{counted(train.updates_per_rollout, 'update')} each{rest}{whole}."
     )
-
-
-def _metrics(source: Source) -> Iterator[str]:
-    recipe, section = source.recipe, source.recipe.eval
-    path = source.run / METRICS_FILE
-    records = [r for r in (metrics_log.read(path) if path.is_file() else []) if r.get("eval_accuracy") is not None]
-    first = next((record for record in records if record["update"] == 0), None)
-    start = (
-        "base model" if recipe.model.lora.start_from is None else "before training, with the adapter it started from"
-    )
-    columns = {start: first, source.label: source.evaluation}
-    known = {name: record for name, record in columns.items() if record is not None}
-    if known:
-        rows = [
-            f"| {name.replace('_', ', ')} | " + " | ".join(_share(r.get(f"eval_{name}")) for r in known.values()) + " |"
-            for name in SHARES
-        ]
-        yield "\n".join([f"| held out | {' | '.join(known)} |", "|---|" + "---|" * len(known), *rows])
-        yield (
-            f"Protocol: the first {section.problems} problems of `{_public(recipe.data.eval or '')}`, split "
-            f"`{recipe.data.eval_split}`, each as it is (plain) and as one variant of it, {section.samples} responses "
-            f"to either; temperature {section.temperature}, top-p {section.top_p}, at most "
-            f"{recipe.rollout.max_completion_length} tokens, seed {recipe.seed}, one run, engine "
-            f"{recipe.rollout.engine}. "
-            f"{int(known[next(iter(known))].get('eval_responses') or 0)} responses in each column."
-        )
-    reports = list(_reports(source.run / EVAL_DIR))
-    yield from reports
-    if not known and not reports:
-        yield "This state of the run was not evaluated."
-
-
-def _reports(folder: Path) -> Iterator[str]:
-    """The evaluations that `sharevl-lite eval` left in the run."""
-    for file in sorted(folder.glob("*.json")):
-        report = read_evaluation(file)
-        protocol = "; ".join(f"{name}: {_public(value)}" for name, value in report.protocol.items())
-        rows = [f"| {name} | {_share(found.value)} | {_interval(found)} |" for name, found in report.metrics.items()]
-        yield "\n".join([f"| evaluation `{file.stem}` | value | interval |", "|---|---|---|", *rows])
-        yield f"Protocol: {protocol}."
-
-
-def _interval(figure: Figure) -> str:
-    if figure.low is None or figure.high is None:
-        return "-"
-    return f"{_share(figure.low)} to {_share(figure.high)}"
-
-
-def _share(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    return f"{value:.3f}"
 
 
 def licence_of(base: BaseModel) -> Licence:
@@ -202,14 +178,3 @@ def licence_of(base: BaseModel) -> Licence:
 
 def _on_hub(name: str) -> bool:
     return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
-
-
-def _public(value: Any, key: str = "") -> Any:
-    """Of folders of this machine the last part, of servers nothing."""
-    if isinstance(value, Mapping):
-        return {name: _public(inner, name) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [] if key == "server_urls" else [_public(inner) for inner in value]
-    if isinstance(value, str) and (PurePath(value).is_absolute() or value.startswith("~")):
-        return PurePath(value).name
-    return value

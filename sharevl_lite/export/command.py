@@ -11,21 +11,26 @@ from pathlib import Path
 
 from sharevl_lite.export import four_bit, gguf, verify, verify_four_bit
 from sharevl_lite.export.adapter import read_adapter
-from sharevl_lite.export.base import INDEX, PROCESSING, BaseModel, find_base, read_tensor, stored_tensors
-from sharevl_lite.export.card import CARD, write_card
+from sharevl_lite.export.base import INDEX, PROCESSING, BaseModel, check_base, find_base, read_tensor, stored_tensors
+from sharevl_lite.export.card import CARD, prepare_card
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.export.merge import copy_files, write_merged
 from sharevl_lite.export.probes import Probe, find_probes
-from sharevl_lite.export.publish import check_space, published
+from sharevl_lite.export.publish import check_space, published, resolved
 from sharevl_lite.export.settings import Settings, check
-from sharevl_lite.export.snippets import VLLM_NOTE, llama_command, vllm_command
+from sharevl_lite.export.snippets import VLLM_NOTE, llama_command, vllm_command, vllm_fault
 from sharevl_lite.export.source import Source, find_source
 from sharevl_lite.hub import ADAPTER_FILES, ModelUpload
 
 FULL = ("merged-16bit", "merged-4bit")
 """The formats that are a whole model of transformers."""
-OLDER_WEIGHTS = ("*.safetensors", INDEX)
-"""What an earlier merged export may have left in a repository."""
+WHOLE_MODEL = rf"model(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(INDEX)}"
+REPLACED = {
+    **dict.fromkeys(FULL, re.compile("|".join([WHOLE_MODEL, *map(re.escape, ADAPTER_FILES)]))),
+    "lora": re.compile(WHOLE_MODEL),
+}
+"""What an earlier export may have left at the root of a repository that would be loaded in place of this one: shards
+and their index; beside a whole model also an adapter, which transformers would look for first."""
 
 
 def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
@@ -38,14 +43,16 @@ def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
     converter = _find_programs(settings)
     upload = ModelUpload(settings.push_to_hub, private=settings.private) if settings.push_to_hub else None
     base = find_base(settings.base or source.recipe.model.path, mergeable=settings.kind != "lora")
+    of_base, is_same = check_base(base, source.base_digests, named=settings.base is not None)
     check_space(settings.to, _needed(settings, source, base))
-    for note in source.notes:
+    title = settings.push_to_hub or f"{source.recipe.name} ({settings.kind})"
+    card = prepare_card(source, base, settings.kind, title=title, where=settings.push_to_hub or settings.name)
+    for note in (*source.notes, *card.notes, *(() if is_same else (of_base,))):
         say(note)
     say(f"exporting {source.label} of {source.run} on {base.name} as {settings.kind}")
     if source.recipe.model.load_in_4bit and settings.kind != "lora":
         say("it was trained against 4-bit weights and is merged into, and compared with, the 16-bit ones")
     with published(settings.to) as folder:
-        where = settings.push_to_hub or settings.to.name
         if settings.kind == "gguf":
             checks = _write_gguf(settings, source, base, folder, converter)
         elif settings.kind == "lora":
@@ -55,14 +62,22 @@ def export(settings: Settings, say: Callable[[str], None] = print) -> Path:
             checks = write(settings, source, base, folder)
         else:
             checks = _write_merged(settings, source, base, folder).checks
-        title = settings.push_to_hub or f"{source.recipe.name} ({settings.kind})"
-        write_card(folder, source, base, settings.kind, title=title, where=where, checks=checks)
-    say(f"verified: {'; '.join(checks)}")
+        card.write(folder, [of_base, *checks])
+    say(f"verified: {'; '.join([*([of_base] if is_same else []), *checks])}")
     if upload is not None:
-        replaced = OLDER_WEIGHTS if settings.kind in FULL else ()
-        say(f"uploaded  {upload.send(settings.to, f'{settings.kind} of {source.label}', replaced=replaced)}")
+        _upload(upload, settings, source, say)
     _last_words(settings, source, base, say)
     return settings.to
+
+
+def _upload(upload: ModelUpload, settings: Settings, source: Source, say: Callable[[str], None]) -> None:
+    message = f"{settings.kind} of {source.label}"
+    sent = upload.send(settings.to, message, replaced=REPLACED.get(settings.kind))
+    say(f"uploaded  {sent.address}")
+    if sent.gone:
+        say(f"replaced  {', '.join(sent.gone)} there, of an earlier export (the repository's history keeps them)")
+    if sent.stays:
+        say(f"kept      {', '.join(sent.stays)} there: weights that are not of this export")
 
 
 @dataclass(frozen=True)
@@ -179,7 +194,7 @@ def _write_adapter(settings: Settings, source: Source, base: BaseModel, folder: 
 def _write_gguf(settings: Settings, source: Source, base: BaseModel, folder: Path, converter: Path | None) -> list[str]:
     merged = folder / "merged"
     merged.mkdir()
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", (settings.push_to_hub or settings.to.name).rpartition("/")[2])
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", (settings.push_to_hub or settings.name).rpartition("/")[2])
     checks = [f"before the conversion: {check}" for check in _write_merged(settings, source, base, merged, name).checks]
     if converter is not None:
         gguf.convert(converter, merged, folder, name, settings.gguf_type)
@@ -202,7 +217,8 @@ def _needed(settings: Settings, source: Source, base: BaseModel) -> int:
 def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callable[[str], None]) -> None:
     from sharevl_lite.run import typed_command
 
-    where = settings.push_to_hub or str(settings.to)
+    named = settings.to if settings.to.name.strip(".") else resolved(settings.to)
+    where = settings.push_to_hub or str(named)
     say(f"exported  {settings.to}")
     say(
         f"card      {settings.to / CARD}    with a program for transformers to start from"
@@ -213,7 +229,8 @@ def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callab
         say(f"next      cd {settings.to} && {llama_command(settings.to)}")
         return
     served = base.name if base.is_on_hub else str(base.folder)
-    say(f"next      {vllm_command(source, base, settings.kind, where, served)}")
+    fault = vllm_fault(source, settings.kind)
+    say(f"next      {fault or vllm_command(source, base, settings.kind, where, served)}")
     if settings.kind == "merged-4bit":
         say(f"          {VLLM_NOTE}")
     if settings.kind in FULL:

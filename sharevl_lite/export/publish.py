@@ -1,26 +1,41 @@
-"""A folder that appears under its name only when it was written and verified.
+"""A folder that holds an export only when it was written and verified.
 
-It is built under a hidden name beside the final one, and renamed at the end. A writer holds a lock on what it builds,
-so that what a killed one left is told from the work of another process and taken away by the next export of that name.
+It is built under a hidden name beside the final one, and renamed at the end. A folder that is there already, empty, is
+not replaced: it may be a mount point, the current folder or a link's target. There the hidden folder lies inside it, on
+the same disk, and its files are moved up at the end, those without which nothing is loaded last. A writer holds a lock
+on what it builds, so that what a killed one left is told from the work of another process and taken away by the next
+export of that name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from sharevl_lite.atomic import TEMPORARY, locked, publish_directory, temporary_beside
+from sharevl_lite.atomic import TEMPORARY, locked, publish_directory, sync_directory, sync_tree, temporary_beside
 from sharevl_lite.export.errors import ExportError
+from sharevl_lite.policy.folder import ADAPTER_CONFIG, CONFIG_FILE
 
 MARGIN_BYTES = 64 * 1024**2
 """Room beside the weights: tokenizer, card, what the file system keeps."""
 
 
+def resolved(folder: Path) -> Path:
+    """The folder itself, without links, dots and the current folder."""
+    return Path(os.path.realpath(folder))
+
+
 def check_target(folder: Path) -> None:
-    """Raises ExportError where the folder is there and not empty."""
-    if folder.is_dir() and any(folder.iterdir()):
+    """Raises ExportError where the folder is there and not empty, but for what exports under way or killed keep."""
+    try:
+        taken = folder.is_dir() and any(not entry.name.startswith(TEMPORARY) for entry in folder.iterdir())
+    except OSError as error:
+        raise ExportError(f"--to {folder}: cannot be read ({error}); name another folder") from error
+    if taken:
         raise ExportError(f"--to {folder}: the folder is not empty; name a new one, or remove it")
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"--to {folder}: is a file; name a folder")
@@ -28,7 +43,8 @@ def check_target(folder: Path) -> None:
 
 def check_space(folder: Path, need: int) -> None:
     """Raises ExportError where the disk of the folder has less than `need` bytes and a margin."""
-    there = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    place = resolved(folder)
+    there = next(parent for parent in (place, *place.parents) if parent.is_dir())
     free = shutil.disk_usage(there).free
     if free < need + MARGIN_BYTES:
         raise ExportError(
@@ -39,29 +55,44 @@ def check_space(folder: Path, need: int) -> None:
 
 @contextlib.contextmanager
 def published(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which gets the name `folder` when the block ends well, and is removed when it does
-    not."""
-    staging = temporary_beside(folder)
+    """A folder to write into, whose files are those of `folder` when the block ends well, and which is removed when it
+    does not.
+
+    Raises ExportError where `folder` cannot be written, or is not empty at the end.
+    """
+    final = resolved(folder)
+    staging = temporary_beside(final / final.name if final.is_dir() else final)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
+        staging.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(final)
         staging.mkdir()
     except OSError as error:
         raise ExportError(f"--to {folder}: cannot be written ({error}); name another folder") from error
     try:
         with locked(staging):
             yield staging
-            check_target(folder)
-            if folder.is_dir():
-                folder.rmdir()
-            publish_directory(staging, folder)
+            check_target(final)
+            if final.is_dir():
+                _move_up(staging, final)
+            else:
+                publish_directory(staging, final)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
-def _remove_leftovers(folder: Path) -> None:
-    for left in folder.parent.glob(f"{TEMPORARY}*-{folder.name}"):
+def _move_up(staging: Path, final: Path) -> None:
+    sync_tree(staging)
+    last = (CONFIG_FILE, ADAPTER_CONFIG)
+    for entry in sorted(staging.iterdir(), key=lambda entry: entry.name in last):
+        entry.rename(final / entry.name)
+    staging.rmdir()
+    sync_directory(final)
+
+
+def _remove_leftovers(final: Path) -> None:
+    pattern = f"{TEMPORARY}*-{glob.escape(final.name)}"
+    for left in (*final.parent.glob(pattern), *final.glob(pattern)):
         with contextlib.suppress(OSError), locked(left):  # its writer may be alive
             shutil.rmtree(left)
 

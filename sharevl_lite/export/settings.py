@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sharevl_lite.export.errors import ExportError
-from sharevl_lite.export.publish import check_target
+from sharevl_lite.export.publish import check_target, resolved
 from sharevl_lite.export.source import find_source
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
@@ -30,6 +30,11 @@ class Settings:
     gguf_type: str = "auto"
     push_to_hub: str | None = None
     private: bool = False
+
+    @property
+    def name(self) -> str:
+        """That of the folder to write, however it was given: `--to .` too has one."""
+        return resolved(self.to).name
 
 
 def settings_of(options: argparse.Namespace, unknown: list[str]) -> Settings:

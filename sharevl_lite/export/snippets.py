@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sharevl_lite.export.base import BaseModel
 from sharevl_lite.export.source import Source
+from sharevl_lite.rollout.errors import RolloutError
+from sharevl_lite.rollout.limits import LORA_RANKS, vllm_rank
 from sharevl_lite.rollout.serve_command import picture_size
 
 VLLM_NOTE = "vLLM from 0.28 on reads these 4 bits with its plug-in: pip install vllm-bnb-plugin"
@@ -38,6 +40,10 @@ def usage(source: Source, base: BaseModel, kind: str, folder: Path, where: str) 
     yield "## Use with vLLM"
     if kind == "merged-4bit":
         yield f"{VLLM_NOTE.removesuffix('pip install vllm-bnb-plugin')}`pip install vllm-bnb-plugin`."
+    if (fault := vllm_fault(source, kind)) is not None:
+        yield f"{fault}."
+        yield _asking(source)
+        return
     if kind == "lora" and not base.is_on_hub:
         yield f"Put the folder of the base model for `{_elsewhere(base)}`."
     yield f"```sh\n{vllm_command(source, base, kind, where)}\n```"
@@ -94,17 +100,32 @@ print(answer)
 """
 
 
+def vllm_fault(source: Source, kind: str) -> str | None:
+    """Why vLLM does not serve an export of this kind, in words; None where it does."""
+    rank = source.recipe.model.lora.rank
+    try:
+        vllm_rank(rank)
+    except RolloutError:
+        if kind == "lora":
+            return (
+                f"vLLM takes adapters of rank {LORA_RANKS[-1]} at most, and this one has {rank}: "
+                "it can be served when it is merged (`--format merged-16bit`)"
+            )
+    return None
+
+
 def vllm_command(source: Source, base: BaseModel, kind: str, where: str, served: str | None = None) -> str:
     """The command that serves the export with vLLM's OpenAI-compatible server.
 
     `served` is where an adapter's base is: by default what a reader on another machine can put there.
+    Raises RolloutError for an adapter of a rank that :func:`vllm_fault` tells of.
     """
-    model, size = source.recipe.model, picture_size(source.recipe)
+    size = picture_size(source.recipe)
     kwargs = f" --mm-processor-kwargs {shlex.quote(json.dumps({'size': size}))}" if size else ""
     if kind == "lora":
         served = served or _elsewhere(base)
-        name = Path(where).name
-        loras = f" --enable-lora --max-lora-rank {model.lora.rank} --lora-modules {shlex.quote(f'{name}={where}')}"
+        name, rank = Path(where).name, vllm_rank(source.recipe.model.lora.rank)
+        loras = f" --enable-lora --max-lora-rank {rank} --lora-modules {shlex.quote(f'{name}={where}')}"
         return f"vllm serve {shlex.quote(served)}{loras}{kwargs}"
     return f"vllm serve {shlex.quote(where)}{kwargs}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +13,23 @@ from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, CHECKPOINTS_DIR, list_ch
 from sharevl_lite.config import Recipe
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.recipes import load_recipe
-from sharevl_lite.run_folder import ADAPTER_DIR, METRICS_FILE, RECIPE_FILE
+from sharevl_lite.run_folder import ADAPTER_DIR, DATA_FILE, METRICS_FILE, RECIPE_FILE, SUMMARY_FILE
 
 
 @dataclass(frozen=True)
 class Source:
     """An adapter of a run.
 
-    `update` is the optimizer step it was saved after, None for the adapter that the run ended with. `evaluation` is the
-    line of metrics.jsonl for it, where there is one. `notes` are what the user should be told about the choice.
+    `update` is the optimizer step it was saved after, None for the adapter that the run ended with; `updates` are those
+    behind it, of that one as well. `evaluation` is the line of metrics.jsonl for it, where there is one. `notes` are
+    what the user should be told about the choice.
     """
 
     run: Path
     recipe: Recipe
     adapter: Path
     update: int | None
+    updates: int
     evaluation: Mapping[str, Any] | None
     notes: tuple[str, ...] = ()
 
@@ -34,6 +37,12 @@ class Source:
     def label(self) -> str:
         """The adapter in words."""
         return f"the adapter after update {self.update}" if self.update is not None else "the run's final adapter"
+
+    @property
+    def base_digests(self) -> dict[str, str]:
+        """Digests of the base model's files of weights, by file name, as the run kept them; empty in older runs."""
+        file = self.run / DATA_FILE
+        return dict(json.loads(file.read_text("utf-8")).get("model", {})) if file.is_file() else {}
 
 
 def find_source(run: Path, wanted: str) -> Source:
@@ -58,19 +67,28 @@ def find_source(run: Path, wanted: str) -> Source:
     update = int(wanted)
     if update not in checkpoints:
         raise ExportError(f"--checkpoint {wanted}: {run} has no checkpoint of that update; {_held(run, checkpoints)}")
-    return Source(run, recipe, checkpoints[update], update, evaluations.get(update))
+    return Source(run, recipe, checkpoints[update], update, update, evaluations.get(update))
 
 
 def _last(run: Path, recipe: Recipe, checkpoints: Mapping[int, Path], evaluations: Mapping[int, Any]) -> Source:
     if (run / ADAPTER_DIR).is_dir():
         # What a run ends with was evaluated last: the last update, or the best one put back.
         final = _evaluation_records(run)[-1:]
-        return Source(run, recipe, run / ADAPTER_DIR, None, final[0] if final else None)
+        return Source(run, recipe, run / ADAPTER_DIR, None, _updates_made(run, recipe), final[0] if final else None)
     if not checkpoints:
         raise ExportError(f"{run}: the run has neither an adapter nor a checkpoint yet; let it reach its first save")
     update = max(checkpoints)
     note = f"the run is not finished: exporting its newest checkpoint, after update {update}"
-    return Source(run, recipe, checkpoints[update], update, evaluations.get(update), (note,))
+    return Source(run, recipe, checkpoints[update], update, update, evaluations.get(update), (note,))
+
+
+def _updates_made(run: Path, recipe: Recipe) -> int:
+    """Updates behind the final adapter, which may be the best one put back; of old runs, as far as they tell."""
+    file, log = run / SUMMARY_FILE, run / METRICS_FILE
+    summary = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    logged = [record["update"] for record in metrics_log.read(log) if "update" in record] if log.is_file() else []
+    asked = recipe.train.rollouts * recipe.train.updates_per_rollout
+    return int(summary.get("adapter_update", logged[-1] if logged else asked))
 
 
 def _best(run: Path, recipe: Recipe, checkpoints: Mapping[int, Path], evaluations: Mapping[int, Any]) -> Source:
@@ -101,7 +119,7 @@ def _best(run: Path, recipe: Recipe, checkpoints: Mapping[int, Path], evaluation
         )
     if 0 in evaluations and value(0) >= value(chosen):
         notes.append(f"before training it did no worse: {told(0)}")
-    return Source(run, recipe, checkpoints[chosen], chosen, evaluations[chosen], tuple(notes))
+    return Source(run, recipe, checkpoints[chosen], chosen, chosen, evaluations[chosen], tuple(notes))
 
 
 def _evaluations(run: Path) -> dict[int, dict[str, Any]]:

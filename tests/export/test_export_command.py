@@ -11,15 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from huggingface_hub import ModelCard
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sharevl_lite.cli import main
-from sharevl_lite.evaluation.document import Evaluation
-from sharevl_lite.evaluation.statistics import Figure
 from sharevl_lite.export import publish
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.policy.hf import resolve_model_path
@@ -101,94 +97,40 @@ def test_an_adapter_on_a_local_base_names_no_folder_of_this_machine(run, export,
     assert capsys.readouterr().out.strip()
 
 
-def test_the_card(run, export, tmp_path):
-    (run / "eval").mkdir()
-    protocol = {"data": "builtin:digits", "samples": 8, "seed": 5, "rows": "/home/me/rows.parquet"}
-    metrics = {"mean@8": Figure(0.625, 0.5, 0.75, 24), "pass@8": Figure(0.9, None, None, 24)}
-    Evaluation(protocol, metrics, {}, {}, {}, {}, ()).write(run / "eval" / "digits.json")
-    export(run, tmp_path / "out", "--format", "lora")
-    card = ModelCard.load(tmp_path / "out" / "README.md")
-    front = card.data.to_dict()
-    assert front["license"] == "apache-2.0"
-    assert front["library_name"] == "peft"
-    assert front["pipeline_tag"] == "image-text-to-text"
-    assert "base_model" not in front  # no name of the Hub
-    text = card.text
-    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
-    assert "| accuracy | " in text
-    assert f"{last['eval_accuracy']:.3f} |" in text
-    assert "4 responses to either; temperature 1.0, top-p 1.0, at most 32 tokens, seed 0" in text
-    assert "| mean@8 | 0.625 | 0.500 to 0.750 |" in text
-    assert "| pass@8 | 0.900 | - |" in text
-    assert "samples: 8; seed: 5; rows: rows.parquet" in text
-    assert "arXiv preprint arXiv:2505.16673" in text
-    (recipe,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    embedded, real = yaml.safe_load(recipe), yaml.safe_load((run / "recipe.yaml").read_text())
-    assert embedded["output_dir"] == os.path.basename(real["output_dir"])
-    assert {**embedded, "output_dir": real["output_dir"]} == real
-    assert str(tmp_path) not in text
-    assert "/home/me" not in text
+def other_weights(base):
+    """Changes one number of a model; its shapes and the adapter's effect stay."""
+    weights = load_file(base / "model.safetensors")
+    weights["lm_head.weight"][0, 0] += 1.0
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_four_bits_pixel_bounds_and_a_system_prompt_are_told(tiny_run, export, tmp_path):
-    run, _ = tiny_run()
-    recipe = (run / "recipe.yaml").read_text()
-    for before, after in (
-        ("load_in_4bit: false", "load_in_4bit: true"),
-        ("min_pixels: null", "min_pixels: 784"),
-        ("max_pixels: null", "max_pixels: 6272"),
-        ("system_prompt: null", "system_prompt: Be brief."),
-    ):
-        assert before in recipe
-        recipe = recipe.replace(before, after)
-    (run / "recipe.yaml").write_text(recipe)
-    said = export(run, tmp_path / "out")
-    assert "it was trained against 4-bit weights and is merged into, and compared with, the 16-bit ones" in said
-    bounds = """--mm-processor-kwargs '{"size": {"shortest_edge": 784, "longest_edge": 6272}}'"""
-    text = ModelCard.load(tmp_path / "out" / "README.md").text
-    assert bounds in said
-    assert bounds in text
-    assert "trained against the base model in 4 bits (NF4)" in text
-    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    compile(snippet, "README.md", "exec")
-    (asked,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
-    assert "\\boxed{}" in asked  # not doubled, as in a template
-    assert "{problem}" in asked
-    assert 'processor.image_processor.size["longest_edge"] = 6272' in snippet
-    assert 'messages.insert(0, {"role": "system", "content": [{"type": "text", "text": "Be brief."}]})' in snippet
-
-
-@pytest.mark.parametrize(
-    ("files", "front", "sentence"),
-    [
-        ({}, {}, "Unknown: the base model came without a card or licence file"),
-        ({"LICENSE": "free"}, {}, "That of the base model. Its LICENSE lie"),
-        (
-            {"README.md": "---\nlicense: other\nlicense_name: qwen-research\nlicense_link: LICENSE\n---\n# base\n"},
-            {"license": "other", "license_name": "qwen-research", "license_link": "LICENSE"},
-            "That of the base model: qwen-research.",
-        ),
-    ],
-)
-def test_the_licence_is_the_base_models(run, export, tmp_path, files, front, sentence):
+def test_a_base_that_changed_since_the_training_is_refused(run, export, tmp_path):
+    """The merge would be verified against the new one. Named with --base it is told, here and in the card."""
     base = shutil.copytree(resolve_model_path("builtin:digits-vl"), tmp_path / "base")
-    for name, content in files.items():
-        (base / name).write_text(content)
-    export(run, tmp_path / "out", "--base", str(base), "--format", "lora")
-    card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert {name: value for name, value in card.data.to_dict().items() if name.startswith("license")} == front
-    assert sentence in card.text
-    assert (tmp_path / "out" / "LICENSE").exists() == ("LICENSE" in files)
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("path: builtin:digits-vl", f"path: {base}"))
+    same = "the base model's weights are those the run was trained on"
+    assert f"verified: {same}" in export(run, tmp_path / "same", "--format", "lora")
+    assert f"- {same}" in (tmp_path / "same" / "README.md").read_text()
+    other_weights(base)
+    said = export(run, tmp_path / "out", "--format", "lora", code=2)
+    assert f"{base}: its weights are not those the run was trained on, by the digests in its data.json" in said
+    assert "Name the folder of that model with --base" in said
+    said = export(run, tmp_path / "named", "--format", "lora", "--base", str(base))
+    told = "the weights of base are not those the run was trained on"
+    assert said.index(told) < said.index("verified: ")
+    assert f"- {told}" in (tmp_path / "named" / "README.md").read_text()
 
 
-def test_an_evaluation_that_cannot_be_read_stops_the_export(run, export, tmp_path):
-    (run / "eval").mkdir()
-    (run / "eval" / "odd.json").write_text('{"schema_version": 9, "problems": []}')
-    assert "odd.json: schema version 9" in export(run, tmp_path / "out", "--format", "lora", code=2)
-    (run / "eval" / "odd.json").write_text('{"schema_version": 1, "problems": []}')
-    assert "odd.json: a damaged evaluation (KeyError('protocol'))" in export(
-        run, tmp_path / "out", "--format", "lora", code=2
-    )
+def test_a_built_in_base_of_another_version_is_refused(run, export, tmp_path):
+    record = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(record | {"model": {"model.safetensors": "0" * 64}}))
+    said = export(run, tmp_path / "out", "--format", "lora", code=2)
+    assert "Export with the version of sharevl-lite that trained it" in said
+    del record["model"]
+    (run / "data.json").write_text(json.dumps(record))
+    said = export(run, tmp_path / "out", "--format", "lora")
+    assert "it was not checked that the base model is the one the run was trained on: an older version kept no" in said
 
 
 def test_a_run_without_rollouts_is_compared_on_its_data(run, export, tmp_path):
@@ -254,12 +196,50 @@ def test_a_kill_in_the_middle_leaves_nothing_under_the_name(run, export, tmp_pat
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_a_folder_that_was_filled_meanwhile_is_left_alone(tmp_path):
+@pytest.mark.parametrize("way", ["itself", "a link", "the current folder"])
+def test_an_empty_folder_is_written_into_and_not_replaced(run, export, tmp_path, monkeypatch, way):
+    """It may be a mount point, or what a shell stands in: both outlive no removal."""
+    place, asked = tmp_path / "place", tmp_path / "place"
+    place.mkdir()
+    left = place / ".tmp-0123456789ab-place"  # of a killed export
+    left.mkdir()
+    if way == "a link":
+        asked = tmp_path / "link"
+        asked.symlink_to(place)
+    elif way == "the current folder":
+        monkeypatch.chdir(place)
+        asked = Path(".")
+    before = place.stat().st_ino
+    said = export(run, asked, "--format", "lora")
+    assert place.stat().st_ino == before
+    assert {path.name for path in place.iterdir()} == {
+        *BASE_FILES - {"config.json", "generation_config.json"},
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+    }
+    assert asked.is_symlink() == (way == "a link")
+    shown = place if way == "the current folder" else asked
+    assert f"--lora-modules {shown.name}={shown}" in said
+    assert "path = 'place'" in (place / "README.md").read_text().replace('"', "'")
+
+
+def test_the_disk_of_a_folder_that_is_there_is_its_own(run, export, tmp_path, monkeypatch):
     out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    assert f"the disk of {out} has 0.00 GiB free" in export(run, out, code=2)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_that_was_filled_meanwhile_is_left_alone(tmp_path, there):
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
     writing = publish.published(out)
     folder = writing.__enter__()
     (folder / "ours").write_text("")
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     (out / "theirs").write_text("")
     with pytest.raises(ExportError, match="the folder is not empty"):
         writing.__exit__(None, None, None)

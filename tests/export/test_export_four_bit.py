@@ -15,7 +15,7 @@ from sharevl_lite.export import command, four_bit, verify_four_bit
 from sharevl_lite.export.adapter import read_adapter
 from sharevl_lite.export.arithmetic import float32_arithmetic
 from sharevl_lite.export.base import BaseModel, find_base, read_tensor, stored_tensors
-from sharevl_lite.export.card import write_card
+from sharevl_lite.export.card import prepare_card
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.export.merge import write_merged
 from sharevl_lite.export.source import find_source
@@ -262,7 +262,7 @@ def test_an_export_in_four_bits_is_no_base(long_run, packed, tmp_path, capsys):
 def test_the_card_calls_it_a_quantisation_of_its_base(long_run, tmp_path):
     base = BaseModel("maker/base", find_base("builtin:digits-vl").folder, "a" * 40)
     source = find_source(long_run, "last")
-    write_card(tmp_path, source, base, "merged-4bit", title="four", where="me/four", checks=["checked"])
+    prepare_card(source, base, "merged-4bit", title="four", where="me/four").write(tmp_path, ["checked"])
     front = ModelCard.load(tmp_path / "README.md").data.to_dict()
     assert (front["base_model"], front["base_model_relation"]) == ("maker/base", "quantized")
     assert front["library_name"] == "transformers"

@@ -1,12 +1,17 @@
 """The real Hub client sends an export to a server on this machine, and fetches it again."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+import torch
 from hub_upload_server import TOKEN, serve_uploads
 from huggingface_hub import ModelCard, snapshot_download
+from safetensors.torch import load_file, save
+from transformers import AutoModelForImageTextToText
 
 from sharevl_lite import hub as module
 from sharevl_lite.cli import main
@@ -82,6 +87,45 @@ def test_shards_of_an_older_export_go(run, export, hub, tmp_path):
     assert hub.files(REPO) == written(tmp_path / "one")
 
 
+def test_a_whole_model_takes_the_place_of_the_runs_adapter(run, export, hub, tmp_path):
+    """transformers looks for the adapter of an `adapter_config.json` that stayed behind. Weights of the user stay."""
+    export(run, tmp_path / "lora", "--format", "lora", "--push-to-hub", REPO)
+    theirs = {"loras/style.safetensors": b"1", "loras/model.safetensors": b"2", "model_ema.safetensors": b"3"}
+    hub.commits[REPO].append({"message": "", "files": theirs, "deleted": []})
+    said = export(run, tmp_path / "merged", "--push-to-hub", REPO)
+    assert "replaced  adapter_config.json, adapter_model.safetensors there, of an earlier export" in said
+    assert "kept      model_ema.safetensors there: weights that are not of this export" in said
+    assert hub.files(REPO) == written(tmp_path / "merged") | theirs
+    snapshot_download(REPO, local_dir=tmp_path / "again")
+    model, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not report["missing_keys"]
+    name = "model.language_model.layers.0.self_attn.q_proj.weight"
+    stored = load_file(tmp_path / "merged" / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+    assert torch.equal(model.state_dict()[name], stored)
+
+
+def test_an_adapter_takes_the_place_of_a_whole_model(run, export, hub, tmp_path):
+    """vLLM would go on serving the weights beside it."""
+    export(run, tmp_path / "merged", "--max-shard-size", "3MB", "--push-to-hub", REPO)
+    hub.commits[REPO].append({"message": "", "files": {"digits.gguf": b"g"}, "deleted": []})
+    said = export(run, tmp_path / "lora", "--format", "lora", "--push-to-hub", REPO)
+    assert re.search(r"replaced  model-00001-of-0000\d.safetensors, .*model.safetensors.index.json there", said)
+    assert "kept      digits.gguf there" in said
+    held = hub.files(REPO)
+    assert {name for name in held if "safetensors" in name} == {"adapter_model.safetensors"}
+    assert held.items() >= written(tmp_path / "lora").items()
+
+
+def test_the_command_that_takes_up_an_upload_names_what_must_go(run, export, hub, tmp_path, capsys):
+    export(run, tmp_path / "lora", "--format", "lora", "--push-to-hub", REPO)
+    hub.failing = 2
+    assert main(["export", str(run), "--to", str(tmp_path / "out"), "--prompts", "1", "--push-to-hub", REPO]) == 2
+    said = capsys.readouterr().err
+    assert said.rstrip().endswith(
+        f"hf upload {REPO} {tmp_path / 'out'} --delete=adapter_config.json --delete=adapter_model.safetensors"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "token", "told"),
     [
@@ -120,3 +164,24 @@ def test_a_base_of_the_hub_is_named_in_card_and_adapter(run, export, hub, tmp_pa
     card = ModelCard.load(tmp_path / "lora" / "README.md")
     assert card.data.to_dict()["base_model_relation"] == "adapter"
     assert "from_pretrained('maker/base'" in card.text.replace('"', "'")
+
+
+def test_a_base_of_the_hub_that_changed_since_the_training_is_refused(run, export, hub, tmp_path, monkeypatch):
+    """Its newest commit is taken, whatever the training had; the cache may still hold that."""
+    source = Path(resolve_model_path("builtin:digits-vl"))
+    files = {p.name: p.read_bytes() for p in source.iterdir()}
+    hub.commits["maker/base"] = [{"message": "", "files": files, "deleted": []}]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("path: builtin:digits-vl", "path: maker/base"))
+    export(run, tmp_path / "first", "--format", "lora")
+    weights = load_file(source / "model.safetensors")
+    weights["lm_head.weight"][0, 0] += 1.0
+    hub.commits["maker/base"].append({"message": "", "files": {"model.safetensors": save(weights)}, "deleted": []})
+    said = export(run, tmp_path / "out", code=2)
+    commit = f"{2:040x}"
+    assert f"maker/base (commit {commit}): its weights are not those the run was trained on" in said
+    (older,) = re.findall(r"That model lies in the cache here: --base (\S+)", said)
+    assert "the base model's weights are those" in export(run, tmp_path / "out", "--format", "lora", "--base", older)
+    shutil.rmtree(older)
+    assert "Fetch that model (hf download maker/base --revision COMMIT" in export(run, tmp_path / "again", code=2)

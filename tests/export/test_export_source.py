@@ -31,7 +31,7 @@ def test_last_is_the_final_adapter_or_the_newest_checkpoint(history):
     run = history({0: 0.1, 12: 0.4}, [6, 12])
     source = find_source(run, "last")
     assert (source.adapter, source.update, source.notes) == (run / "adapter", None, ())
-    assert source.evaluation["update"] == 12
+    assert source.evaluation["update"] == source.updates == 12
     (run / "adapter").rmdir()
     source = find_source(run, "last")
     assert (source.adapter.name, source.update) == ("checkpoint-12", 12)
@@ -53,7 +53,9 @@ def test_the_best_adapter_put_back_at_the_end_is_not_taken_for_the_last_one(hist
     with open(run / "metrics.jsonl", "a") as log:
         log.write('{"step": 2, "update": 4, "eval_accuracy": 0.8}\n')
     assert find_source(run, "4").evaluation["eval_accuracy"] == 0.5
+    (run / "summary.json").write_text('{"adapter_update": 2}')
     assert find_source(run, "last").evaluation["eval_accuracy"] == 0.8
+    assert [find_source(run, wanted).updates for wanted in ("last", "best", "4")] == [2, 2, 4]
     assert find_source(run, "best").update == 2
 
 
