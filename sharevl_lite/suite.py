@@ -101,9 +101,9 @@ def run_suite(
     place = find_place(Path(folder), settings.name, default=default)
     prompt, output = place.responses / "prompt.json", place.responses / "lmms-eval"
     with served(subject.recipe, subject.adapter) as model:
+        words = command(harness, subject.recipe, benchmarks, model=model, output=output, limit=limit)
         place.responses.mkdir()
         prompt.write_text(prompt_json(subject.recipe), "utf-8")
-        words = command(harness, subject.recipe, benchmarks, model=model, output=output, limit=limit)
         _run(words, environment(prompt))
     found = read_results(output, benchmarks, max_tokens=subject.recipe.rollout.max_completion_length)
     told: dict[str, Scalar] = {
