@@ -34,7 +34,12 @@ from sharevl_lite.evaluation.subject import Subject, find_subject
 from sharevl_lite.evaluation.tables import NOTHING, Table, markdown, show, value_and_interval
 from sharevl_lite.rollout.serving import name_of, served
 
-SCORING = "lmms-eval's rules (answer in tags or a box, math-verify), no model as judge"
+SCORING = (
+    "lmms-eval's rules: the text in <answer> tags, else in the last box, else a number at the end of a line; right "
+    "where its option letter is the gold's (a gold with a capital A to H counts as a letter, and letters are picked "
+    "out of prose), the texts are nearly equal, or math-verify says so; no model as judge"
+)
+"""Of 0.7.3: `extract_anwser_tag`, `relax_exact_match` and `parse_mcq` of its `_task_utils/reasoning_utils.py`."""
 STANDARD_ERROR = 2  # the process's own: in a notebook sys.stderr is no file
 SERVER_HINT = (
     "Start the server with --generation-config vllm as well: lmms-eval asks the chat endpoint, which else fills in a "

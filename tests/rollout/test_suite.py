@@ -79,6 +79,8 @@ def test_both_rows_with_protocol_and_sources(app, url, run_dir, harness, capsys,
     protocol = written["protocol"]
     assert (protocol["temperature"], protocol["harness_version"], protocol["served_as"]) == (0.0, "0.7.3", adapter)
     assert protocol["requests_failed"] == 1
+    for rule in ("else a number at the end of a line", "letters are picked out of prose"):
+        assert rule in protocol["scoring"], "lmms-eval accepts more than tags and boxes"
     told = place.with_suffix(".md").read_text()
     assert "| mathvista | 66.7% |" in told
     assert "75.4%" in told
