@@ -100,7 +100,7 @@ def test_a_harness_that_fails_and_says_0_is_an_error(app, url, run_dir, harness,
     assert main(["eval", str(run_dir), "--suite", "mathvista", "--server-url", url]) == 2
     assert "wrote no results" in capsys.readouterr().err
     assert app.adapters == {}
-    assert not list((run_dir / "eval").glob("*.json"))
+    assert not list((run_dir / "eval").iterdir()), "and leaves nothing that takes a name or looks like a result"
 
 
 def test_a_base_models_name_that_the_harness_would_sample_is_refused_first(app, url, harness, tmp_path, capsys):
