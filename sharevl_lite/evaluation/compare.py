@@ -63,7 +63,11 @@ class Mover:
 @dataclass(frozen=True)
 class Comparison:
     """`tests` by figure, and the responses that each stands on, in the first and the second; `differences` are settings
-    that are not alike, as (name, first, second)."""
+    that are not alike, as (name, first, second).
+
+    `shared` problems are in both: with their id, question and answer. `only_one` are in one of the two; the ids of
+    `other_problem` are in both, for two problems.
+    """
 
     tests: dict[str, PairedTest]
     responses: dict[str, tuple[int, int]]
@@ -72,6 +76,7 @@ class Comparison:
     shared: int
     only_one: int
     differences: list[tuple[str, Any, Any]]
+    other_problem: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -92,10 +97,11 @@ def compare(first: Evaluation, second: Evaluation, *, force: bool = False, resam
             "figures that they share with --force"
         )
     differences += [(name, *_both(first, second, name)) for name in TOLD if len(set(_both(first, second, name))) > 1]
-    known = {outcome.id: outcome for outcome in first.problems}
-    pairs = [(known[outcome.id], outcome) for outcome in second.problems if outcome.id in known]
+    pairs, alone, renamed = _paired(first, second)
     if not pairs:
-        raise EvaluationError("the two evaluations share no problem (by id); evaluate both on the same data")
+        raise EvaluationError(
+            "the two evaluations share no problem (by id, question and answer); evaluate both on the same data"
+        )
     tests, responses = {}, {}
     for name, measure in _measures(first, second).items():
         met = [(a, b) for a, b in pairs if _known(measure.value(a), measure.value(b))]
@@ -108,9 +114,18 @@ def compare(first: Evaluation, second: Evaluation, *, force: bool = False, resam
                 seed=int(first.protocol["seed"] or 0),
                 resamples=resamples,
             )
-    everyone = {outcome.id for outcome in (*first.problems, *second.problems)}
-    better, worse = _movers(pairs)
-    return Comparison(tests, responses, better, worse, len(pairs), len(everyone) - len(pairs), differences)
+    return Comparison(tests, responses, *_movers(pairs), len(pairs), alone, differences, renamed)
+
+
+def _paired(first: Evaluation, second: Evaluation) -> tuple[list[tuple[Outcome, Outcome]], int, int]:
+    """The problems that both have, how many one has alone, and how many ids are of another problem in each.
+
+    An id may be no more than the number of a row, so question and answer must agree as well.
+    """
+    known = {outcome.id: outcome for outcome in first.problems}
+    met = [(known[outcome.id], outcome) for outcome in second.problems if outcome.id in known]
+    pairs = [(a, b) for a, b in met if (a.question, a.gold) == (b.question, b.gold)]
+    return pairs, len(first.problems) + len(second.problems) - 2 * len(pairs), len(met) - len(pairs)
 
 
 def _both(first: Evaluation, second: Evaluation, name: str) -> tuple[Any, Any]:
@@ -205,9 +220,8 @@ def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
         "not as many; without a verdict they are in none about right and wrong."
     )
     parts = [Table(f"A = {names[0]}, B = {names[1]}", header, rows, notes)]
-    if comparison.only_one:
-        told = f"{comparison.shared} problems are in both, {comparison.only_one} in one only (left out)."
-        parts[0] = Table(parts[0].title, header, rows, f"{notes} {told}")
+    if told := _left_out(comparison):
+        parts[0] = Table(parts[0].title, header, rows, " ".join([notes, *told]))
     if comparison.differences:
         settings = [(name, str(one), str(other)) for name, one, other in comparison.differences]
         parts.append(Table("Settings that differ", ("", "A", "B"), settings))
@@ -216,6 +230,16 @@ def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
             lines = [(m.id, number(m.first), number(m.second), m.gold, _short(m.question)) for m in movers]
             parts.append(Table(title, ("problem", "A", "B", "answer", "question"), lines, words=("answer", "question")))
     return parts
+
+
+def _left_out(comparison: Comparison) -> list[str]:
+    """What is in no row, in sentences."""
+    told = []
+    if comparison.only_one:
+        told.append(f"{comparison.shared} problems are in both, {comparison.only_one} in one only (left out).")
+    if comparison.other_problem:
+        told.append(f"{comparison.other_problem} ids are in both with another question or answer: no problem of both.")
+    return told
 
 
 def _change(difference: float, name: str) -> str:

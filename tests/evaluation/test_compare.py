@@ -128,6 +128,21 @@ def test_each_figure_says_on_how_many_responses_it_stands():
     assert {row[0]: row[-2:] for row in table.rows}["format"] == ("8", "16")
 
 
+@pytest.mark.parametrize("change", ["question", "gold"])
+def test_problems_of_one_id_are_one_problem_only_with_their_question_and_answer(change):
+    """Without a column of ids these are the numbers of rows, which every data set has."""
+    others = [dataclasses.replace(each, **{change: "another"}) for each in SECOND.problems]
+    with pytest.raises(EvaluationError, match=r"share no problem \(by id, question and answer\)"):
+        compare(FIRST, Evaluation.of(SECOND.protocol, others), force=True)
+    mixed = Evaluation.of({**SECOND.protocol, "data_digest": "e"}, [*others[:3], *SECOND.problems[3:]])
+    found = compare(FIRST, mixed, force=True)
+    assert (found.shared, found.only_one, found.other_problem) == (5, 6, 3)
+    assert found.tests["mean@2"].problems == 5
+    assert {mover.id for mover in found.better} == {"p3", "p4", "p7"}
+    notes = tables(found, ("A", "B"))[0].notes
+    assert "5 problems are in both, 6 in one only (left out). 3 ids are in both with another question" in notes
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
