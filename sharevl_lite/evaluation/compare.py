@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from sharevl_lite.evaluation.alike import Difference, is_pooled, unlike, unlike_rewards
 from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.figures import REWARD, agreements, is_share, mean_right, measures, rewards_of
@@ -14,22 +15,6 @@ from sharevl_lite.evaluation.settings import RESAMPLES
 from sharevl_lite.evaluation.statistics import LEVEL, PairedTest, paired_test
 from sharevl_lite.evaluation.tables import Table, between, chance, number, points
 
-SAME = (
-    "data_digest",
-    "problems",
-    "samples",
-    "temperature",
-    "top_p",
-    "max_completion_length",
-    "prompt_sha256",
-    "min_pixels",
-    "max_pixels",
-    "variants",
-    "numeric_tolerance",
-)
-"""What two evaluations must share, or their difference is not one of the models."""
-TOLD = ("seed", "engine", "dtype", "variant_kinds")
-"""What may differ, and is said."""
 OF_ALL = frozenset({"format", "truncated", "response_length"})
 """Figures of every response, verified or not."""
 MOST_MOVERS = 10
@@ -66,7 +51,7 @@ class Comparison:
     that are not alike, as (name, first, second).
 
     `shared` problems are in both: with their id, question and answer. `only_one` are in one of the two; the ids of
-    `other_problem` are in both, for two problems.
+    `other_problem` are in both, for two problems. `not_compared` are figures that were not computed alike.
     """
 
     tests: dict[str, PairedTest]
@@ -75,8 +60,9 @@ class Comparison:
     worse: list[Mover]
     shared: int
     only_one: int
-    differences: list[tuple[str, Any, Any]]
+    differences: list[Difference]
     other_problem: int = 0
+    not_compared: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -89,21 +75,22 @@ def compare(first: Evaluation, second: Evaluation, *, force: bool = False, resam
     Raises EvaluationError where data or protocol differ, naming what does; with `force` they are compared over the
     shared problems and figures all the same. Raises it too where nothing is shared.
     """
-    differences = [(name, *_both(first, second, name)) for name in SAME if len(set(_both(first, second, name))) > 1]
-    if differences and not force:
-        told = "; ".join(f"{name}: {one!r} and {other!r}" for name, one, other in differences)
+    found = unlike(first, second)
+    if found.refused and not force:
+        told = "; ".join(f"{name}: {one!r} and {other!r}" for name, one, other in found.refused)
         raise EvaluationError(
             f"the evaluations differ in more than the model ({told}); evaluate both alike, or compare the problems and "
             "figures that they share with --force"
         )
-    differences += [(name, *_both(first, second, name)) for name in TOLD if len(set(_both(first, second, name))) > 1]
     pairs, alone, renamed = _paired(first, second)
     if not pairs:
         raise EvaluationError(
             "the two evaluations share no problem (by id, question and answer); evaluate both on the same data"
         )
+    rewards = _shared_rewards(first, second)
+    left_out = [] if force else unlike_rewards(rewards, found.told)
     tests, responses = {}, {}
-    for name, measure in _measures(first, second).items():
+    for name, measure in _measures(first, second, [name for name in rewards if name not in left_out]).items():
         met = [(a, b) for a, b in pairs if _known(measure.value(a), measure.value(b))]
         values = [(measure.value(a), measure.value(b)) for a, b in met]
         if values:
@@ -114,7 +101,8 @@ def compare(first: Evaluation, second: Evaluation, *, force: bool = False, resam
                 seed=int(first.protocol["seed"] or 0),
                 resamples=resamples,
             )
-    return Comparison(tests, responses, *_movers(pairs), len(pairs), alone, differences, renamed)
+    differences = [*found.refused, *found.told]
+    return Comparison(tests, responses, *_movers(pairs), len(pairs), alone, differences, renamed, left_out)
 
 
 def _paired(first: Evaluation, second: Evaluation) -> tuple[list[tuple[Outcome, Outcome]], int, int]:
@@ -128,29 +116,32 @@ def _paired(first: Evaluation, second: Evaluation) -> tuple[list[tuple[Outcome, 
     return pairs, len(first.problems) + len(second.problems) - 2 * len(pairs), len(met) - len(pairs)
 
 
-def _both(first: Evaluation, second: Evaluation, name: str) -> tuple[Any, Any]:
-    return first.protocol.get(name), second.protocol.get(name)
+def _shared_rewards(first: Evaluation, second: Evaluation) -> list[str]:
+    one, other = (rewards_of(outcome.asked[0] for outcome in each.problems) for each in (first, second))
+    return [name for name in one if name in other]
 
 
 def _known(one: float | None, other: float | None) -> bool:
     return one is not None and other is not None
 
 
-def _measures(first: Evaluation, second: Evaluation) -> dict[str, Measure]:
+def _measures(first: Evaluation, second: Evaluation, rewards: Sequence[str]) -> dict[str, Measure]:
     """The figures that both have: of the plain questions, mean@n of every other kind, and agreement."""
     samples = sorted({first.samples, second.samples})
-    of_both = [rewards_of(outcome.asked[0] for outcome in evaluation.problems) for evaluation in (first, second)]
-    plain = measures(samples[0], [name for name in of_both[0] if name in of_both[1]])
+    plain = measures(samples[0], rewards)
     if len(samples) > 1:  # with --force: what does not depend on the number of responses
         plain = {"mean": mean_right, **{name: each for name, each in plain.items() if "@" not in name}}
-    found = {name: _of_plain(name, measure) for name, measure in plain.items()}
     mean = next(iter(plain))
+    of_all = {name: _of_plain(name, measure) for name, measure in plain.items()}
+    pooled = is_pooled(first) or is_pooled(second)
+    found = {} if pooled else dict(of_all)
     for kind in first.kinds:
         if kind != "plain" and kind in second.kinds:
             found[f"{mean} {kind}"] = _of_kind(kind)
-    for source in first.sources:
-        if source in second.sources:
-            found[f"{mean} [{source}]"] = _of_source(source, found[mean])
+    for name in (mean, "truncated") if pooled else (mean,):
+        for source in first.sources:
+            if source in second.sources:
+                found[f"{name} [{source}]"] = _of_source(source, of_all[name])
     for name in ("consistency", "all_right", "all_wrong"):
         if name in first.metrics and name in second.metrics:
             found[name] = _of_agreement(name)
@@ -239,6 +230,9 @@ def _left_out(comparison: Comparison) -> list[str]:
         told.append(f"{comparison.shared} problems are in both, {comparison.only_one} in one only (left out).")
     if comparison.other_problem:
         told.append(f"{comparison.other_problem} ids are in both with another question or answer: no problem of both.")
+    if comparison.not_compared:
+        names = ", ".join(comparison.not_compared)
+        told.append(f"Not compared, for weights or functions differ: {names} (--force compares them).")
     return told
 
 
