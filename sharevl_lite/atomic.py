@@ -25,8 +25,8 @@ STALE_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Holds a lock on a folder that is there; it ends with the process.
+def locked(folder: str | Path) -> Iterator[int]:
+    """Holds a lock on a folder that is there, and gives its descriptor; the lock ends with the process.
 
     Raises BlockingIOError where another process holds it, and another OSError where the file system has no locks.
     """
@@ -35,7 +35,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

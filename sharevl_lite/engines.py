@@ -59,7 +59,7 @@ def tell_wait(console: Console, recipe: Recipe, part: Literal["model", "sampler"
     elif part == "sampler" and recipe.rollout.engine == "vllm":
         words = "starting vLLM, which compiles: a minute or two the first time, less after that"
     if words is not None:
-        console.print(f"{part:9} {words}", highlight=False, soft_wrap=True)
+        console.print(f"{part:9} {words}", highlight=False, markup=False, soft_wrap=True)
 
 
 def load_policy_of(recipe: Recipe) -> PackedPolicy:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.protocol import protocol_of
 from sharevl_lite.evaluation.report import tables
-from sharevl_lite.evaluation.saving import EVAL_DIR, Place, default_name, find_place
+from sharevl_lite.evaluation.saving import EVAL_DIR, Place, default_name, reserved_place
 from sharevl_lite.evaluation.settings import Settings
 from sharevl_lite.evaluation.subject import Subject, check_data, find_subject
 from sharevl_lite.evaluation.tables import show
@@ -64,8 +64,7 @@ def evaluate(subject: Subject, settings: Settings) -> Evaluated:
     loaded = _load(recipe)
     column = find_source(loaded.problems, settings.source_column)
     check_servers(recipe)
-    place = _place(subject, settings)
-    with RewardScorer(recipe.reward) as scorer:
+    with _place(subject, settings) as place, RewardScorer(recipe.reward) as scorer:
         check_rewards(scorer, loaded.problems)
         tell_wait(Console(stderr=True), recipe, "model")
         policy = load_policy_of(recipe)
@@ -75,9 +74,9 @@ def evaluate(subject: Subject, settings: Settings) -> Evaluated:
         kinds = {"each": recipe.share.transforms.kinds, "drawn": None, "none": []}[settings.variants]
         problems = fit_prompts(recipe, loaded, encoder, Console(stderr=True), kinds=kinds)
         evaluation = _ask(subject, settings, policy, encoder, scorer, problems, column, place)
-    if place is not None:
-        keep_frame(encoder, place.responses / PROMPT_FILE)
-        place.save(evaluation)
+        if place is not None:
+            keep_frame(encoder, place.responses / PROMPT_FILE)
+            place.save(evaluation)
     return Evaluated(evaluation, place)
 
 
@@ -85,15 +84,15 @@ def _load(recipe: Recipe) -> LoadedProblems:
     return load_problems(check_data(recipe), recipe.data, split=recipe.data.eval_split, limit=recipe.eval.problems)
 
 
-def _place(subject: Subject, settings: Settings) -> Place | None:
+def _place(subject: Subject, settings: Settings) -> AbstractContextManager[Place | None]:
     folder = subject.run_dir / EVAL_DIR if subject.run_dir is not None else None
     folder = folder if settings.out is None else Path(settings.out)
     if folder is not None:
         checkpoint = None if subject.adapter is None else subject.adapter.name
-        return find_place(folder, settings.name, default=default_name(subject.recipe, checkpoint))
+        return reserved_place(folder, settings.name, default=default_name(subject.recipe, checkpoint))
     if settings.name is not None:
         raise EvaluationError(f"--name {settings.name}: the evaluation of a model is saved with --out DIR")
-    return None
+    return nullcontext()
 
 
 def _ask(

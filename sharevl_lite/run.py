@@ -117,7 +117,7 @@ def _train_in_folder(
     checkpoint = prepare(recipe, resume)
     if resume is not None and is_finished(recipe):
         summary = json.loads((run_dir / SUMMARY_FILE).read_text())
-        console.print(f"{run_dir} is finished; {words_on_more(recipe)}.", highlight=False, soft_wrap=True)
+        console.print(f"{run_dir} is finished; {words_on_more(recipe)}.", highlight=False, markup=False, soft_wrap=True)
         _last_words(console, recipe, summary)
         return RunResult(run_dir, summary)
     if checkpoint is None:
@@ -196,7 +196,7 @@ def _train(
     done = _rewind(recipe, trainer, checkpoint) if main else 0
     done = trainer.from_main(lambda: done)
     if main:
-        console.print(_greeting(recipe, trainer, done), highlight=False, soft_wrap=True)
+        console.print(_greeting(recipe, trainer, done), highlight=False, markup=False, soft_wrap=True)
     display.start(done)
     interrupt = InterruptCallback(
         recipe.train.updates_per_rollout, trainer.gather, lambda text: console.print(text, style="bold")
@@ -354,6 +354,7 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
         f"          {typed_command()} export {run_dir} --to DIR    a verified model for transformers, vLLM, the Hub\n"
         f"          peft.PeftModel.from_pretrained(model, {str(run_dir / ADAPTER_DIR)!r})    use the adapter",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 

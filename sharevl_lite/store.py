@@ -88,7 +88,7 @@ class RolloutStore:
         name whatever file they came from. Other modes are converted as the processors do (alpha is dropped).
         """
         rgb = image if image.mode == "RGB" else image.convert("RGB")
-        sha = _pixel_sha(rgb)
+        sha = pixel_sha(rgb)
         path = self._image_path(sha)
         if not _is_whole_png(path):
             self._make_ready(path.parent)
@@ -111,7 +111,7 @@ class RolloutStore:
             raise StoreError(f"{path}: no such image; the images folder must be copied along with a run") from None
         except (OSError, SyntaxError, UnidentifiedImageError) as error:
             raise StoreError(f"{path}: damaged image ({error}); delete it and restore it from a copy") from error
-        if _pixel_sha(image) != sha:
+        if pixel_sha(image) != sha:
             raise StoreError(f"{path}: the pixels do not match the name; delete it and restore it from a copy")
         return image
 
@@ -238,7 +238,8 @@ def _check_version(path: Path) -> None:
         raise StoreError(f"{path}: {fault}")
 
 
-def _pixel_sha(rgb: Image.Image) -> str:
+def pixel_sha(rgb: Image.Image) -> str:
+    """The name of an RGB image, as :meth:`RolloutStore.put_image` says."""
     return hashlib.sha256(f"{rgb.width}x{rgb.height}:RGB:".encode() + rgb.tobytes()).hexdigest()
 
 

@@ -27,14 +27,19 @@ from sharevl_lite.evaluation.harness import (
 from sharevl_lite.evaluation.outcomes import Outcome
 from sharevl_lite.evaluation.protocol import common_protocol
 from sharevl_lite.evaluation.published import MODEL, PROTOCOL, R1_SHAREVL_7B
-from sharevl_lite.evaluation.saving import EVAL_DIR, Place, find_place
+from sharevl_lite.evaluation.saving import EVAL_DIR, Place, reserved_place
 from sharevl_lite.evaluation.settings import Settings
 from sharevl_lite.evaluation.statistics import LEVEL
 from sharevl_lite.evaluation.subject import Subject, find_subject
 from sharevl_lite.evaluation.tables import NOTHING, Table, markdown, show, value_and_interval
 from sharevl_lite.rollout.serving import name_of, served
 
-SCORING = "lmms-eval's rules (answer in tags or a box, math-verify), no model as judge"
+SCORING = (
+    "lmms-eval's rules: the text in <answer> tags, else in the last box, else a number at the end of a line; right "
+    "where its option letter is the gold's (a gold with a capital A to H counts as a letter, and letters are picked "
+    "out of prose), the texts are nearly equal, or math-verify says so; no model as judge"
+)
+"""Of 0.7.3: `extract_anwser_tag`, `relax_exact_match` and `parse_mcq` of its `_task_utils/reasoning_utils.py`."""
 STANDARD_ERROR = 2  # the process's own: in a notebook sys.stderr is no file
 SERVER_HINT = (
     "Start the server with --generation-config vllm as well: lmms-eval asks the chat endpoint, which else fills in a "
@@ -98,12 +103,25 @@ def run_suite(
     if folder is None:
         raise EvaluationError("--suite: give --out DIR, for scores and protocol of a model without a run")
     default = f"{subject.adapter.name if subject.adapter else 'base'}-suite"
-    place = find_place(Path(folder), settings.name, default=default)
+    with reserved_place(Path(folder), settings.name, default=default) as place:
+        evaluation = _run_saved(subject, settings, benchmarks, harness, place, limit)
+        write_atomically(place.markdown, as_markdown(evaluation, benchmarks).encode())
+        write_json(place.json, {**evaluation.as_json(), "published": _published(benchmarks)}, indent=1)
+    return SuiteEvaluation(evaluation, tuple(benchmarks), place)
+
+
+def _run_saved(
+    subject: Subject,
+    settings: Settings,
+    benchmarks: Sequence[str],
+    harness: Sequence[str],
+    place: Place,
+    limit: int | None,
+) -> Evaluation:
     prompt, output = place.responses / "prompt.json", place.responses / "lmms-eval"
     with served(subject.recipe, subject.adapter) as model:
-        place.responses.mkdir()
-        prompt.write_text(prompt_json(subject.recipe), "utf-8")
         words = command(harness, subject.recipe, benchmarks, model=model, output=output, limit=limit)
+        prompt.write_text(prompt_json(subject.recipe), "utf-8")
         _run(words, environment(prompt))
     found = read_results(output, benchmarks, max_tokens=subject.recipe.rollout.max_completion_length)
     told: dict[str, Scalar] = {
@@ -112,10 +130,7 @@ def run_suite(
         "served_as": model,
         "limit": limit,
     }
-    evaluation = _evaluation(subject, settings, benchmarks, found.outcomes, told)
-    write_atomically(place.markdown, as_markdown(evaluation, benchmarks).encode())
-    write_json(place.json, {**evaluation.as_json(), "published": _published(benchmarks)}, indent=1)
-    return SuiteEvaluation(evaluation, tuple(benchmarks), place)
+    return _evaluation(subject, settings, benchmarks, found.outcomes, told)
 
 
 def _run(words: Sequence[str], variables: dict[str, str]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from sharevl_lite.evaluation.alike import Difference, is_pooled, unlike, unlike_rewards
 from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.figures import REWARD, agreements, is_share, mean_right, measures, rewards_of
@@ -14,22 +15,6 @@ from sharevl_lite.evaluation.settings import RESAMPLES
 from sharevl_lite.evaluation.statistics import LEVEL, PairedTest, paired_test
 from sharevl_lite.evaluation.tables import Table, between, chance, number, points
 
-SAME = (
-    "data_digest",
-    "problems",
-    "samples",
-    "temperature",
-    "top_p",
-    "max_completion_length",
-    "prompt_sha256",
-    "min_pixels",
-    "max_pixels",
-    "variants",
-    "numeric_tolerance",
-)
-"""What two evaluations must share, or their difference is not one of the models."""
-TOLD = ("seed", "engine", "dtype", "variant_kinds")
-"""What may differ, and is said."""
 OF_ALL = frozenset({"format", "truncated", "response_length"})
 """Figures of every response, verified or not."""
 MOST_MOVERS = 10
@@ -63,7 +48,11 @@ class Mover:
 @dataclass(frozen=True)
 class Comparison:
     """`tests` by figure, and the responses that each stands on, in the first and the second; `differences` are settings
-    that are not alike, as (name, first, second)."""
+    that are not alike, as (name, first, second).
+
+    `shared` problems are in both: with their id, question and answer. `only_one` are in one of the two; the ids of
+    `other_problem` are in both, for two problems. `not_compared` are figures that were not computed alike.
+    """
 
     tests: dict[str, PairedTest]
     responses: dict[str, tuple[int, int]]
@@ -71,7 +60,9 @@ class Comparison:
     worse: list[Mover]
     shared: int
     only_one: int
-    differences: list[tuple[str, Any, Any]]
+    differences: list[Difference]
+    other_problem: int = 0
+    not_compared: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -84,20 +75,22 @@ def compare(first: Evaluation, second: Evaluation, *, force: bool = False, resam
     Raises EvaluationError where data or protocol differ, naming what does; with `force` they are compared over the
     shared problems and figures all the same. Raises it too where nothing is shared.
     """
-    differences = [(name, *_both(first, second, name)) for name in SAME if len(set(_both(first, second, name))) > 1]
-    if differences and not force:
-        told = "; ".join(f"{name}: {one!r} and {other!r}" for name, one, other in differences)
+    found = unlike(first, second)
+    if found.refused and not force:
+        told = "; ".join(f"{name}: {one!r} and {other!r}" for name, one, other in found.refused)
         raise EvaluationError(
             f"the evaluations differ in more than the model ({told}); evaluate both alike, or compare the problems and "
             "figures that they share with --force"
         )
-    differences += [(name, *_both(first, second, name)) for name in TOLD if len(set(_both(first, second, name))) > 1]
-    known = {outcome.id: outcome for outcome in first.problems}
-    pairs = [(known[outcome.id], outcome) for outcome in second.problems if outcome.id in known]
+    pairs, alone, renamed = _paired(first, second)
     if not pairs:
-        raise EvaluationError("the two evaluations share no problem (by id); evaluate both on the same data")
+        raise EvaluationError(
+            "the two evaluations share no problem (by id, question and answer); evaluate both on the same data"
+        )
+    rewards = _shared_rewards(first, second)
+    left_out = [] if force else unlike_rewards(rewards, found.told)
     tests, responses = {}, {}
-    for name, measure in _measures(first, second).items():
+    for name, measure in _measures(first, second, [name for name in rewards if name not in left_out]).items():
         met = [(a, b) for a, b in pairs if _known(measure.value(a), measure.value(b))]
         values = [(measure.value(a), measure.value(b)) for a, b in met]
         if values:
@@ -108,34 +101,47 @@ def compare(first: Evaluation, second: Evaluation, *, force: bool = False, resam
                 seed=int(first.protocol["seed"] or 0),
                 resamples=resamples,
             )
-    everyone = {outcome.id for outcome in (*first.problems, *second.problems)}
-    better, worse = _movers(pairs)
-    return Comparison(tests, responses, better, worse, len(pairs), len(everyone) - len(pairs), differences)
+    differences = [*found.refused, *found.told]
+    return Comparison(tests, responses, *_movers(pairs), len(pairs), alone, differences, renamed, left_out)
 
 
-def _both(first: Evaluation, second: Evaluation, name: str) -> tuple[Any, Any]:
-    return first.protocol.get(name), second.protocol.get(name)
+def _paired(first: Evaluation, second: Evaluation) -> tuple[list[tuple[Outcome, Outcome]], int, int]:
+    """The problems that both have, how many one has alone, and how many ids are of another problem in each.
+
+    An id may be no more than the number of a row, so question and answer must agree as well.
+    """
+    known = {outcome.id: outcome for outcome in first.problems}
+    met = [(known[outcome.id], outcome) for outcome in second.problems if outcome.id in known]
+    pairs = [(a, b) for a, b in met if (a.question, a.gold) == (b.question, b.gold)]
+    return pairs, len(first.problems) + len(second.problems) - 2 * len(pairs), len(met) - len(pairs)
+
+
+def _shared_rewards(first: Evaluation, second: Evaluation) -> list[str]:
+    one, other = (rewards_of(outcome.asked[0] for outcome in each.problems) for each in (first, second))
+    return [name for name in one if name in other]
 
 
 def _known(one: float | None, other: float | None) -> bool:
     return one is not None and other is not None
 
 
-def _measures(first: Evaluation, second: Evaluation) -> dict[str, Measure]:
+def _measures(first: Evaluation, second: Evaluation, rewards: Sequence[str]) -> dict[str, Measure]:
     """The figures that both have: of the plain questions, mean@n of every other kind, and agreement."""
     samples = sorted({first.samples, second.samples})
-    of_both = [rewards_of(outcome.asked[0] for outcome in evaluation.problems) for evaluation in (first, second)]
-    plain = measures(samples[0], [name for name in of_both[0] if name in of_both[1]])
+    plain = measures(samples[0], rewards)
     if len(samples) > 1:  # with --force: what does not depend on the number of responses
         plain = {"mean": mean_right, **{name: each for name, each in plain.items() if "@" not in name}}
-    found = {name: _of_plain(name, measure) for name, measure in plain.items()}
     mean = next(iter(plain))
+    of_all = {name: _of_plain(name, measure) for name, measure in plain.items()}
+    pooled = is_pooled(first) or is_pooled(second)
+    found = {} if pooled else dict(of_all)
     for kind in first.kinds:
         if kind != "plain" and kind in second.kinds:
             found[f"{mean} {kind}"] = _of_kind(kind)
-    for source in first.sources:
-        if source in second.sources:
-            found[f"{mean} [{source}]"] = _of_source(source, found[mean])
+    for name in (mean, "truncated") if pooled else (mean,):
+        for source in first.sources:
+            if source in second.sources:
+                found[f"{name} [{source}]"] = _of_source(source, of_all[name])
     for name in ("consistency", "all_right", "all_wrong"):
         if name in first.metrics and name in second.metrics:
             found[name] = _of_agreement(name)
@@ -205,9 +211,8 @@ def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
         "not as many; without a verdict they are in none about right and wrong."
     )
     parts = [Table(f"A = {names[0]}, B = {names[1]}", header, rows, notes)]
-    if comparison.only_one:
-        told = f"{comparison.shared} problems are in both, {comparison.only_one} in one only (left out)."
-        parts[0] = Table(parts[0].title, header, rows, f"{notes} {told}")
+    if told := _left_out(comparison):
+        parts[0] = Table(parts[0].title, header, rows, " ".join([notes, *told]))
     if comparison.differences:
         settings = [(name, str(one), str(other)) for name, one, other in comparison.differences]
         parts.append(Table("Settings that differ", ("", "A", "B"), settings))
@@ -216,6 +221,19 @@ def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
             lines = [(m.id, number(m.first), number(m.second), m.gold, _short(m.question)) for m in movers]
             parts.append(Table(title, ("problem", "A", "B", "answer", "question"), lines, words=("answer", "question")))
     return parts
+
+
+def _left_out(comparison: Comparison) -> list[str]:
+    """What is in no row, in sentences."""
+    told = []
+    if comparison.only_one:
+        told.append(f"{comparison.shared} problems are in both, {comparison.only_one} in one only (left out).")
+    if comparison.other_problem:
+        told.append(f"{comparison.other_problem} ids are in both with another question or answer: no problem of both.")
+    if comparison.not_compared:
+        names = ", ".join(comparison.not_compared)
+        told.append(f"Not compared, for weights or functions differ: {names} (--force compares them).")
+    return told
 
 
 def _change(difference: float, name: str) -> str:

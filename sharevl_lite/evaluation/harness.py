@@ -38,6 +38,9 @@ INSTALL = (
 )
 PROMPT_VARIABLE = "SHAREVL_PROMPT"
 REQUEST_FAILED = ("[LMMS_EVAL_REQUEST_FAILED", "[LMMS_EVAL_BUDGET_EXCEEDED")
+TAKEN_FOR_OPENAI = ("o1", "o3", "o4", "gpt-5")
+"""Anywhere in a model's name: its chat client leaves out temperature and max_tokens then, so that the server samples by
+its own defaults and to another length. There are no other such words in its OpenAI clients."""
 TASKS = {benchmark: f"sharevl_{benchmark}" for benchmark in BENCHMARKS}
 
 
@@ -73,8 +76,12 @@ def harness_version(harness: Sequence[str]) -> str | None:
 def command(
     harness: Sequence[str], recipe: Recipe, benchmarks: Sequence[str], *, model: str, output: Path, limit: int | None
 ) -> list[str]:
-    """The words of a run of `benchmarks` against the recipe's first server, which offers the model as `model`."""
+    """The words of a run of `benchmarks` against the recipe's first server, which offers the model as `model`.
+
+    Raises EvaluationError for a model's name or an URL that the harness would take for something else.
+    """
     section, url = recipe.eval, recipe.rollout.server_urls[0]
+    _check_name(model)
     for what in (model, url):
         if "," in what:
             raise EvaluationError(f"--suite: lmms-eval cannot be given {what!r}, it splits at commas")
@@ -97,6 +104,29 @@ def command(
     words += ["--gen_kwargs", _pairs(sampling), "--seed", str(recipe.seed), "--batch_size", "1"]
     words += [] if limit is None else ["--limit", str(limit)]
     return [*words, "--output_path", str(output), "--log_samples"]
+
+
+def _check_name(model: str) -> None:
+    """Raises EvaluationError for a name with which the harness would not ask as the protocol says."""
+    found = next((word for word in TAKEN_FOR_OPENAI if word in model), None)
+    if found is not None:
+        wrong = f"takes it for a model of OpenAI's ({found!r} is in it) and drops temperature and length"
+    elif _is_number(model):
+        wrong = "reads it as a number"
+    else:
+        return
+    raise EvaluationError(
+        f"--suite: the server's name for the model is {model!r}, and lmms-eval {VERSION} {wrong}; start the server "
+        "with --served-model-name base, and give --rollout.server_model base here"
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text.isnumeric() or text.lower() in ("true", "false")
+    return True
 
 
 def _pairs(settings: Mapping[str, Any]) -> str:

@@ -25,6 +25,9 @@ from sharevl_lite.evaluation.settings import RESAMPLES
 
 LEVEL = 0.95
 _DRAWS_AT_ONCE = 4_000_000
+_DECIMALS = 12
+_NOISE = 10.0**-_DECIMALS
+"""Share of the largest value below which two numbers are one that was added up in two orders."""
 
 
 @dataclass(frozen=True)
@@ -165,12 +168,14 @@ def _mcnemar(change_P: Float[np.ndarray, "P"]) -> float:
 
 
 def _permutation(first_P: Float[np.ndarray, "P"], second_P: Float[np.ndarray, "P"], seed: int, resamples: int) -> float:
-    moved = first_P != second_P  # swapping equal values changes nothing
+    largest = max(float(np.abs(first_P).max()), float(np.abs(second_P).max()))
+    moved = np.abs(second_P - first_P) > _NOISE * largest  # swapping equal values changes nothing
     if moved.sum() < 2:  # both ways of swapping one problem are as far from 0
         return 1.0
 
     def mean_change(second: np.ndarray[Any, Any], first: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
-        return np.asarray(np.mean(second - first, axis=axis))
+        # The mean is rounded, not each change: rounded thirds no longer add up to 0.
+        return np.round(np.mean(second - first, axis=axis) / largest, _DECIMALS)
 
     found = stats.permutation_test(
         (second_P[moved], first_P[moved]),

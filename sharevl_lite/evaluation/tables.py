@@ -47,20 +47,20 @@ def _markdown(table: Table) -> str:
 
 
 def show(console: Console, tables: Sequence[Table]) -> None:
-    """Prints the tables."""
+    """Prints the tables, every cell letter by letter: questions hold LaTeX, which reads like rich's markup."""
     import rich.box
     import rich.table
+    from rich.text import Text
 
     for table in tables:
-        shown = rich.table.Table(
-            title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-        )
+        title = Text(table.title, style="table.title")
+        shown = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for place, name in enumerate(table.header):
             shown.add_column(
-                name, justify="left" if table.is_words(place) else "right", overflow="fold", no_wrap=place == 0
+                Text(name), justify="left" if table.is_words(place) else "right", overflow="fold", no_wrap=place == 0
             )
         for row in table.rows:
-            shown.add_row(*(cell.replace("[", r"\[") for cell in row))
+            shown.add_row(*map(Text, row))
         console.print(shown)
         if table.notes:
             console.print(table.notes, highlight=False, markup=False, soft_wrap=True)

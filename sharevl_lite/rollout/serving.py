@@ -22,10 +22,14 @@ PROBE = 0
 
 
 def name_of(recipe: Recipe, adapter: Path | None) -> str:
-    """The base model's name on the servers, or one of this adapter's weights: the same name always means the same."""
+    """The base model's name on the servers, or one of this adapter's weights: the same name always means the same.
+
+    An adapter's has nothing of the run's name: clients go by words in a model's name (lmms-eval takes `geo3k` for one
+    of OpenAI's, by its `o3`). Nor is it the digest alone, which may read as a number, as 12345e678901 does.
+    """
     if adapter is None:
         return recipe.rollout.server_model or resolve_model_path(recipe.model.path)
-    return f"{recipe.name}-{adapter_digest(adapter)[:12]}"
+    return f"adapter-{adapter_digest(adapter)[:12]}"
 
 
 @contextmanager

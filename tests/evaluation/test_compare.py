@@ -128,6 +128,118 @@ def test_each_figure_says_on_how_many_responses_it_stands():
     assert {row[0]: row[-2:] for row in table.rows}["format"] == ("8", "16")
 
 
+@pytest.mark.parametrize("change", ["question", "gold"])
+def test_problems_of_one_id_are_one_problem_only_with_their_question_and_answer(change):
+    """Without a column of ids these are the numbers of rows, which every data set has."""
+    others = [dataclasses.replace(each, **{change: "another"}) for each in SECOND.problems]
+    with pytest.raises(EvaluationError, match=r"share no problem \(by id, question and answer\)"):
+        compare(FIRST, Evaluation.of(SECOND.protocol, others), force=True)
+    mixed = Evaluation.of({**SECOND.protocol, "data_digest": "e"}, [*others[:3], *SECOND.problems[3:]])
+    found = compare(FIRST, mixed, force=True)
+    assert (found.shared, found.only_one, found.other_problem) == (5, 6, 3)
+    assert found.tests["mean@2"].problems == 5
+    assert {mover.id for mover in found.better} == {"p3", "p4", "p7"}
+    notes = tables(found, ("A", "B"))[0].notes
+    assert "5 problems are in both, 6 in one only (left out). 3 ids are in both with another question" in notes
+
+
+def with_protocol(evaluation, **changed):
+    return dataclasses.replace(evaluation, protocol={**evaluation.protocol, **changed})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pixels_digest",
+        "variant_kinds",
+        "variant_mirrors",
+        "variant_guard",
+        "variant_probability",
+        "variant_rows_digest",
+    ],
+)
+def test_other_pictures_or_ways_of_asking_are_refused_where_both_are_known(name):
+    first, second = with_protocol(FIRST, **{name: "one"}), with_protocol(SECOND, **{name: "other"})
+    with pytest.raises(EvaluationError, match=f"{name}: 'one' and 'other'"):
+        compare(first, second)
+    assert (name, "one", "other") in compare(first, second, force=True).differences
+    older = compare(FIRST, second)  # saved before this was recorded
+    assert older.differences == [(name, "not recorded", "other")]
+    assert older.tests == compare(FIRST, SECOND).tests
+    plain = [with_protocol(each, variants="none") for each in (first, second)]
+    if name != "pixels_digest":
+        assert compare(*plain).differences == [], "no variants, no difference"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "loader",
+        "load_in_4bit",
+        "harness_version",
+        "version_math_verify",
+        "version_sharevl_lite",
+        "version_transformers",
+    ],
+)
+def test_another_way_to_run_or_judge_is_said(name):
+    first, second = with_protocol(FIRST, **{name: "1"}), with_protocol(SECOND, **{name: "2"})
+    shown = tables(compare(first, second), ("A", "B"))
+    assert [table.rows for table in shown if table.title == "Settings that differ"] == [[(name, "1", "2")]]
+
+
+def rewarded(base, value, **protocol):
+    """The evaluation with rewards: the whole, and of two functions."""
+    rewards = {"reward": value, "reward/short": value, "reward/neat": value}
+    problems = [
+        dataclasses.replace(
+            problem,
+            asked=tuple(
+                dataclasses.replace(way, answers=tuple(dataclasses.replace(a, rewards=rewards) for a in way.answers))
+                for way in problem.asked
+            ),
+        )
+        for problem in base.problems
+    ]
+    return Evaluation.of({**base.protocol, **protocol}, problems)
+
+
+WEIGHTS, FUNCTIONS = "accuracy=0.9, short=1.0, neat=1.0", "short=aa, neat=bb"
+
+
+@pytest.mark.parametrize(
+    ("weights", "functions", "gone"),
+    [
+        (WEIGHTS, FUNCTIONS, []),
+        ("accuracy=0.9, short=2.0, neat=1.0", FUNCTIONS, ["reward"]),
+        (WEIGHTS, "short=aa, neat=cc", ["reward", "reward/neat"]),
+    ],
+)
+def test_rewards_that_were_computed_otherwise_are_not_compared(weights, functions, gone):
+    first = rewarded(FIRST, 0.5, reward_weights=WEIGHTS, reward_functions=FUNCTIONS)
+    second = rewarded(SECOND, 1.5, reward_weights=weights, reward_functions=functions)
+    found, every = compare(first, second), {"reward", "reward/short", "reward/neat"}
+    assert found.not_compared == gone
+    assert every & found.tests.keys() == every - set(gone)
+    assert found.tests["mean@2"] == compare(FIRST, SECOND).tests["mean@2"]
+    notes = tables(found, ("A", "B"))[0].notes
+    assert ("Not compared, for weights or functions differ: " + ", ".join(gone) in notes) == bool(gone)
+    assert every <= compare(first, second, force=True).tests.keys()
+    older = compare(rewarded(FIRST, 0.5), second)
+    assert every <= older.tests.keys()
+    assert ("reward_weights", "not recorded", weights) in older.differences
+
+
+def test_benchmarks_are_compared_each_and_never_pooled():
+    suite = {"variants": "none", "harness": "lmms-eval", "harness_version": "0.7.3", "samples": 1}
+    first, second = evaluation([(1,), (0,)] * 4, suite), evaluation([(0,)] * 8, {**suite, "harness_version": "0.6.0"})
+    found = compare(first, second)
+    assert set(found.tests) == {"mean@1 [x]", "mean@1 [y]", "truncated [x]", "truncated [y]"}
+    assert found.tests["mean@1 [x]"].problems == 4
+    assert found.responses["truncated [x]"] == (4, 4)
+    assert found.differences == [("harness_version", "0.7.3", "0.6.0")]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -13,6 +13,7 @@ from sharevl_lite.evaluation.harness import command, find_harness, parse_suite, 
 from sharevl_lite.evaluation.outcomes import Outcome
 from sharevl_lite.evaluation.published import BENCHMARKS, R1_SHAREVL_7B
 from sharevl_lite.recipes import load_recipe
+from sharevl_lite.rollout.serving import name_of
 
 RECORDED = Path(__file__).with_name("recorded")
 BOTH = ["mathvista", "ai2d"]
@@ -49,6 +50,25 @@ def test_the_command_asks_the_recipes_server_with_the_recipes_sampling(recipe):
     assert (given["--limit"], given["--output_path"]) == ("5", "out")
     with pytest.raises(EvaluationError, match="splits at commas"):
         command(["lmms-eval"], recipe, BOTH, model="a,b", output=Path("out"), limit=None)
+
+
+@pytest.mark.parametrize("model", ["/models/geo3k", "grpo1", "org/demo4-7b", "my-gpt-5", "12345e678901", "7", "True"])
+def test_a_name_that_the_harness_takes_for_something_else_is_refused(recipe, model):
+    with pytest.raises(EvaluationError, match=r"--served-model-name base, and give --rollout\.server_model base here"):
+        command(["lmms-eval"], recipe, BOTH, model=model, output=Path("out"), limit=None)
+
+
+@pytest.mark.parametrize("name", ["geo3k", "grpo1", "demo3", "gpt-5", "run"])
+def test_an_adapters_name_has_nothing_that_the_harness_goes_by(recipe, run_dir, monkeypatch, name):
+    """Whatever the run is called, and also where the digest has nothing but digits and an e."""
+    named = recipe.model_copy(update={"name": name})
+    for digest in (None, "12345e678901" + "f" * 52):
+        if digest is not None:
+            monkeypatch.setattr("sharevl_lite.rollout.serving.adapter_digest", lambda folder, told=digest: told)
+        model = name_of(named, run_dir / "adapter")
+        words = command(["lmms-eval"], named, BOTH, model=model, output=Path("out"), limit=None)
+        assert f"model={model}," in words[words.index("--model_args") + 1]
+        assert model.startswith("adapter-")
 
 
 def test_the_key_is_not_in_the_printed_line(recipe, monkeypatch):

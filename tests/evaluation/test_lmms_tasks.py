@@ -74,9 +74,12 @@ QUESTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(
+needs_lmms_eval = pytest.mark.skipif(
     find_spec("lmms_eval") is None, reason="lmms-eval is not installed (it has an environment of its own)"
 )
+
+
+@needs_lmms_eval
 @pytest.mark.parametrize("benchmark", TASKS)
 def test_the_real_harness_asks_in_our_words_and_accepts_a_box(benchmark, tmp_path, monkeypatch):
     (tmp_path / "prompt.json").write_text(json.dumps({"template": TEMPLATE, "system": None}))
@@ -93,3 +96,23 @@ def test_the_real_harness_asks_in_our_words_and_accepts_a_box(benchmark, tmp_pat
     assert sum(piece["type"] == "image" for piece in message["content"]) == 1
     right, wrong = (task["process_results"](doc, [f"<think>so</think> \\boxed{{{x}}}"]) for x in "BA")
     assert (right["acc_score"], wrong["acc_score"], right["format_score"]) == (1, 0, 1)
+
+
+@needs_lmms_eval
+@pytest.mark.parametrize(
+    ("response", "gold"),
+    [
+        ("The total is 42", "42"),
+        ("it is 42.\nGood bye", "42"),
+        ("<answer>I would say B because</answer>", "B"),
+        (r"\boxed{A long time}", "Acute"),
+        (r"\boxed{equilateral}", "equilatera"),
+        (r"\boxed{1} <answer>2</answer>", "2"),
+    ],
+)
+def test_the_real_harness_is_as_loose_as_the_protocol_says(response, gold, monkeypatch):
+    """What `sharevl_lite.suite.SCORING` tells of it."""
+    monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
+    from lmms_eval.tasks._task_utils.reasoning_utils import compute_score
+
+    assert compute_score("mathvista", response, gold)["acc_score"] == 1

@@ -133,3 +133,24 @@ def test_p_values_of_no_difference_are_uniform_enough():
         first, second = (rng.binomial(4, chances) / 4 for _ in range(2))
         low += paired_test(list(zip(first, second, strict=True)), seed=trial, resamples=300).p_value < 0.05
     assert low <= 20
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e4])
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [(0.0, 1 / 3), (1.0, 2 / 3), (0.0, 2 / 3), (1.0, 1 / 3)],  # ±1/3 and ±2/3, which are no binary fractions
+        [(0.0, 0.1), (0.3, 0.2), (0.7, 0.8), (0.6, 0.5)] * 2,
+        [(0.0, 1 / 3), (1 / 3, 2 / 3), (1.0, 1 / 3)],
+    ],
+)
+def test_changes_that_add_up_to_nothing_have_p_1(pairs, scale):
+    assert paired_test([(scale * a, scale * b) for a, b in pairs], share=scale == 1.0).p_value == 1.0
+
+
+def test_one_value_in_two_roundings_is_no_change():
+    """Thirteen such problems would make 14 "moved" problems of one, and another p-value for each way of rounding."""
+    same = [(0.1 + 0.2, 0.3)] * 13
+    assert same[0][0] != same[0][1]
+    assert paired_test([*same, (0.0, 1 / 3)]).p_value == 1.0
+    assert paired_test([*same, (0.0, 1 / 3), (0.0, 2 / 3)]).p_value == pytest.approx(0.5)

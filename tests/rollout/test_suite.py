@@ -64,7 +64,7 @@ def test_both_rows_with_protocol_and_sources(app, url, run_dir, harness, capsys,
     note = harness()
     assert main(["eval", str(run_dir), "--suite", "mathvista,ai2d", "--server-url", url, "--resamples", "200"]) == 0
     said = json.loads(note.read_text())
-    (adapter,) = [name for name in said["models"] if name.startswith("mine-")]
+    (adapter,) = [name for name in said["models"] if name.startswith("adapter-")]
     assert said["args"]["model"] == adapter, "the adapter was there while the harness ran"
     assert app.adapters == {}, "and is taken back"
     assert (said["key"], said["judge"]) == ("EMPTY", "False")
@@ -79,6 +79,8 @@ def test_both_rows_with_protocol_and_sources(app, url, run_dir, harness, capsys,
     protocol = written["protocol"]
     assert (protocol["temperature"], protocol["harness_version"], protocol["served_as"]) == (0.0, "0.7.3", adapter)
     assert protocol["requests_failed"] == 1
+    for rule in ("else a number at the end of a line", "letters are picked out of prose"):
+        assert rule in protocol["scoring"], "lmms-eval accepts more than tags and boxes"
     told = place.with_suffix(".md").read_text()
     assert "| mathvista | 66.7% |" in told
     assert "75.4%" in told
@@ -98,7 +100,18 @@ def test_a_harness_that_fails_and_says_0_is_an_error(app, url, run_dir, harness,
     assert main(["eval", str(run_dir), "--suite", "mathvista", "--server-url", url]) == 2
     assert "wrote no results" in capsys.readouterr().err
     assert app.adapters == {}
-    assert not list((run_dir / "eval").glob("*.json"))
+    assert not list((run_dir / "eval").iterdir()), "and leaves nothing that takes a name or looks like a result"
+
+
+def test_a_base_models_name_that_the_harness_would_sample_is_refused_first(app, url, harness, tmp_path, capsys):
+    """lmms-eval drops temperature and length for it: the figures would not be of the protocol."""
+    note, app.cards[0]["id"] = harness(), "geo3k"
+    words = ["eval", "builtin:digits-vl", "--recipe", str(DEMO), "--suite", "ai2d", "--server-url", url]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "'o3' is in it" in capsys.readouterr().err
+    assert not note.exists()
+    assert main([*words, "--rollout.server_model", "gpt-5", "--print-command"]) == 2
+    assert "--served-model-name base" in capsys.readouterr().err
 
 
 def test_a_base_model_is_asked_for_by_the_servers_name(app, url, harness, tmp_path):
@@ -136,7 +149,7 @@ def test_the_command_is_printed_without_harness_or_server(run_dir, capsys):
     prompt, adapter, line = capsys.readouterr().out.splitlines()
     assert json.loads(prompt.removeprefix("# prompt.json holds "))["template"].startswith("{problem} Think")
     name = adapter.rpartition(" as ")[2].split()[0]
-    assert name.startswith("mine-")
+    assert name.startswith("adapter-")
     assert f"--model_args model={name}," in line
     assert "--tasks sharevl_mmmu" in line
     assert not (run_dir / "eval").exists()
