@@ -19,7 +19,7 @@ LARGEST = torch.finfo(torch.float16).max
 def keep_in_range(tower: nn.Module) -> None:
     """Limits what the blocks of a tower, and the attention and MLP within them, add up to in float16."""
     for block in tower.blocks:  # type: ignore[union-attr]
-        for part in (block.attn, block.mlp, block):  # type: ignore[union-attr]
+        for part in (block.attn, block.mlp, block):
             part.register_forward_hook(_limit)
 
 
