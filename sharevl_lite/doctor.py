@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from packaging.version import InvalidVersion, Version
@@ -33,7 +34,7 @@ MARKS: dict[Status, str] = {"ok": "ok", "warning": "warn", "failure": "FAIL", "s
 LEAST_DISK = 2 * GIB
 
 TESTED: dict[str, tuple[str, ...]] = {
-    "torch": ("2.11.0", "2.13.0", "2.14.1"),
+    "torch": ("2.11.0", "2.13.0", "2.14.1", "2.15.0"),
     "transformers": ("5.17.0", "5.24.0"),
     "peft": ("0.21.2",),
     "accelerate": ("1.15.0",),

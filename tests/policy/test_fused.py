@@ -117,22 +117,20 @@ def test_a_fused_policy_scores_and_learns_alike(family, checkpointing):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_is_as_close_to_float64_as_before(family, device):
-    truth, slopes = scores_and_slopes(tiny_policy(family, dtype=torch.bfloat16, temperature=TEMPERATURE).double())
-    policy = tiny_policy(family, dtype=torch.bfloat16, temperature=TEMPERATURE).to(device).train()
-    errors = []
-    for _ in range(2):
-        found, learned = scores_and_slopes(policy)
-        far = torch.cat(found).detach().double().cpu() - torch.cat(truth).detach()
-        errors.append(
-            (
-                far.square().mean().sqrt().item(),
-                sum((learned[key].double().cpu() - slopes[key]).square().sum() for key in slopes).sqrt().item(),
-            )
-        )
-        fuse(policy.model)
-    # Root mean squares of two draws of the same roundings: a quarter apart by chance.
-    assert errors[1][0] <= 1.25 * errors[0][0]
-    assert errors[1][1] <= 1.25 * errors[0][1]
+    stock, fused = [], []
+    for seed in range(3):
+        made = {"seed": seed, "dtype": torch.bfloat16, "temperature": TEMPERATURE}
+        truth, slopes = scores_and_slopes(tiny_policy(family, **made).double())
+        policy = tiny_policy(family, **made).to(device).train()
+        for errors in (stock, fused):
+            found, learned = scores_and_slopes(policy)
+            far = torch.cat(found).detach().double().cpu() - torch.cat(truth).detach()
+            off = sum((learned[key].double().cpu() - slopes[key]).square().sum() for key in slopes)
+            errors.append((far.square().mean().item(), off.item() / sum(s.square().sum() for s in slopes.values())))
+            fuse(policy.model)
+    # Draws of the same roundings. Of single models the roots were 0.7 to 1.3 times as large, by chance.
+    for one, other in zip(zip(*stock, strict=True), zip(*fused, strict=True), strict=True):
+        assert sum(other) <= 1.25**2 * sum(one)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
