@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-import shutil
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
