@@ -18,7 +18,7 @@
 # Fine-tunes **Qwen2.5-VL-3B** in 4 bits on geometry problems with one T4, as Colab and Kaggle lend it: two ways of asking
 # each problem, two answers under each, a few steps. Then it looks at what the policy tried and exports the result.
 # On Colab choose a T4 under "Runtime", "Change runtime type"; on Kaggle a T4 and "Internet" among the session's options. It
-# takes about half an hour there, most of it sampling (estimated, as nobody has run it).
+# takes half an hour to three quarters there, most of it sampling (estimated: nobody has run it).
 #
 # Without a GPU the same notebook trains the small model that comes with the package on handwritten digits
 # (`SHAREVL_SMOKE=1` asks for that on a GPU as well). **The outputs below are from such a run on a CPU.** The path for a
