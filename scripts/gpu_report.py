@@ -196,13 +196,30 @@ def begin(command: Command, log: Path, folders: dict[str, str]) -> subprocess.Po
         )
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a command with all that it has started."""
-    for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
+def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends commands with all that they have started, which get a while for it."""
+    for process in processes:
+        signal_group(process, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE
+    while time.monotonic() < deadline and any(process.poll() is None or is_alive(process) for process in processes):
+        time.sleep(0.1)
+    for process in processes:
+        signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Whether any process of a command's group was there to be signalled."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def is_alive(process: subprocess.Popen[bytes]) -> bool:
+    """Whether something that a command has started still runs: its shell may have ended before."""
+    return signal_group(process, 0)
 
 
 def run(part: Part, seconds: float, gpus: int, out: Path, scratch: Path) -> Iterator[Seen]:
@@ -221,19 +238,18 @@ def run(part: Part, seconds: float, gpus: int, out: Path, scratch: Path) -> Iter
         while running:
             time.sleep(0.2)
             passed = time.monotonic() - began
-            for name, (seen, process) in list(running.items()):
-                code = process.poll()
+            codes = {name: process.poll() for name, (_, process) in running.items()}
+            if passed >= seconds:
+                end([process for name, (_, process) in running.items() if codes[name] is None])
+            for name, code in codes.items():
                 if code is None and passed < seconds:
                     continue
-                if code is None:
-                    end(process)
+                seen, _ = running.pop(name)
                 seen.outcome = "stopped: out of time" if code is None else f"failed ({code})" if code else "ok"
                 seen.seconds = passed
-                del running[name]
                 yield seen
     finally:
-        for _, process in running.values():
-            end(process)
+        end([process for _, process in running.values()])
 
 
 def run_all(parts: Sequence[Part], minutes: float, cards: Sequence[str], out: Path) -> Iterator[Seen]:
@@ -279,8 +295,11 @@ def commit() -> str:
 
 def versions() -> str:
     """What is installed, in words."""
-    found = {package: metadata.version(package) for package in PACKAGES if find_spec(package)}
-    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version}" for name, version in found.items())])
+    found = [f"Python {platform.python_version()}"]
+    for package in filter(find_spec, PACKAGES):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # a nightly's has another name
+            found.append(f"{package} {metadata.version(package)}")
+    return ", ".join(found)
 
 
 def tail(log: Path) -> str:

@@ -28,8 +28,9 @@ def check_start(recipe: Recipe, resume: str | Path | None) -> None:
     check_trackers(recipe)
     with held(recipe.run_dir):
         check_place(recipe.run_dir, resume)
-    if resume is None or not is_finished(recipe):
-        check_inputs(recipe)
+    if resume is not None and is_finished(recipe):
+        return
+    check_inputs(recipe)
     if resume is None or (resume == "auto" and not list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR)):
         check_adapter_start(recipe.model)
 

@@ -29,17 +29,28 @@ class Candidate:
 
 
 def candidates(hindrance: Callable[[Recipe], str | None]) -> list[Candidate]:
-    """The recipes of `configs` in the current folder, else of the checkout that this program runs from."""
+    """The recipes of `configs` in the current folder, else of the checkout that this program runs from.
+
+    A folder of that name that holds no recipe is somebody else's.
+    """
     beside = Path(sharevl_lite.__file__).parents[1] / CONFIGS
-    folder = next((place for place in (Path(CONFIGS), beside) if place.is_dir()), None)
-    return [] if folder is None else [_candidate(file, hindrance) for file in sorted(folder.glob("*.yaml"))]
+    for folder in (Path(CONFIGS), beside):
+        loaded = [(file, _load(file)) for file in sorted(folder.glob("*.yaml"))]
+        if any(isinstance(recipe, Recipe) for _, recipe in loaded):
+            return [_candidate(file, recipe, hindrance) for file, recipe in loaded]
+    return []
 
 
-def _candidate(file: Path, hindrance: Callable[[Recipe], str | None]) -> Candidate:
+def _load(file: Path) -> Recipe | UserError:
     try:
-        recipe = load_recipe(file)
+        return load_recipe(file)
     except UserError as error:
-        return Candidate(file, f"does not load ({first_line(error)})")
+        return error
+
+
+def _candidate(file: Path, recipe: Recipe | UserError, hindrance: Callable[[Recipe], str | None]) -> Candidate:
+    if isinstance(recipe, UserError):
+        return Candidate(file, f"does not load ({first_line(recipe)})")
     return Candidate(file, hindrance(recipe), recipe.model.path.startswith(BUILTIN_PREFIX))
 
 
@@ -67,9 +78,12 @@ def next_steps(
     `asked` is the recipe that was looked at, with its knobs; `gpu`, whether there is one here; `planned`, whether the
     checks are for a GPU on another machine.
     """
-    failed = ", ".join(check.name for check in checks if check.status == "failure")
+    failures = [check.name for check in checks if check.status == "failure"]
+    failed = ", ".join(failures)
     if planned:
         lower = "lower what is said above and look again, or take a larger GPU"
+        if any(not name.startswith("memory") for name in failures):
+            lower = f"mend what FAILed: {failed}"
         return [("", lower)] if failed else [(f"{command} train {asked}", "on that machine")] if asked else []
     if asked is not None and not failed:
         return [

@@ -43,6 +43,7 @@ from sharevl_lite.first_checks import check_adapter_start, check_trackers
 from sharevl_lite.heldout import COUNTS, SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
+from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.policy.hf import load_adapter, save_adapter, start_from
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.policy.weights_digest import weights_digests
@@ -66,6 +67,7 @@ from sharevl_lite.run_folder import (
     has_steps,
     held,
     is_finished,
+    kept_model,
     prepare,
     reopen,
     words_on_more,
@@ -207,7 +209,7 @@ def _train(
             if done == 0 and trainer.evaluator is not None:
                 trainer.evaluate()
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except (RewardFunctionError, RolloutError, ToldError) as error:
+    except (PolicyError, RewardFunctionError, RolloutError, ToldError) as error:
         together = trainer.accelerator.num_processes == 1 or isinstance(error, ToldError)
         if together and trainer.save_before_failure():
             console.print(f"Saved after step {trainer.rollouts_done}. Continue with --resume auto.", soft_wrap=True)
@@ -257,7 +259,7 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
         remove_stale_temporaries(folder, older_than_seconds=0)
     reopen(run_dir)
     write_atomically(run_dir / RECIPE_FILE, dump_recipe(recipe).encode())
-    held_out, model = trainer.eval_dataset, weights_digests(recipe.model.path)
+    held_out, model = trainer.eval_dataset, weights_digests(recipe.model.path) or kept_model(recipe)
     write_json(run_dir / DATA_FILE, data_record(list(trainer.problems), held_out and list(held_out), model))
     if checkpoint is None or not (run_dir / TOKENIZER_FILE).is_file():
         _keep_tokenizer(trainer, run_dir / TOKENIZER_FILE)

@@ -255,7 +255,7 @@ def check_same_model(recipe: Recipe) -> None:
 
     Of a model that is not on this machine yet, and of a run whose program kept no digest, nothing is known.
     """
-    started = _started(recipe).get("model", {})
+    started = kept_model(recipe)
     now = weights_digests(recipe.model.path) if started else {}
     # A download of the Hub may have come to some of the files only.
     whole = Path(resolve_model_path(recipe.model.path)).is_dir()
@@ -317,6 +317,11 @@ def _started(recipe: Recipe) -> dict[str, Any]:
     """What the run kept of its problems and its model; empty where it kept nothing."""
     file = recipe.run_dir / DATA_FILE
     return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def kept_model(recipe: Recipe) -> dict[str, str]:
+    """The digests of the base model's weights that the run was started with; empty where none were kept."""
+    return dict(_started(recipe).get("model", {}))
 
 
 def data_record(

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,9 +145,12 @@ class ShareGRPOTrainer(Trainer):
         with self._watch.part("score"):
             self.policy.eval()
             self._plans = [self._learner.plan(self.schedule.members(c)) for c in range(self.schedule.chunks)]
-            for chunk, plan in enumerate(self._plans):
-                self._learner.score(plan, first=chunk == 0)
+            self.in_all(self._score)
             self.policy.train()
+
+    def _score(self) -> None:
+        for chunk, plan in enumerate(self._plans):
+            self._learner.score(plan, first=chunk == 0)
 
     def _sample(self, number: int) -> Rollout:
         """Rollout `number`: what was sampled while the one before was trained, or samples of the current weights."""
@@ -168,9 +172,8 @@ class ShareGRPOTrainer(Trainer):
         mean = sum(total for total, _ in sums) / max(1, sum(count for _, count in sums))
         if math.isnan(mean):
             raise RolloutError(
-                f"step {self._rollout.number}: log-probs of the sampler ({section.engine}) or of the trainer are not "
-                "numbers; the weights or the adapter are damaged, or model.dtype is too narrow (bfloat16 or float32 "
-                "instead of float16)"
+                f"step {self._rollout.number}: log-probs of the sampler ({section.engine}) are not numbers; its "
+                "weights are damaged, or its precision is too narrow (bfloat16 or float32 instead of float16)"
             )
         if not mean <= section.max_sampler_gap:
             raise RolloutError(
@@ -187,12 +190,22 @@ class ShareGRPOTrainer(Trainer):
         while True:
             attempt = Attempt(torch.zeros((), dtype=torch.float64, device=self.args.device))
             self._backward(model, plan, count, tokens, attempt)
+            self.in_all(partial(self._check_loss, attempt))
             # Gradients are averaged over processes, and so equal in all of them: each decides alike.
             if self._loss_scale.unscale(model.parameters()):
                 break
         self._tally = Tally.merged([self._tally, attempt.tally])
         self._clipped |= attempt.clipped
         return attempt.loss * self.accelerator.num_processes
+
+    def _check_loss(self, attempt: Attempt) -> None:
+        """Raises RolloutError where log-probs of the trainer were no numbers: no scale and no other step mends that."""
+        if not bool(attempt.loss.isfinite()):
+            raise RolloutError(
+                f"step {self._rollout.number}: the loss is not finite, nor are log-probs of the policy; the update was "
+                "not applied. Where the run has diverged, go on from an earlier checkpoint with a lower "
+                "train.learning_rate; else model.dtype: float16 may be too narrow, or the weights are damaged"
+            )
 
     def _backward(self, model: nn.Module, plan: UpdatePlan, count: int, tokens: int, attempt: Attempt) -> None:
         # The loss is a sum over processes where gradients are averaged.

@@ -96,6 +96,8 @@ def test_recipes_of_a_folder_of_one_s_own(monkeypatch, tmp_path):
     assert (check.status, check.finding) == ("ok", "1 of 2 in configs run here: mine")
     assert check.advice.startswith("does not load (")
     assert check.advice.endswith("odd")
+    (tmp_path / "configs" / "mine.yaml").write_text("services: []\n")  # another program's folder
+    assert "digits_cpu" in recipes_check(candidates(lambda recipe: None)).finding
     monkeypatch.chdir(tmp_path / "configs")
     monkeypatch.setattr("sharevl_lite.__file__", str(tmp_path / "site-packages" / "sharevl_lite" / "__init__.py"))
     check = recipes_check(candidates(lambda recipe: None))
@@ -126,6 +128,14 @@ def test_the_next_steps_are_those_of_the_situation(asked, checks, kind, steps):
     told = next_steps("c", asked, checks, [DEMO, LARGE], **{"planned": False, **kind})
     assert [command for command, _ in told] == steps
     assert all(meaning for _, meaning in told)
+
+
+def test_a_plan_is_lowered_where_memory_alone_fails():
+    memory = Check("memory, training", "failure", "too much")
+    ((_, lower),) = next_steps("c", "r.yaml", [memory], [], gpu=False, planned=True)
+    ((_, mend),) = next_steps("c", "r.yaml", [memory, FAILED], [], gpu=False, planned=True)
+    assert "larger GPU" in lower
+    assert mend == "mend what FAILed: memory, training, vllm"
 
 
 def test_on_a_gpu_a_recipe_runs_where_its_packages_and_memory_are(monkeypatch):

@@ -159,5 +159,9 @@ def test_a_run_that_goes_on_does_not_need_what_it_began_with(tmp_path):
     recipe = load_recipe(DEMO, {"name": "run", "output_dir": str(tmp_path), "model.lora.start_from": "gone"})
     with pytest.raises(PolicyError, match="gone: no such folder"):
         check_train(recipe, "auto")
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({"rollouts": recipe.train.rollouts}))
+    check_train(recipe, "auto")  # finished: its figures are shown
+    (tmp_path / "run" / "summary.json").unlink()
     adapter(tmp_path / "run" / "checkpoints" / "checkpoint-2")
     check_train(recipe, "auto")

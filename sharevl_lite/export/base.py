@@ -118,13 +118,13 @@ def find_base(name: str, *, mergeable: bool = True) -> BaseModel:
 def check_base(base: BaseModel, kept: Mapping[str, str], *, named: bool) -> tuple[str, bool]:
     """In a sentence, and as yes or no: whether this is the model that the run was trained on.
 
-    `kept` are the digests of its files of weights that the run wrote down, empty in runs of older versions. Raises
+    `kept` are the digests of its files of weights that the run wrote down, if any. Raises
     ExportError where the weights are others, unless the user `named` this base: a quantised one is merged with
     another's weights.
     """
     if not kept:
-        told = "it was not checked that the base model is the one the run was trained on: an older version kept no "
-        return f"{told}digests of its weights", False
+        told = "it was not checked that the base model is the one the run was trained on: the run kept no digests of "
+        return f"{told}its weights (an older version, or a loader that fetched them elsewhere)", False
     if _holds(base.folder, kept):
         return "the base model's weights are those the run was trained on, by their digests", True
     if named:

@@ -32,13 +32,18 @@ def resolved(folder: Path) -> Path:
 def check_target(folder: Path) -> None:
     """Raises ExportError where the folder is there and not empty, but for what exports under way or killed keep."""
     try:
-        taken = folder.is_dir() and any(not entry.name.startswith(TEMPORARY) for entry in folder.iterdir())
+        taken = folder.is_dir() and any(not _is_nobodys(entry.name) for entry in folder.iterdir())
     except OSError as error:
         raise ExportError(f"--to {folder}: cannot be read ({error}); name another folder") from error
     if taken:
         raise ExportError(f"--to {folder}: the folder is not empty; name a new one, or remove it")
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"--to {folder}: is a file; name a folder")
+
+
+def _is_nobodys(name: str) -> bool:
+    """Whether a file system, a file manager or an export has put something there by itself."""
+    return name in ("lost+found", ".DS_Store") or name.startswith(TEMPORARY)
 
 
 def check_space(folder: Path, need: int) -> None:

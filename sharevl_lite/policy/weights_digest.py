@@ -7,13 +7,16 @@ read whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 from pathlib import Path
 
 from sharevl_lite.policy.folder import folder_on_disk
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-"""Names of files of weights; only the first kind counts where both are there, as transformers has it."""
+"""Names of files of weights where those two are not there; only the first kind counts where both are."""
 PROBES, PIECE = 64, 2**16
 """Pieces of each file, and the bytes of each."""
 
@@ -24,8 +27,18 @@ def weights_digests(path: str) -> dict[str, str]:
     Raises PolicyError for an unknown built-in.
     """
     folder = folder_on_disk(path)
-    kinds = [] if folder is None else [sorted(folder.glob(kind)) for kind in WEIGHTS]
-    return {file.name: _digest(file) for file in next(filter(None, kinds), [])}
+    return {} if folder is None else {file.name: _digest(file) for file in _read_files(folder)}
+
+
+def _read_files(folder: Path) -> list[Path]:
+    """The files that weights are read from; others may lie beside them."""
+    if (folder / INDEX).is_file():
+        with contextlib.suppress(ValueError, KeyError, AttributeError):  # a damaged one is told when it is loaded
+            named = set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values())
+            return [folder / name for name in sorted(named) if (folder / name).is_file()]
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    return next(filter(None, (sorted(folder.glob(kind)) for kind in WEIGHTS)), [])
 
 
 def _digest(file: Path) -> str:

@@ -141,6 +141,9 @@ class VLLMRolloutEngine:
     def close(self) -> None:
         """Ends the engine and removes the adapters handed over."""
         self._llm = None
+        if self._asleep:
+            MEMORY.give_back(0)
+            self._asleep = False
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def wake(self) -> None:

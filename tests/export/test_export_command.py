@@ -130,7 +130,7 @@ def test_a_built_in_base_of_another_version_is_refused(run, export, tmp_path):
     del record["model"]
     (run / "data.json").write_text(json.dumps(record))
     said = export(run, tmp_path / "out", "--format", "lora")
-    assert "it was not checked that the base model is the one the run was trained on: an older version kept no" in said
+    assert "it was not checked that the base model is the one the run was trained on: the run kept no digests" in said
 
 
 def test_a_run_without_rollouts_is_compared_on_its_data(run, export, tmp_path):
@@ -203,6 +203,7 @@ def test_an_empty_folder_is_written_into_and_not_replaced(run, export, tmp_path,
     place.mkdir()
     left = place / ".tmp-0123456789ab-place"  # of a killed export
     left.mkdir()
+    (place / "lost+found").mkdir()  # of a mounted disk
     if way == "a link":
         asked = tmp_path / "link"
         asked.symlink_to(place)
@@ -213,6 +214,7 @@ def test_an_empty_folder_is_written_into_and_not_replaced(run, export, tmp_path,
     said = export(run, asked, "--format", "lora")
     assert place.stat().st_ino == before
     assert {path.name for path in place.iterdir()} == {
+        "lost+found",
         *BASE_FILES - {"config.json", "generation_config.json"},
         "adapter_config.json",
         "adapter_model.safetensors",

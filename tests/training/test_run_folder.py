@@ -278,5 +278,11 @@ def test_weights_are_known_by_pieces_of_each_file(small_recipe, tmp_path):
     (recipe.run_dir / "data.json").write_text(json.dumps(data_record([], model=first)))
     with pytest.raises(RunError, match="other weights"):
         check_same_model(recipe)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+    (folder / "consolidated.safetensors").write_bytes(b"beside it")
+    assert list(weights_digests(str(folder))) == ["model-2.safetensors"]  # what is read, and nothing else there
+    (folder / "model.safetensors.index.json").write_text("{}")  # damaged: told when the model is loaded
+    (folder / "model.safetensors").write_bytes(b"alone")
+    assert list(weights_digests(str(folder))) == ["model.safetensors"]
     assert weights_digests("No/Such-Model") == {}
     check_same_model(small_recipe("run", **{"model.path": "No/Such-Model"}))

@@ -10,6 +10,9 @@ from rich.console import Console
 from sharevl_lite import metrics_log, train
 from sharevl_lite.cli import main
 from sharevl_lite.errors import INSTALL_GPU
+from sharevl_lite.loss_scale import LossScale
+from sharevl_lite.policy.errors import PolicyError
+from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.hf import HFRolloutEngine
 
@@ -58,7 +61,7 @@ def test_a_sampler_that_runs_another_model_stops_the_run(small_recipe, shifted):
 
 def test_log_probs_that_are_not_numbers_stop_it_too(small_recipe, shifted):
     shifted(math.nan)
-    with pytest.raises(RolloutError, match=r"step 1: log-probs .* are not numbers"):
+    with pytest.raises(RolloutError, match=r"step 1: log-probs of the sampler \(hf\) are not numbers"):
         run(small_recipe(**BRIEF))
 
 
@@ -99,3 +102,27 @@ def test_the_log_probs_of_the_sampler_are_in_the_loss_only_where_asked_for(small
     assert moved["loss"] == plain["loss"]
     assert moved["grad_norm"] == plain["grad_norm"]
     assert torch.isclose(torch.tensor(moved["sampler_gap"]), torch.tensor(0.15), atol=0.03)
+
+
+@pytest.mark.parametrize("fault", ["nan", "overflow"])
+def test_what_fails_in_a_pass_of_the_policy_is_told_and_saved(small_recipe, monkeypatch, fault):
+    """In the second step, after a first one that is worth keeping."""
+    forward, updates = PackedPolicy.forward, []
+    unscale = LossScale.unscale
+    monkeypatch.setattr(LossScale, "unscale", lambda scale, parameters: updates.append(0) or unscale(scale, parameters))
+
+    def fail(policy, row, images, **options):
+        scores = forward(policy, row, images, **options)
+        if len(updates) < 1 or not torch.is_grad_enabled():
+            return scores
+        if fault == "overflow":
+            raise PolicyError("model.dtype: the vision tower overflows")
+        return scores._replace(logprobs_S=scores.logprobs_S * math.nan)
+
+    monkeypatch.setattr(PackedPolicy, "forward", fail)
+    recipe = small_recipe(**BRIEF | {"train.rollouts": 2, "train.save_rollouts": 10})
+    told = {"nan": (RolloutError, "step 2: the loss is not finite"), "overflow": (PolicyError, "overflows")}[fault]
+    with pytest.raises(told[0], match=told[1]):
+        run(recipe)
+    assert len(updates) == 1  # no smaller scale is tried
+    assert [path.name for path in recipe.run_dir.glob("checkpoints/checkpoint-*")] == ["checkpoint-1"]
