@@ -21,10 +21,9 @@ from torch import Tensor
 from sharevl_lite.errors import in_one_line
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.policy.hf import BUILTIN_PREFIX, resolve_model_path
-from sharevl_lite.policy.weights_digest import weights_digests
+from sharevl_lite.policy.weights_digest import INDEX, SINGLE, weights_digests
 from sharevl_lite.run_folder import DATA_FILE
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COPIED = (
     "config.json",
     "generation_config.json",
@@ -143,9 +142,7 @@ def check_base(base: BaseModel, kept: Mapping[str, str], *, named: bool) -> tupl
 def _holds(folder: Path, kept: Mapping[str, str]) -> bool:
     """Whether every file that the weights are read from is as it was kept."""
     found = weights_digests(str(folder))
-    index = folder / INDEX
-    read = set(_read_json(index)["weight_map"].values()) if index.is_file() else {SINGLE} & found.keys()
-    return bool(found) and all(kept.get(name) == found.get(name) for name in read or found)
+    return bool(found) and all(kept.get(name) == digest for name, digest in found.items())
 
 
 def _how_to_go_on(base: BaseModel, kept: Mapping[str, str]) -> str:

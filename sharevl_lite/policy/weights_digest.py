@@ -31,14 +31,12 @@ def weights_digests(path: str) -> dict[str, str]:
 
 
 def _read_files(folder: Path) -> list[Path]:
-    """The files that weights are read from; others may lie beside them."""
-    if (folder / INDEX).is_file():
-        with contextlib.suppress(ValueError, KeyError, AttributeError):  # a damaged one is told when it is loaded
-            named = set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values())
-            return [folder / name for name in sorted(named) if (folder / name).is_file()]
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    return next(filter(None, (sorted(folder.glob(kind)) for kind in WEIGHTS)), [])
+    """The files that weights may be read from; others may lie beside them."""
+    named = {SINGLE}
+    with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):  # a damaged index is told when it is read
+        named |= set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values())
+    found = [folder / name for name in sorted(named) if (folder / name).is_file()]
+    return found or next(filter(None, (sorted(folder.glob(kind)) for kind in WEIGHTS)), [])
 
 
 def _digest(file: Path) -> str:
