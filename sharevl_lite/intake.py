@@ -100,23 +100,28 @@ def _check_special_tokens(problem: Problem, encoder: PromptRenderer) -> None:
 def _longest(problem: Problem, encoder: PromptRenderer, kinds: Sequence[str], most: int) -> tuple[int, str]:
     """Tokens of the problem's longest prompt, and in words with which transform that is.
 
-    Transforms are counted only where their sentence and larger images could exceed `most`.
+    Tokens are counted only where bytes, and transforms only where their sentence and larger images, could exceed
+    `most`; a length up to `most` may be a bound.
     """
     sizes, texts = problem.image_sizes, (problem.text, *problem.variants)
-    longest = plain = max(encoder.count_tokens(text, sizes) for text in texts)
-    asked = ""
-    if not sizes:
-        return plain, asked
+    bound = max(encoder.bound_tokens(text, sizes) for text in texts)
     images = encoder.count_image_tokens(sizes)
-    for transform in (TRANSFORMS[kind] for kind in kinds):
+    changes = []
+    for transform in (TRANSFORMS[kind] for kind in kinds if sizes):
         changed = [transform.resized(size) for size in sizes]
         sentence = transform.sentence(len(sizes))
         growth = encoder.count_image_tokens(changed) - images if changed != list(sizes) else 0
-        if plain + growth + len(f"{sentence} ") <= most:  # no tokenizer makes more tokens than bytes
+        changes.append((transform.name, sentence, changed, growth + len(f"{sentence} ".encode())))
+    if bound + max([0, *(extra for *_, extra in changes)]) <= most:
+        return bound, ""
+    longest = plain = encoder.longest(texts, sizes)
+    asked = ""
+    for name, sentence, changed, extra in changes:
+        if plain + extra <= most:
             continue
-        length = max(encoder.count_tokens(announce(sentence, text), changed) for text in texts)
+        length = encoder.longest([announce(sentence, text) for text in texts], changed)
         if length > longest:
-            longest, asked = length, f" when it is asked with {transform.name}"
+            longest, asked = length, f" when it is asked with {name}"
     return longest, asked
 
 

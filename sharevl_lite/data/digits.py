@@ -7,7 +7,7 @@ text, the others are what `sharevl-lite variants --with rules` makes of it (a te
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -117,25 +117,33 @@ def digits_problems(split: Literal["train", "test"] | str) -> list[Problem]:
 
     Raises ValueError for another split.
     """
-    import numpy as np
+    return list(iterate_digits(split))
 
+
+def iterate_digits(split: Literal["train", "test"] | str) -> Iterator[Problem]:
+    """The problems of :func:`digits_problems`, each drawn when its turn comes: the first few cost no more than that.
+
+    Raises ValueError for another split, at once.
+    """
     if split not in SPLIT_SIZES:
         raise ValueError(f"builtin:digits has the splits {', '.join(SPLIT_SIZES)}, not {split!r}")
+    return _draw_problems(split)
+
+
+def _draw_problems(split: str) -> Iterator[Problem]:
+    import numpy as np
+
     images, labels = scans(split)
     rng = np.random.default_rng([20250516, list(SPLIT_SIZES).index(split)])
-    problems = []
     for number in range(SPLIT_SIZES[split]):
         first, second = (int(i) for i in rng.choice(len(labels), size=2, replace=False))
         kind = KINDS[number % len(KINDS)]
         a, b = int(labels[first]), int(labels[second])
-        problems.append(
-            Problem(
-                id=f"digits-{split}-{number:04d}",
-                text=PLACEHOLDER + kind.wordings[0],
-                images=(draw_pair(images[first], images[second]),),
-                answer=str(kind.answer(a, b)),
-                variants=tuple(PLACEHOLDER + wording for wording in kind.wordings[1:]),
-                metadata={"kind": kind.name, "digits": [a, b]},
-            )
+        yield Problem(
+            id=f"digits-{split}-{number:04d}",
+            text=PLACEHOLDER + kind.wordings[0],
+            images=(draw_pair(images[first], images[second]),),
+            answer=str(kind.answer(a, b)),
+            variants=tuple(PLACEHOLDER + wording for wording in kind.wordings[1:]),
+            metadata={"kind": kind.name, "digits": [a, b]},
         )
-    return problems

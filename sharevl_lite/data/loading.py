@@ -166,10 +166,10 @@ def _lists_options(source: str, split: str, column: str) -> bool:
 
 def _builtin_rows(source: str, split: str) -> Iterator[tuple[RowPlace, Problem]]:
     check_source(source, split)
-    from sharevl_lite.data.digits import digits_problems
+    from sharevl_lite.data.digits import iterate_digits
 
     try:
-        problems = digits_problems(split)
+        problems = iterate_digits(split)
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
     return ((RowPlace(source, number), problem) for number, problem in enumerate(problems))

@@ -111,9 +111,22 @@ class PromptRenderer:
 
     def count_tokens(self, question: str, image_sizes: Sequence[tuple[int, int]]) -> int:
         """Length of the encoded prompt from the images' (width, height): no pixel is touched."""
+        return self.longest([question], image_sizes)
+
+    def longest(self, questions: Sequence[str], image_sizes: Sequence[tuple[int, int]]) -> int:
+        """The largest :meth:`count_tokens` of questions about the same images, in one call of the tokenizer."""
+        texts = [self.render(question) for question in questions]
         # Not verbose: what is too long is said by those who ask.
-        ids = self.processor.tokenizer(self.render(question), add_special_tokens=False, verbose=False).input_ids
-        return len(ids) - len(image_sizes) + self.count_image_tokens(image_sizes)
+        ids = self.processor.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+        return max(map(len, ids)) - len(image_sizes) + self.count_image_tokens(image_sizes)
+
+    def bound_tokens(self, question: str, image_sizes: Sequence[tuple[int, int]]) -> int:
+        """At least :meth:`count_tokens`, in a tenth of its time: a tokenizer makes no more tokens than bytes."""
+        text = self.render(question) if self._frame is None else self._frame.around(question)
+        normalizer = self.processor.tokenizer.backend_tokenizer.normalizer
+        if normalizer is not None:  # may write one letter as several
+            text = normalizer.normalize_str(text)
+        return len(text.encode()) + self.count_image_tokens(image_sizes)
 
     def count_image_tokens(self, image_sizes: Sequence[tuple[int, int]]) -> int:
         """Tokens of images of these (width, height). Raises ValueError for a shape that the processor refuses."""
@@ -122,6 +135,10 @@ class PromptRenderer:
         sizes = [(height, width) for width, height in image_sizes]
         expanded = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
         return sum(int(count) for count in expanded)
+
+    @cached_property
+    def _frame(self) -> PromptFrame | None:
+        return self.frame()
 
     @cached_property
     def control_tokens(self) -> list[str]:

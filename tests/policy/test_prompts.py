@@ -4,8 +4,11 @@ import copy
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import CHAT_TEMPLATE, FAMILIES, MERGED, encoder, tiny_policy, tiny_processor
+from tokenizers.normalizers import NFC
 
 from sharevl_lite.policy.prompts import PromptRenderer
 
@@ -22,6 +25,31 @@ def test_length_from_sizes_is_the_encoded_length(family, question, sizes):
     prompts = encoder(tiny_policy(family))
     images = [Image.new("RGB", size, "grey") for size in sizes]
     assert prompts.count_tokens(question, sizes) == prompts.encode(question, images).prefix.ids_P.numel()
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def composing(request):
+    """Prompts for a tokenizer that writes letters in normal form C first, as Qwen's does."""
+    processor = copy.deepcopy(tiny_processor(request.param))
+    processor.tokenizer.backend_tokenizer.normalizer = NFC()
+    return PromptRenderer(processor)
+
+
+@settings(max_examples=60, deadline=None)
+@given(question=st.text(max_size=40).map(lambda text: text.replace("<", "")))
+@example(question="\u0958\U0001d160\ufb2c" * 9)  # letters that this form writes as two or three
+@example(question="")
+def test_no_prompt_has_more_tokens_than_its_bound(composing, question):
+    for text, sizes in ((question, []), (f"<image>{question}<image>", [(64, 96), (200, 70)])):
+        assert composing.count_tokens(text, sizes) <= composing.bound_tokens(text, sizes), text
+
+
+def test_a_bound_is_close_enough_to_spare_the_tokenizer(monkeypatch):
+    prompts = encoder(tiny_policy("qwen2_5_vl"))
+    question, sizes = "<image>How many?", [(64, 96)]
+    around = len(prompts.render(question).encode()) + prompts.count_image_tokens(sizes)
+    monkeypatch.setattr(PromptRenderer, "longest", None)
+    assert prompts.bound_tokens(question, sizes) == around
 
 
 def test_equal_pixels_have_one_key():
@@ -43,8 +71,8 @@ def test_pictures_have_the_size_that_the_processor_gives_them(family, size):
     (picture,) = prompt.pictures
     assert picture.width % MERGED[family] == picture.height % MERGED[family] == 0
     (image,) = prompt.images.values()
-    for given in (original, picture):
-        batch = policy.processor(text=[prompt.text], images=[given], return_tensors="pt")
+    for one in (original, picture):
+        batch = policy.processor(text=[prompt.text], images=[one], return_tensors="pt")
         assert batch["input_ids"][0].tolist() == prompt.prefix.ids_P.tolist()
         assert batch["image_grid_thw"][0].tolist() == image.grid_3.tolist()
         # Pillow and torchvision round a bicubic resize to whole levels, 1/255 over a deviation of 0.27: two at most.

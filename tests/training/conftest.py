@@ -2,15 +2,18 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from warm_python import WarmPython
 
 from sharevl_lite import load_recipe, train
 from sharevl_lite.cli import main
+from sharevl_lite.rewards import pool
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "digits_cpu.yaml"
@@ -28,6 +31,33 @@ SMALL = {
     "eval.samples": 1,
     "reward.workers": 1,
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def verifiers_are_handed_on():
+    """A run ends its idle verifier process; here the next run takes it over, and saves a second of imports."""
+    idle, start_new, kill_all = [], pool.WorkerProcess, pool._kill_all
+
+    def start(seconds):
+        while idle:
+            worker = idle.pop()
+            if worker.is_alive():
+                return worker
+            worker.kill()
+        return start_new(seconds)
+
+    def end(workers, owner):
+        if os.getpid() == owner:
+            idle.extend(worker for worker in workers if worker.ready and worker.task is None)
+            workers[:] = [worker for worker in workers if worker not in idle]
+        kill_all(workers, owner)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "WorkerProcess", start)
+        patch.setattr(pool, "_kill_all", end)
+        yield
+    while idle:
+        idle.pop().kill()
 
 
 @pytest.fixture
@@ -90,8 +120,40 @@ def environment():
 
 
 @pytest.fixture
+def start(environment):
+    """Starts a command in a process of its own that has imported everything; what still runs is killed at the end."""
+    started = []
+
+    def begin(words, **changed):
+        started.append(WarmPython(words[1:], environment | changed))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.close()
+
+
+@pytest.fixture
+def finish_in_two(start):
+    """Runs a command to its end in two processes, as a launcher starts them; returns what both of them said."""
+
+    def run(words, code=0):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        both = [start(words, **world, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+        said = [process.communicate(timeout=200) for process in both]
+        output, errors = ("".join(texts) for texts in zip(*said, strict=True))
+        assert [process.returncode for process in both] == [code, code], output + errors
+        return subprocess.CompletedProcess(words, code, output, errors)
+
+    return run
+
+
+@pytest.fixture
 def finish(environment):
-    """Runs a command to its end and returns it; fails with its output."""
+    """Runs a command to its end in a fresh interpreter and returns it; fails with its output."""
 
     def run(words, code=0):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}

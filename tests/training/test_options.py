@@ -1,7 +1,6 @@
 """Each knob of a run does what it says, in real runs of the shipped model."""
 
 import math
-import sys
 from io import StringIO
 
 import pytest
@@ -117,11 +116,10 @@ def test_the_best_checkpoint_is_kept_and_loaded_at_the_end(trained, limit):
     assert after["eval_response_length"] == best["eval_response_length"]
 
 
-def test_two_processes_end_with_the_same_best_adapter(command, finish, trained, tmp_path):
+def test_two_processes_end_with_the_same_best_adapter(command, finish_in_two, trained, tmp_path):
     """Each evaluates its share of the questions after the best checkpoint was loaded: both must have loaded it."""
     changes = {**GETS_WORSE, "train.rollouts": 2, "model.dtype": "float64", "train.save_total_limit": 1}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    finish([*launch, *command(name="two", **changes)[1:]])
+    finish_in_two(command(name="two", **changes))
     one, two = trained("one", **changes), tmp_path / "two"
     assert numbers(list_checkpoints(two / "checkpoints")) == [2, 4]
     assert equal(adapter_in(two / "adapter"), adapter_in(two / "checkpoints" / "checkpoint-2"))

@@ -1,10 +1,8 @@
 """A run that was stopped, killed or interrupted goes on to the same numbers, bit for bit on a CPU."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -36,12 +34,12 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert tables[0].equals(tables[1])
 
 
-def test_killed_anywhere_and_resumed(command, environment, whole, tmp_path):
+def test_killed_anywhere_and_resumed(command, start, whole, tmp_path):
     """SIGKILL, again and again at growing delays, until the run gets through."""
     run, kills = tmp_path / "killed", 0
     words = command("--resume", "auto", name="killed")
     for attempt in range(40):
-        process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = start(words)
         before = len(list_checkpoints(run / "checkpoints"))
         stop = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < stop:
@@ -52,7 +50,7 @@ def test_killed_anywhere_and_resumed(command, environment, whole, tmp_path):
                 kills += process.wait() == -signal.SIGKILL
                 break
             time.sleep(0.01)
-        output = process.communicate()[0].decode()
+        output = "".join(process.communicate())
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL, output
@@ -79,15 +77,15 @@ CHOICES = {
 }
 
 
-def test_a_killed_run_chooses_again_as_it_would_have(command, environment, finish_here, tmp_path):
+def test_a_killed_run_chooses_again_as_it_would_have(command, start, finish_here, tmp_path):
     """What is replaced and who is asked how do not depend on the kill: SIGKILL in the middle of step 3."""
     changes = dict(CHOICES)
     changes |= {"share.num_responses": 2, "reward.format_weight": 0.0}  # so that some problems are silent
     finish_here(command(name="whole", **changes))
     words = command("--resume", "auto", name="killed", **changes)
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = start(words)
     while _newest(tmp_path / "killed") < 4:
-        assert process.poll() is None, process.stdout.read().decode()
+        assert process.poll() is None, process.read("err")
         time.sleep(0.01)
     time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
@@ -116,14 +114,14 @@ def test_resume_from_an_older_checkpoint(command, finish_here, whole, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_finishes_the_step_and_saves(command, environment, finish_here, whole, tmp_path, number):
+def test_interrupt_finishes_the_step_and_saves(command, start, finish_here, whole, tmp_path, number):
     run = tmp_path / "stopped"
     words = command(name="stopped", **{"train.save_rollouts": "null"})
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(words)
     while not (run / "rollouts" / "train" / "step_000001.parquet").exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.read("err")
         time.sleep(0.01)
-    os.kill(process.pid, number)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 130
     assert "finishing this step" in output

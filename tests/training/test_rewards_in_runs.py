@@ -1,7 +1,6 @@
 """Users' reward functions and failing verifications, in real runs of the shipped model."""
 
 import json
-import sys
 
 import pytest
 import yaml
@@ -187,7 +186,7 @@ def test_a_rollout_without_any_verified_answer(small_recipe, ungraded, capsys):
 
 
 def test_two_processes_of_which_one_or_both_have_nothing_to_learn_from(
-    command, finish, small_recipe, ungraded, tmp_path
+    command, finish_in_two, small_recipe, ungraded, tmp_path
 ):
     """They take part in the gradient's reduction all the same: neither waits, and the figures are those of one."""
     # Every response to problem 0 has a box at this temperature; one without would be known to be wrong.
@@ -195,8 +194,7 @@ def test_two_processes_of_which_one_or_both_have_nothing_to_learn_from(
     changes = {**BRIEF, "data.train": source, "train.problems_per_rollout": 2, "train.problems_per_update": 2}
     changes |= {"rollout.temperature": 0.1, "model.dtype": "float64", "reward.timeout_seconds": 5.0}
     changes |= {"data.eval": "null", "train.save_rollouts": "null", "train.warmup_updates": 0}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    finish([*launch, *command(name="two", **changes)[1:]])
+    finish_in_two(command(name="two", **changes))
     train(small_recipe("one", **changes), console=Console(quiet=True))
     one, two = (steps_of(tmp_path / name) for name in ("one", "two"))
     assert [record["verifier_failures"] for record in two] == [record["verifier_failures"] for record in one]

@@ -12,14 +12,15 @@ from sharevl_lite.checkpoints import list_checkpoints
 from sharevl_lite.errors import ToldError, UserError
 from sharevl_lite.together import in_all
 
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
 
 @pytest.mark.slow
 def test_two_processes_equal_one(command, finish, finish_here, tmp_path):
     # Float64, so that the only difference (how sums over problems are grouped) stays far from any threshold.
     changes = {"model.dtype": "float64", "train.rollouts": 3}
     finish_here(command(name="one", **changes))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    finish([*launch, *command(name="two", **changes)[1:]])
+    finish([*LAUNCH, *command(name="two", **changes)[1:]])
     records = [
         [record for record in metrics_log.read(tmp_path / name / "metrics.jsonl") if "loss" in record]
         for name in ("one", "two")
@@ -43,15 +44,14 @@ def test_two_processes_equal_one(command, finish, finish_here, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_replace_and_choose_as_one_does(command, finish, finish_here, tmp_path):
+def test_two_processes_replace_and_choose_as_one_does(command, finish_in_two, finish_here, tmp_path):
     """Replacements and success rates belong to places and problems, not to processes."""
     changes = {"model.dtype": "float64", "data.eval": "null", "data.train_limit": 9, "train.rollouts": 4}
     changes |= {"rollout.dynamic_sampling": "true", "share.difficulty.adaptive": "true"}
     changes |= {"share.difficulty.solved": 0.6, "share.difficulty.unsolved": 0.4}
     changes |= {"share.num_responses": 2, "reward.format_weight": 0.0}  # so that some problems are silent
     finish_here(command(name="one", **changes))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    finish([*launch, *command(name="two", **changes)[1:]])
+    finish_in_two(command(name="two", **changes))
     one, two = (
         [record for record in metrics_log.read(tmp_path / name / "metrics.jsonl") if "loss" in record]
         for name in ("one", "two")
@@ -99,27 +99,27 @@ if Path(__file__).with_name("no_server").exists():
 def rewarded(command, tmp_path):
     """`rewarded(function, name, *words, **changes)`: a run in two processes with a function of `rewards.py`."""
     (tmp_path / "rewards.py").write_text(REWARDS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
     def make(function, name, *words, **changes):
         knobs = {"train.rollouts": 2, "train.save_rollouts": "null", "train.lr_scheduler_type": "constant"}
         knobs |= {"reward.functions": f"[{{path: '{tmp_path}/rewards.py:{function}', weight: 0.5}}]", **changes}
-        return [*launch, *command(*words, name=name, **knobs)[1:]]
+        return command(*words, name=name, **knobs)
 
     return make
 
 
 @pytest.mark.slow
-def test_one_process_whose_reward_fails_stops_both_after_saving(rewarded, finish, tmp_path):
+def test_one_process_whose_reward_fails_stops_both_after_saving(rewarded, finish, finish_in_two, tmp_path):
     """And the run goes on, even to a new length."""
-    failed = finish(rewarded("fragile", "run", **{"data.eval": "null"}), code=1)  # the launcher's own
+    failed = finish([*LAUNCH, *rewarded("fragile", "run", **{"data.eval": "null"})[1:]], code=1)  # the launcher's own
     assert failed.stderr.count("process 1: reward function 'fragile' raised ConnectionError: no judge") == 1
     assert failed.stdout.count("Saved after step 1. Continue with --resume auto.") == 1
     assert "sharevl-lite:" not in failed.stderr
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint-2"]
     (tmp_path / "mended").touch()
     longer = {"data.eval": "null", "train.rollouts": 3}
-    assert "resuming after step 1; 3 steps" in finish(rewarded("fragile", "run", "--resume", "auto", **longer)).stdout
+    resumed = finish_in_two(rewarded("fragile", "run", "--resume", "auto", **longer))
+    assert "resuming after step 1; 3 steps" in resumed.stdout
     assert store.read(tmp_path / "run", "train").column("step").unique().to_pylist() == [1, 2, 3]
 
 
@@ -140,9 +140,9 @@ def test_what_fails_in_both_is_told_once(process, caplog):
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_from_an_evaluation_is_told_once(rewarded, finish, tmp_path):
+def test_a_server_that_is_away_from_an_evaluation_is_told_once(rewarded, finish_in_two, tmp_path):
     """An engine that takes the weights of servers raises in all processes alike."""
     (tmp_path / "no_server").touch()
-    failed = finish(rewarded("fragile", "run"), code=1)
+    failed = finish_in_two(rewarded("fragile", "run"), code=2)
     assert failed.stderr.count("no server") == failed.stderr.count("process 0: no server") == 1
     assert "sharevl-lite:" not in failed.stderr
