@@ -10,7 +10,14 @@ import unsloth_on_cpu
 from sharevl_lite.policy.unsloth import import_unsloth
 
 if __name__ == "__main__":
+    # Unsloth loads vLLM's first library to see whether it is sound. Without AVX512-BF16 that of its CPU build may end
+    # the process, and vLLM takes another one.
+    old = "avx512_bf16" not in Path("/proc/cpuinfo").read_text()
+    if old:
+        sys.modules["vllm._C"] = None
     import_unsloth()
+    if old:
+        del sys.modules["vllm._C"]
 
     import torch
 
