@@ -29,12 +29,11 @@ _FORKS.set_forkserver_preload(
 
 
 class WarmPython:
-    """`python WORDS` as `subprocess.Popen` would run it, with both outputs as text; `-m MODULE` or a script's path."""
+    """`python -m MODULE WORDS` as `subprocess.Popen` would run it, with both outputs as text in files."""
 
-    def __init__(self, words, environment=None, folder=None):
+    def __init__(self, module, words, environment):
         self._outputs = Path(tempfile.mkdtemp())
-        environment = dict(os.environ if environment is None else environment)
-        order = ([str(word) for word in words], environment, str(folder or os.getcwd()), str(self._outputs))
+        order = [module, *words], environment, str(self._outputs)
         self._process = _FORKS.Process(target=_obey, args=order)
         self._process.start()
         self.pid = self._process.pid
@@ -70,23 +69,17 @@ class WarmPython:
         shutil.rmtree(self._outputs)
 
 
-def _obey(words, environment, folder, outputs):
+def _obey(words, environment, outputs):
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(folder)
     for number, name in ((1, "out"), (2, "err")):
         written = os.open(os.path.join(outputs, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(written, number)
         os.close(written)
+    sys.argv = words
     code = 0
     try:
-        if words[0] == "-m":
-            sys.argv = words[1:]
-            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = words
-            sys.path.insert(0, os.path.dirname(words[0]))
-            runpy.run_path(words[0], run_name="__main__")
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code
     atexit._run_exitfuncs()  # a fork of multiprocessing leaves without

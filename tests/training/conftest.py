@@ -125,7 +125,7 @@ def start(environment):
     started = []
 
     def begin(words, **changed):
-        started.append(WarmPython(words[1:], environment | changed))
+        started.append(WarmPython(words[2], words[3:], environment | changed))  # python -m MODULE ...
         return started[-1]
 
     yield begin
