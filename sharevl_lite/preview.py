@@ -14,6 +14,7 @@ from sharevl_lite.engines import check_installed, needs_vllm
 from sharevl_lite.errors import UserError
 from sharevl_lite.precheck import FirstLook, look
 from sharevl_lite.recipes import dump_recipe
+from sharevl_lite.run_folder import RECIPE_FILE, has_steps
 
 MIB = 2**20
 SHOWN_CHARACTERS = 1600
@@ -58,10 +59,16 @@ def preview(recipe: Recipe) -> str:
         *_repeat_lines(recipe, first),
         *_memory_lines(recipe),
         *_server_lines(recipe),
-        f"written to        {recipe.run_dir}",
+        f"written to        {recipe.run_dir}{_run_there(recipe)}",
         *_missing_lines(recipe),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _run_there(recipe: Recipe) -> str:
+    """What `train` would refuse without `--resume`."""
+    there = (recipe.run_dir / RECIPE_FILE).exists() and has_steps(recipe.run_dir)
+    return " (holds a run: --resume auto goes on with it, --name NAME starts another)" if there else ""
 
 
 def _extra_rounds(recipe: Recipe, size: StepSize) -> str:

@@ -72,6 +72,7 @@ from sharevl_lite.run_folder import (
     reopen,
     words_on_more,
 )
+from sharevl_lite.schedule import check_enough
 from sharevl_lite.store import RolloutStore
 from sharevl_lite.trainer import BEST_SPLIT, ShareGRPOTrainer
 from sharevl_lite.variants.expand import words_on_repeats
@@ -149,6 +150,7 @@ def _assemble(
         start_from(policy, recipe.model.lora)
     encoder = PromptEncoder.of(policy, recipe.data)
     problems = fit_prompts(recipe, intake.train, encoder, console)
+    check_enough(recipe, len(problems))  # before a sampler starts for minutes, and the trainer makes folders
     skipped = {"bad_rows_skipped": intake.train.skipped_beside(problems)}
     held_out = None
     if intake.held_out is not None:
@@ -207,6 +209,7 @@ def _train(
     try:
         with interrupt:
             if done == 0 and trainer.evaluator is not None:
+                trainer.state.max_steps = len(trainer.schedule)  # for reward functions; known later to the Trainer
                 trainer.evaluate()
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except (PolicyError, RewardFunctionError, RolloutError, ToldError) as error:

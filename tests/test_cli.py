@@ -84,6 +84,12 @@ def test_dry_run_tells_what_dynamic_sampling_may_add(called):
     assert "responses         384, and up to 1,152 in 3 rounds of replacements" in told
 
 
+def test_dry_run_tells_of_a_run_that_is_there(called, small_run):
+    place = ["--name", small_run.name, "--output-dir", str(small_run.parent)]
+    assert "(holds a run: --resume auto goes on with it" in called("train", DEMO, *place, "--dry-run")[1]
+    assert "holds a run" not in called("train", DEMO, *place, "--name", "another", "--dry-run")[1]
+
+
 def test_dry_run_shows_the_recipe_with_overrides_and_exits_0(called):
     code, told, errors = called("train", DEMO, "--share.num-variants", "3", "--dry-run")
     assert code == 0, errors

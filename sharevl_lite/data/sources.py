@@ -177,8 +177,9 @@ def _parquet_rows(path: Path, columns: ColumnCheck) -> FileRows:
     except DataError:
         raise
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        why = str(error).rstrip(".")
         raise DataError(
-            f"{path}: cannot be read as Parquet from row {done} (counted from 0) on: {error}. Write the file again."
+            f"{path}: cannot be read as Parquet from row {done} (counted from 0) on: {why}. Write the file again."
         ) from error
 
 

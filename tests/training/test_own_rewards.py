@@ -35,6 +35,11 @@ def judge(completions, trainer_state, **kwargs):
         raise ConnectionError("no judge")
     return [float(len(text) % 3) for text in completions]
 
+def told(completions, trainer_state, **kwargs):
+    with Path(__file__).with_name("steps").open("a") as file:
+        file.write(f"{trainer_state.global_step}/{trainer_state.max_steps} ")
+    return [0.0 for _ in completions]
+
 def named(completions, problem, images, answer, id, kind, solution, **kwargs):
     assert all("digit" in text for text in problem) and list(answer) == list(solution)
     assert all(pictures[0].mode == "RGB" for pictures in images) and len(set(id)) > 1
@@ -67,6 +72,13 @@ def quietly(recipe, **kwargs):
 
 def evaluations_of(run):
     return [record for record in metrics_log.read(run / "metrics.jsonl") if "eval_accuracy" in record]
+
+
+def test_the_length_of_the_run_is_known_from_the_first_evaluation_on(using, tmp_path):
+    quietly(using("told", **{"train.rollouts": 2}))
+    asked = (tmp_path / "steps").read_text().split()
+    assert asked[0] == "0/4", "before the training"
+    assert {each.partition("/")[2] for each in asked} == {"4"}
 
 
 def test_held_out_problems_are_rewarded_too_and_the_best_is_the_most_rewarded(using, capsys):

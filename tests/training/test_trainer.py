@@ -153,8 +153,10 @@ def test_a_run_is_never_overwritten(one_run, small_recipe, quiet):
 
 
 def test_too_few_problems_is_an_error(small_recipe, quiet):
+    recipe = small_recipe(**{"data.train_limit": 3})
     with pytest.raises(ValueError, match="the data has 3 problems"):
-        train(small_recipe(**{"data.train_limit": 3}), console=quiet)
+        train(recipe, console=quiet)
+    assert not recipe.run_dir.exists()
 
 
 @pytest.mark.slow
