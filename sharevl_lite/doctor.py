@@ -29,6 +29,7 @@ from sharevl_lite.memory_plan import GIB
 from sharevl_lite.next_steps import candidates, next_steps, recipes_check
 from sharevl_lite.policy.hf import BUILTIN_PREFIX, has_bfloat16
 from sharevl_lite.precheck import look
+from sharevl_lite.run_folder import holds_run
 
 MARKS: dict[Status, str] = {"ok": "ok", "warning": "warn", "failure": "FAIL", "skipped": "skip"}
 LEAST_DISK = 2 * GIB
@@ -100,7 +101,8 @@ def diagnose(recipe: Recipe | None, asked: str | None, *, memory_gib: float | No
         from sharevl_lite.run import typed_command
 
         planned = memory_gib is not None
-        _tell(next_steps(typed_command(), asked, checks, found, gpu=gpu, planned=planned))
+        begun = recipe is not None and holds_run(recipe.run_dir)
+        _tell(next_steps(typed_command(), asked, checks, found, gpu=gpu, planned=planned, begun=begun))
     return code
 
 

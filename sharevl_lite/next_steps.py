@@ -13,6 +13,7 @@ from sharevl_lite.errors import UserError, first_line
 from sharevl_lite.findings import Check
 from sharevl_lite.policy.folder import BUILTIN_PREFIX
 from sharevl_lite.recipes import load_recipe
+from sharevl_lite.run_folder import holds_run
 
 CONFIGS = "configs"
 WHERE = "recipes to start from are in configs/ of the repository (git clone)"
@@ -21,11 +22,15 @@ CARD_GIB = 24
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe in a file. `hindrance`: why it does not run here (None: it does); `demo`: its model is built in."""
+    """A recipe in a file.
+
+    `hindrance`: why it does not run here (None: it does); `demo`: its model is built in; `begun`: its folder has a run.
+    """
 
     file: Path
     hindrance: str | None
     demo: bool = False
+    begun: bool = False
 
 
 def candidates(hindrance: Callable[[Recipe], str | None]) -> list[Candidate]:
@@ -51,7 +56,8 @@ def _load(file: Path) -> Recipe | UserError:
 def _candidate(file: Path, recipe: Recipe | UserError, hindrance: Callable[[Recipe], str | None]) -> Candidate:
     if isinstance(recipe, UserError):
         return Candidate(file, f"does not load ({first_line(recipe)})")
-    return Candidate(file, hindrance(recipe), recipe.model.path.startswith(BUILTIN_PREFIX))
+    demo = recipe.model.path.startswith(BUILTIN_PREFIX)
+    return Candidate(file, hindrance(recipe), demo, holds_run(recipe.run_dir))
 
 
 def recipes_check(found: Sequence[Candidate]) -> Check:
@@ -71,12 +77,19 @@ def recipes_check(found: Sequence[Candidate]) -> Check:
 
 
 def next_steps(
-    command: str, asked: str | None, checks: Sequence[Check], found: Sequence[Candidate], *, gpu: bool, planned: bool
+    command: str,
+    asked: str | None,
+    checks: Sequence[Check],
+    found: Sequence[Candidate],
+    *,
+    gpu: bool,
+    planned: bool,
+    begun: bool = False,
 ) -> list[tuple[str, str]]:
     """Commands to type, each with what it does; a step that is no command has none.
 
     `asked` is the recipe that was looked at, with its knobs; `gpu`, whether there is one here; `planned`, whether the
-    checks are for a GPU on another machine.
+    checks are for a GPU on another machine; `begun`, whether the recipe's folder holds a run, which is gone on with.
     """
     failures = [check.name for check in checks if check.status == "failure"]
     failed = ", ".join(failures)
@@ -88,7 +101,7 @@ def next_steps(
     if asked is not None and not failed:
         return [
             (f"{command} train {asked} --dry-run", "its first prompt, and what a step takes; loads no weights"),
-            (f"{command} train {asked}", "trains it"),
+            _train(command, asked, "trains it", begun),
         ]
     if asked is None and failed:
         return [("", f"mend what FAILed: {failed}")]
@@ -105,10 +118,16 @@ def next_steps(
 
 
 def _demo(command: str, found: Sequence[Candidate]) -> tuple[str, str]:
-    file = next((each.file for each in found if each.hindrance is None and each.demo), None)
-    if file is None:
+    demo = next((each for each in found if each.hindrance is None and each.demo), None)
+    if demo is None:
         return f"{command} eval builtin:digits-vl --data builtin:digits --samples 1", f"asks the demo's model; {WHERE}"
-    return f"{command} train {_shown(file)}", "trains the demo's small model, in minutes on a CPU"
+    return _train(command, _shown(demo.file), "trains the demo's small model, in minutes on a CPU", demo.begun)
+
+
+def _train(command: str, recipe: str, meaning: str, begun: bool) -> tuple[str, str]:
+    if begun:
+        return f"{command} train {recipe} --resume auto", "goes on with the run that is there"
+    return f"{command} train {recipe}", meaning
 
 
 def _shown(path: Path) -> str:

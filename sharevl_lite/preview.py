@@ -14,7 +14,7 @@ from sharevl_lite.engines import check_installed, needs_vllm
 from sharevl_lite.errors import UserError
 from sharevl_lite.precheck import FirstLook, look
 from sharevl_lite.recipes import dump_recipe
-from sharevl_lite.run_folder import RECIPE_FILE, has_steps
+from sharevl_lite.run_folder import holds_run
 
 MIB = 2**20
 SHOWN_CHARACTERS = 1600
@@ -66,8 +66,7 @@ def preview(recipe: Recipe) -> str:
 
 
 def _run_there(recipe: Recipe) -> str:
-    """What `train` would refuse without `--resume`."""
-    there = (recipe.run_dir / RECIPE_FILE).exists() and has_steps(recipe.run_dir)
+    there = holds_run(recipe.run_dir)
     return " (holds a run: --resume auto goes on with it, --name NAME starts another)" if there else ""
 
 

@@ -88,7 +88,7 @@ def _warn_of_no_locks(run_dir: Path, why: str) -> None:
 def check_place(run_dir: Path, resume: str | Path | None) -> None:
     """Raises RunError where the folder holds a run and `resume` is not given, or `resume` is no checkpoint of it."""
     if resume is None:
-        if (run_dir / RECIPE_FILE).exists() and has_steps(run_dir):
+        if holds_run(run_dir):
             raise RunError(
                 f"{run_dir} already holds a run; continue it with --resume auto, or start another with --name NAME"
             )
@@ -105,7 +105,7 @@ def prepare(recipe: Recipe, resume: str | Path | None) -> Path | None:
     run_dir = recipe.run_dir
     recipe_file = run_dir / RECIPE_FILE
     check_place(run_dir, resume)
-    if resume is None or (resume == "auto" and not (recipe_file.exists() and has_steps(run_dir))):
+    if resume is None or (resume == "auto" and not holds_run(run_dir)):
         return None
     started = load_recipe(recipe_file)
     _check_same_recipe(started, recipe, recipe_file)
@@ -132,6 +132,11 @@ def _no_checkpoint(folder: Path, run_dir: Path) -> str:
 def _of_another(checkpoint: Path) -> str:
     run = checkpoint.parent.parent.resolve()
     return f"there is {checkpoint}, of another run: set --name {run.name} and --output-dir {run.parent} for it"
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether `train` would refuse the folder without `--resume`."""
+    return (run_dir / RECIPE_FILE).exists() and has_steps(run_dir)
 
 
 def has_steps(run_dir: Path) -> bool:

@@ -118,6 +118,7 @@ FAILED = Check("vllm", "failure", "not installed")
         (None, [], {"gpu": True}, ["c train configs/demo.yaml", "c doctor configs/large.yaml"]),
         (None, [FAILED], {"gpu": True}, [""]),
         ("r.yaml --seed 1", [], {"gpu": True}, ["c train r.yaml --seed 1 --dry-run", "c train r.yaml --seed 1"]),
+        ("r.yaml", [], {"gpu": True, "begun": True}, ["c train r.yaml --dry-run", "c train r.yaml --resume auto"]),
         ("r.yaml", [FAILED], {"gpu": True}, [""]),
         ("r.yaml", [FAILED], {"gpu": False}, ["", "c doctor r.yaml --memory-gib 24", "c train configs/demo.yaml"]),
         ("r.yaml", [], {"gpu": False, "planned": True}, ["c train r.yaml"]),
@@ -128,6 +129,23 @@ def test_the_next_steps_are_those_of_the_situation(asked, checks, kind, steps):
     told = next_steps("c", asked, checks, [DEMO, LARGE], **{"planned": False, **kind})
     assert [command for command, _ in told] == steps
     assert all(meaning for _, meaning in told)
+
+
+def test_a_run_that_is_there_is_gone_on_with(monkeypatch, tmp_path):
+    """Where the demo has run, plain `train` would be refused."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.yaml").write_text("name: mine\nmodel: {path: builtin:digits-vl}\n")
+    monkeypatch.chdir(tmp_path)
+
+    def first() -> str:
+        return next_steps("c", None, [], candidates(lambda recipe: None), gpu=True, planned=False)[0][0]
+
+    assert first() == "c train configs/mine.yaml"
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text("name: mine\n")
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 0.1}\n')
+    assert first() == "c train configs/mine.yaml --resume auto"
 
 
 def test_a_plan_is_lowered_where_memory_alone_fails():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from sharevl_lite.evaluation.statistics import Figure
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table as RichTable
 
 NOTHING = "–"
 
@@ -47,23 +49,40 @@ def _markdown(table: Table) -> str:
 
 
 def show(console: Console, tables: Sequence[Table]) -> None:
-    """Prints the tables, every cell letter by letter: questions hold LaTeX, which reads like rich's markup."""
+    """Prints the tables, every cell letter by letter: questions hold LaTeX, which reads like rich's markup.
+
+    Where a table is too wide for the terminal, text is broken; the columns of one of figures alone move together first.
+    """
+    from rich.measure import Measurement
+    from rich.text import Text
+
+    unbounded = console.options.update(max_width=sys.maxsize)
+    for table in tables:
+        shown = _grid(table, gap=2)
+        if not table.words and Measurement.get(console, unbounded, shown).maximum > console.width:
+            shown = _grid(table, gap=1)
+        console.print(Text(table.title, style="table.title"), soft_wrap=True)
+        console.print()
+        console.print(shown)
+        if table.notes:
+            console.print()
+            console.print(table.notes, highlight=False, markup=False, soft_wrap=True)
+        console.print()
+
+
+def _grid(table: Table, *, gap: int) -> RichTable:
     import rich.box
     import rich.table
     from rich.text import Text
 
-    for table in tables:
-        title = Text(table.title, style="table.title")
-        shown = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for place, name in enumerate(table.header):
-            shown.add_column(
-                Text(name), justify="left" if table.is_words(place) else "right", overflow="fold", no_wrap=place == 0
-            )
-        for row in table.rows:
-            shown.add_row(*map(Text, row))
-        console.print(shown)
-        if table.notes:
-            console.print(table.notes, highlight=False, markup=False, soft_wrap=True)
+    grid = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
+    for place, name in enumerate(table.header):
+        grid.add_column(
+            Text(name), justify="left" if table.is_words(place) else "right", overflow="fold", no_wrap=place == 0
+        )
+    for row in table.rows:
+        grid.add_row(*map(Text, row))
+    return grid
 
 
 def number(value: float | None, name: str = "") -> str:

@@ -10,8 +10,8 @@ from sharevl_lite.evaluation.tables import Table, show
 from sharevl_lite.recipes import load_recipe
 
 
-def printed(*tables):
-    console = Console(file=StringIO(), width=150)
+def printed(*tables, width=150):
+    console = Console(file=StringIO(), width=width)
     show(console, tables)
     return console.file.getvalue()
 
@@ -20,6 +20,18 @@ def printed(*tables):
 def test_what_looks_like_markup_is_printed_letter_by_letter(cell):
     told = printed(Table(f"A = {cell}", ("problem", cell), [("1", cell)], notes=cell, words=(cell,)))
     assert told.count(cell) == 4, "title, header, cell and note"
+
+
+def test_rows_of_figures_stay_in_one_line_where_they_can():
+    """Two spaces between columns, one where that is too wide; a title is never broken."""
+    row = ("mean@2 reworded", "-10.9", "-23.4 … +12.5", "0.3877 M")
+    title = "A = a long path, B = another one, both longer than what is below"
+    table = Table(title, ("", "B - A", "95% interval", "p"), [row])
+    assert "  ".join(row) in printed(table, width=47).splitlines()
+    narrow = printed(table, width=44).splitlines()
+    assert " ".join(row) in narrow
+    assert title in narrow
+    assert "+12.5" in printed(table, width=36), "broken, but whole"
 
 
 def test_a_path_with_brackets_is_printed_whole(monkeypatch):
