@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sharevl_lite.atomic import TEMPORARY
 from sharevl_lite.collect import Collector, check_rewards
@@ -32,6 +30,7 @@ from sharevl_lite.intake import fit_prompts, most_images
 from sharevl_lite.policy.hf import load_adapter
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
+from sharevl_lite.progress import shown_progress
 from sharevl_lite.records import keep_frame
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.run import typed_command
@@ -118,7 +117,7 @@ def _ask(
     )
     with (
         _collector(recipe, policy, encoder, scorer, problems, place) as collector,
-        _progress(len(problems)) as progress,
+        shown_progress("asked", len(problems)) as progress,
     ):
         outcomes, failed = ask_all(
             collector,
@@ -126,7 +125,7 @@ def _ask(
             settings.variants,
             source_column=column,
             store=None if place is None else place.store(),
-            progress=lambda asked: progress.advance(progress.task_ids[0], asked),
+            progress=progress,
         )
     return Evaluation.of(protocol, outcomes, failed)
 
@@ -163,20 +162,6 @@ def _own_adapter_folder(recipe: Recipe, place: Place | None) -> Iterator[Recipe]
         yield recipe.model_copy(update={"rollout": section})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _progress(problems: int) -> Progress:
-    progress = Progress(
-        TextColumn("asked"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    progress.add_task("asked", total=problems)
-    return progress
 
 
 def report(evaluated: Evaluated, *, as_json: bool) -> None:

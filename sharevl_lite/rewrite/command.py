@@ -7,6 +7,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from sharevl_lite.data.sources import count_rows
+from sharevl_lite.progress import shown_progress
 from sharevl_lite.rewrite.check import TEMPLATE
 from sharevl_lite.rewrite.errors import VariantsError
 from sharevl_lite.rewrite.make import REPORT, make_variants
@@ -49,9 +51,15 @@ def run(options: argparse.Namespace, unknown: list[str]) -> bool:
     if options.cache and options.rewriter == "rules" and options.check_with is None:
         raise VariantsError("--cache holds the replies of a model; --with rules asks none")
     cache = Path(options.cache) if options.cache else None
-    manifest = make_variants(
-        settings, Path(options.out), cache=cache, concurrency=options.concurrency, timeout=options.timeout
-    )
+    with shown_progress("rewritten", _number_of_problems(settings)) as progress:
+        manifest = make_variants(
+            settings,
+            Path(options.out),
+            cache=cache,
+            concurrency=options.concurrency,
+            timeout=options.timeout,
+            progress=progress,
+        )
     counts = manifest["counts"]
     print(
         f"{options.out}: {counts['problems']} problems, {counts['accepted']} rewrites accepted, {counts['rejected']} "
@@ -62,6 +70,12 @@ def run(options: argparse.Namespace, unknown: list[str]) -> bool:
     if manifest["failed"]:
         print(_incomplete(options.out, manifest["failed"]), file=sys.stderr)
     return not manifest["failed"]
+
+
+def _number_of_problems(settings: Settings) -> int | None:
+    """At most so many; None where only reading them all would tell."""
+    known = [number for number in (count_rows(settings.data, settings.split), settings.limit) if number is not None]
+    return min(known, default=None)
 
 
 def _print_report(folder: str) -> None:

@@ -70,11 +70,13 @@ def make_variants(
     concurrency: int | None = None,
     timeout: float = 120.0,
     say: Callable[[str], object] = print,
+    progress: Callable[[int], object] = lambda problems: None,
 ) -> dict[str, Any]:
     """Writes `out` and returns its manifest.
 
     Where `out` was written with equal settings already, nothing is done, unless requests had failed: then it is written
-    anew, and with the cache only those are asked for.
+    anew, and with the cache only those are asked for. `say` gets what is to be read meanwhile; `progress` is called as
+    problems are done, with their number.
 
     Raises:
         VariantsError: `out` is in the way, or the rewriter cannot go on.
@@ -103,7 +105,7 @@ def make_variants(
     except OSError as error:
         raise VariantsError(f"--out {out}: cannot be written ({error}); name another folder") from error
     try:
-        manifest = event_loop.run(_run(settings, recorded, temporary, cache, concurrency, timeout, say))
+        manifest = event_loop.run(_run(settings, recorded, temporary, cache, concurrency, timeout, say, progress))
         publish_directory(temporary, out, replace=there)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -132,6 +134,7 @@ async def _run(
     concurrency: int | None,
     timeout: float,
     say: Callable[[str], object],
+    progress: Callable[[int], object],
 ) -> dict[str, Any]:
     started = time.monotonic()
     skipped: list[BadRow] = []
@@ -153,6 +156,7 @@ async def _run(
                     failed.append({"id": problem.id, "reason": outcome.failed})
                 report.add(problem, outcome.accepted, outcome.rejected)
                 writer.add(problem, outcome.accepted)
+                progress(1)
         cost = {**rewriter.cost(), **(check.cost() if check is not None else {})}
     require_some(settings.data, counts["problems"], skipped)
     (folder / "data").mkdir()
