@@ -56,9 +56,9 @@ class RolloutSection(Section):
     same path there. None: `served` in the run's folder."""
     server_timeout_seconds: Positive = 600.0
     """Longest wait for one request's responses; after that it is sent again."""
-    server_retries: Annotated[int, Field(ge=0)] = 15
-    """How often a request is sent again when a server cannot be reached, is busy or fails, with growing pauses: 15
-    bridge a restart of two minutes."""
+    server_retries: Annotated[int, Field(ge=0)] = 20
+    """How often a request is sent again when a server cannot be reached, is busy or fails, with growing pauses: 20
+    bridge a restart of three minutes."""
     overlap: bool = False
     """Sample the next rollout while this one is trained: the samples are one step older than the weights they train,
     which `objective.sampler_cap` corrects. Needs `engine: server`, on another GPU."""

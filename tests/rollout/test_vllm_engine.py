@@ -77,6 +77,17 @@ def sampler_scores(sampled):
     return torch.tensor([logprob for block in sampled for response in block for logprob in response.logprobs])
 
 
+def assert_same_scores(policy, requests, sampled):
+    """Two implementations in float32: 1e-4 on 99% of the tokens.
+
+    With AVX-512 all were within 1e-6 of each other. Without it vLLM is up to 7e-5 (0.31) and 4e-4 (0.32, one token of
+    538) off, the policy 7e-6, by the policy in float64.
+    """
+    apart = (sampler_scores(sampled) - trained_scores(policy, requests, sampled)).abs()
+    assert apart.quantile(0.99) < 1e-4
+    assert apart.max() < 1e-3
+
+
 def move(policy, seed):
     """An adapter that changes log-probs by much."""
     draw = torch.Generator().manual_seed(seed)
@@ -90,8 +101,7 @@ def test_log_probs_are_the_policys_and_follow_its_adapter(engine, policy, reques
     engine.sync()
     fresh = engine.sample(requests, SAMPLING)
     assert [len(block) for block in fresh] == [6] * 5
-    # Two implementations in float32 of a model of five layers: 1e-6 was measured.
-    torch.testing.assert_close(sampler_scores(fresh), trained_scores(policy, requests, fresh), rtol=0.0, atol=1e-4)
+    assert_same_scores(policy, requests, fresh)
     assert len({response.token_ids for block in fresh for response in block}) > 10
 
     move(policy, seed=1)
@@ -102,12 +112,12 @@ def test_log_probs_are_the_policys_and_follow_its_adapter(engine, policy, reques
     engine.sync()
     moved = engine.sample(requests, SAMPLING)
     assert [[r.token_ids for r in block] for block in moved] != [[r.token_ids for r in block] for block in fresh]
-    torch.testing.assert_close(sampler_scores(moved), trained_scores(policy, requests, moved), rtol=0.0, atol=1e-4)
+    assert_same_scores(policy, requests, moved)
 
     move(policy, seed=2)
     engine.sync()
     again = engine.sample(requests, SAMPLING)
-    torch.testing.assert_close(sampler_scores(again), trained_scores(policy, requests, again), rtol=0.0, atol=1e-4)
+    assert_same_scores(policy, requests, again)
 
 
 def test_responses_end_with_the_end_token_or_are_truncated(engine, policy, requests):
