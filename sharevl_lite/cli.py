@@ -8,8 +8,9 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from sharevl_lite import __version__
@@ -26,13 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(with_knobs=words[:1] == ["train"] and not {"-h", "--help"}.isdisjoint(words))
     parser.refuse_unknown_command(words)
-    options, overrides = parser.parse_known_args(words)
+    words, knobs = _knobs_apart(words, parser)
+    options, others = parser.parse_known_args(words)
     if options.command is None:
         parser.print_help()
         return EXIT_USAGE
-    options.parser.refuse_misspelled(overrides)
+    options.parser.refuse_misspelled(others)
     try:
-        code: int = options.run(options, overrides)
+        code: int = options.run(options, [*knobs, *others])
     except KeyboardInterrupt:
         print("stopped without saving", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -41,6 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"sharevl-lite: {error}{_beside(error, options)}", file=sys.stderr)
         return EXIT_USAGE
     return code
+
+
+def _knobs_apart(words: Sequence[str], parser: _Parser) -> tuple[list[str], list[str]]:
+    """The words without the recipe's knobs, and these with their values: argparse does not know that the word after an
+    option that it does not know may be its value."""
+    command = parser.commands.get("".join(words[:1]), parser)
+    rest, knobs, left = list[str](), list[str](), list(words)
+    while left:
+        word = left.pop(0)
+        option, equals, _ = word.partition("=")
+        is_plain = option.removeprefix("--").replace("-", "_") in _PLAIN_KNOBS and not command.takes(option)
+        if not option.startswith("--") or not ("." in option or is_plain):
+            rest.append(word)
+            continue
+        knobs.append(word)
+        if not equals and left and not left[0].startswith("--"):
+            knobs.append(left.pop(0))
+    return rest, knobs
 
 
 def _beside(error: UserError, options: argparse.Namespace) -> str:
@@ -59,10 +79,14 @@ def _be_kind_to_shared_cores() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    commands: tuple[str, ...] = ()
+    commands: Mapping[str, _Parser] = MappingProxyType({})
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+
+    def takes(self, option: str) -> bool:
+        """Whether it is one of the options."""
+        return option in self._option_string_actions
 
     def refuse_unknown_command(self, words: Sequence[str]) -> None:
         """Ends the program where the first word is no command, with the one that was meant, or all."""
@@ -74,14 +98,13 @@ class _Parser(argparse.ArgumentParser):
         self.error(f"unknown command {word}; {meant}")
 
     def refuse_misspelled(self, words: Sequence[str]) -> None:
-        """Ends the program where a word that is no knob (`--dryrun`, `-dry-run`, `--dry`, `--resume-from`) is nearly
-        one of this command's options, or begins as one does."""
-        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        """Ends the program where a word (`--dryrun`, `-dry-run`, `--dry`, `--resume-from`) is nearly one of this
+        command's options, or begins as one does."""
+        known = [option for option in self._option_string_actions if option.startswith("--")]
         for word in words:
             option = word.partition("=")[0]
             name = option.lstrip("-").replace("_", "-").lower()
-            is_option = option.startswith("-") and name[:1].isalpha() and "." not in name
-            if is_option and name.replace("-", "_") not in _PLAIN_KNOBS:
+            if option.startswith("-") and name[:1].isalpha():
                 near = difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.75)
                 near += [flag for flag in known if flag.startswith(f"--{name}-") or f"--{name}".startswith(f"{flag}-")]
                 if near:
@@ -126,7 +149,7 @@ def _parser(*, with_knobs: bool = False) -> _Parser:
     _add_variants(commands)
     _add_export(commands)
     _add_view(commands)
-    parser.commands = tuple(commands.choices)
+    parser.commands = commands.choices
     return parser
 
 
@@ -304,9 +327,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     if recipe.model.loader == "unsloth":
         from sharevl_lite.policy.unsloth import import_unsloth
 
-        import_unsloth(
-            beside_vllm=recipe.rollout.engine in ("vllm", "unsloth")
-        )  # before anything that imports transformers
+        import_unsloth(beside_vllm=recipe.rollout.uses_vllm)  # before anything that imports transformers
     with without_collecting():
         from sharevl_lite.run import train
 

@@ -72,6 +72,11 @@ class RolloutSection(Section):
     """Stop when sampler and trainer disagree by more: mean |difference of log-probs| of a rollout's sampled tokens, in
     nats (vLLM in bfloat16: about 0.02). Not checked with top_p below 1, which changes the sampler's. None: off."""
 
+    @property
+    def uses_vllm(self) -> bool:
+        """Whether vLLM samples in this process."""
+        return self.engine in ("vllm", "unsloth")
+
     @model_validator(mode="after")
     def _servers(self) -> RolloutSection:
         if self.engine == "server" and not self.server_urls:

@@ -48,7 +48,7 @@ TESTED: dict[str, tuple[str, ...]] = {
     "vllm-bnb-plugin": (),
     "gradio": ("6.31.0",),
 }
-"""Versions that the tests, or a run on a GPU, have been seen with. None: any. torch pins its triton."""
+"""Versions that the tests, or a run on a GPU, have been seen with; of an empty list any. torch pins its triton."""
 OPTIONAL = frozenset({"vllm", "unsloth", "unsloth_zoo", "bitsandbytes", "vllm-bnb-plugin"})
 DRIVER_SECONDS = 30.0
 """nvidia-smi hangs where a driver does."""
@@ -221,7 +221,7 @@ def _needed(recipe: Recipe | None) -> set[str]:
     needed = set(TESTED) - OPTIONAL
     if recipe is None:
         return needed
-    if recipe.rollout.engine in ("vllm", "unsloth"):
+    if recipe.rollout.uses_vllm:
         needed |= {"vllm"}
     if recipe.model.loader == "unsloth":
         needed |= {"unsloth", "unsloth_zoo", "bitsandbytes"}
@@ -298,7 +298,7 @@ def _unsloth(recipe: Recipe | None) -> Check:
     missing = answer[0].removeprefix("MISSING").strip()
     if missing:
         return Check("unsloth's functions", "failure" if used else "warning", f"missing: {missing}", _pin("unsloth"))
-    if shared and (unsloth, vllm) not in SHARED_ENGINES:
+    if shared and (unsloth, None if vllm is None else _release(vllm)) not in SHARED_ENGINES:
         finding = f"with vLLM {vllm}, Unsloth {unsloth} has not been seen to share its weights rightly"
         pairs = ", ".join(" and ".join(pair) for pair in sorted(SHARED_ENGINES))
         advice = f"watch sampler_gap in the first step (0.03 and less is usual); seen: {pairs}; or rollout.engine: vllm"
@@ -325,6 +325,8 @@ def _disk(recipe: Recipe) -> Check:
     folder = recipe.output_dir  # of a relative one, at last the current folder
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir():
+        return Check("disk", "failure", f"{folder} is a file", "set output_dir to a folder")
     free = shutil.disk_usage(folder).free
     facts = {"free": free, "folder": str(folder.absolute())}
     if not os.access(folder, os.W_OK):

@@ -20,17 +20,12 @@ if TYPE_CHECKING:
 LOADERS = {"hf": "transformers", "unsloth": "Unsloth"}
 
 
-def needs_vllm(recipe: Recipe) -> bool:
-    """Whether it samples with vLLM in this process."""
-    return recipe.rollout.engine in ("vllm", "unsloth")
-
-
 def check_installed(recipe: Recipe) -> None:
     """Raises RolloutError where the recipe's engine needs vLLM and it is not installed, PolicyError where its loader is
     Unsloth and that is not. Imports neither."""
     if recipe.model.loader == "unsloth":
-        check_unsloth(beside_vllm=needs_vllm(recipe))
-    if needs_vllm(recipe) and importlib.util.find_spec("vllm") is None:
+        check_unsloth(beside_vllm=recipe.rollout.uses_vllm)
+    if recipe.rollout.uses_vllm and importlib.util.find_spec("vllm") is None:
         raise RolloutError(f"rollout.engine: vLLM is not installed; {INSTALL_GPU}, or choose rollout.engine: hf")
 
 
@@ -38,7 +33,7 @@ def check_engine(recipe: Recipe) -> None:
     """The same before weights are loaded, and starts Unsloth. Raises PolicyError also where that does not start."""
     check_installed(recipe)
     if recipe.model.loader == "unsloth":
-        import_unsloth(beside_vllm=needs_vllm(recipe))
+        import_unsloth(beside_vllm=recipe.rollout.uses_vllm)
 
 
 def check_servers(recipe: Recipe) -> None:

@@ -76,7 +76,7 @@ class AdapterUploads:
         except (OSError, httpx.HTTPError, ValueError) as error:
             raise HubError(
                 f"the upload of {folder} to {self.repo_id} failed ({in_one_line(error)}); it is whole on the disk, "
-                f"send it with: hf upload {self.repo_id} {folder}"
+                f"send it with: {shlex.join(['hf', 'upload', self.repo_id, str(folder)])}"
             ) from error
 
     def _upload(self, folder: Path, message: str) -> None:

@@ -73,6 +73,7 @@ def fit_prompts(
             f"{source}: skipped {len(checked.skipped)} bad rows and kept {len(checked.problems)}; the first: "
             f"{checked.skipped[0]}",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
     return checked.problems

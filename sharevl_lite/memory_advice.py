@@ -90,7 +90,7 @@ def _share_for_vllm(recipe: Recipe, shape: ModelShape, share: float, total: int,
 
 
 def _advice(recipe: Recipe, shape: ModelShape, plan: MemoryPlan, total: int, *, half: bool) -> Iterator[Check]:
-    if recipe.rollout.engine in ("vllm", "unsloth"):
+    if recipe.rollout.uses_vllm:
         yield _room_for_sequences(recipe, shape, total, half=half)
     if plan.fits(total):
         if (room := fewest_recomputed(recipe, shape, total=total, half=half)) is not None:

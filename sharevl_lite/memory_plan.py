@@ -233,7 +233,7 @@ def plan_memory(recipe: Recipe, shape: ModelShape, *, total: int | None, half: b
         standing["CUDA and slack"] = CUDA_BYTES
     training = standing | _training_parts(recipe, shape, width, gpu=gpu, half=half)
     sampling = standing | _sampling_parts(recipe, shape, width, total)
-    if recipe.rollout.engine in ("vllm", "unsloth") and total is not None:
+    if recipe.rollout.uses_vllm and total is not None:
         asleep = ASLEEP_BYTES if recipe.rollout.engine == "vllm" else sampling["vLLM"]
         training["vLLM, asleep" if recipe.rollout.engine == "vllm" else "vLLM"] = asleep
     return MemoryPlan(training, sampling)
@@ -304,7 +304,7 @@ def _sampling_parts(recipe: Recipe, shape: ModelShape, width: int, total: int | 
             "keys and values": section.batch_size * recipe.max_sequence_length * shape.kv_numbers * width,
             "logits": (width + (16 if section.top_p == 1.0 else 30)) * section.batch_size * shape.vocabulary,
         }
-    if section.engine in ("vllm", "unsloth") and total is not None:
+    if section.uses_vllm and total is not None:
         share = int(section.vllm_gpu_memory_utilization * total)
         # Weights that both use are in vLLM's share already.
         return {"vLLM": share - (shape.parameters * width if section.engine == "unsloth" else 0)}
@@ -367,7 +367,7 @@ def _changes(recipe: Recipe, shape: ModelShape, total: int, *, half: bool) -> It
         size //= 2
         yield "rollout.batch_size", size
     share = recipe.rollout.vllm_gpu_memory_utilization
-    while recipe.rollout.engine in ("vllm", "unsloth"):
+    while recipe.rollout.uses_vllm:
         share = round(share - 0.05, 2)
         if share * total < engine_needs(recipe, shape, half=half):
             break

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sharevl_lite.config import Recipe
 from sharevl_lite.display import counted
-from sharevl_lite.engines import check_installed, needs_vllm
+from sharevl_lite.engines import check_installed
 from sharevl_lite.errors import UserError
 from sharevl_lite.precheck import FirstLook, look
 from sharevl_lite.recipes import dump_recipe
@@ -196,7 +196,7 @@ def _memory_lines(recipe: Recipe) -> list[str]:
     )
     planned = [("train", plan.training), ("sample", plan.sampling)]
     lines = []
-    if needs_vllm(recipe) and not gpu:
+    if recipe.rollout.uses_vllm and not gpu:
         planned.pop()  # a share of a GPU that is not here
         lines = [
             "memory            of vLLM not estimated without a GPU; sharevl-lite doctor RECIPE --memory-gib N plans it"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -150,7 +151,8 @@ def _assemble(
         start_from(policy, recipe.model.lora)
     encoder = PromptEncoder.of(policy, recipe.data)
     problems = fit_prompts(recipe, intake.train, encoder, console)
-    check_enough(recipe, len(problems))  # before a sampler starts for minutes, and the trainer makes folders
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    check_enough(recipe, len(problems), world)  # before a sampler starts for minutes, and the trainer makes folders
     skipped = {"bad_rows_skipped": intake.train.skipped_beside(problems)}
     held_out = None
     if intake.held_out is not None:
@@ -163,16 +165,20 @@ def _assemble(
     tell_wait(console, recipe, "sampler")
     most = most_images([*problems, *(held_out or [])])
     engine = make_engine(recipe, policy, max_images=most, keep_images=True)
-    trainer = ShareGRPOTrainer(
-        recipe,
-        policy,
-        problems,
-        Collector(recipe, encoder, engine, scorer),
-        eval_problems=held_out,
-        store=RolloutStore(recipe.run_dir),
-        metrics_log=metrics_log.MetricsLog(recipe.run_dir / METRICS_FILE),
-        callbacks=[display],
-    )
+    try:
+        trainer = ShareGRPOTrainer(
+            recipe,
+            policy,
+            problems,
+            Collector(recipe, encoder, engine, scorer),
+            eval_problems=held_out,
+            store=RolloutStore(recipe.run_dir),
+            metrics_log=metrics_log.MetricsLog(recipe.run_dir / METRICS_FILE),
+            callbacks=[display],
+        )
+    except BaseException:  # such as a repository that the Hub refuses
+        engine.close()
+        raise
     _drop_printer(trainer)
     return trainer, display, skipped
 
@@ -349,14 +355,15 @@ def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> No
         highlight=False,
         soft_wrap=True,
     )
+    typed = shlex.quote(str(run_dir))
     console.print(
         f"adapter   {run_dir / ADAPTER_DIR}\n"
         f"metrics   {run_dir / METRICS_FILE}\n"
         f"rollouts  {run_dir / 'rollouts'} (read with sharevl_lite.store.read)\n"
         f"summary   {run_dir / SUMMARY_FILE}\n"
-        f"next      {typed_command()} view {run_dir}    what the policy tried, in the browser\n"
-        f"          {typed_command()} eval {run_dir} --samples 16    more samples, or --data for other problems\n"
-        f"          {typed_command()} export {run_dir} --to DIR    a verified model for transformers, vLLM, the Hub\n"
+        f"next      {typed_command()} view {typed}    what the policy tried, in the browser\n"
+        f"          {typed_command()} eval {typed} --samples 16    more samples, or --data for other problems\n"
+        f"          {typed_command()} export {typed} --to DIR    a verified model for transformers, vLLM, the Hub\n"
         f"          peft.PeftModel.from_pretrained(model, {str(run_dir / ADAPTER_DIR)!r})    use the adapter",
         highlight=False,
         markup=False,

@@ -27,8 +27,9 @@ class UpdateStep:
     update: int
 
 
-def check_enough(recipe: Recipe, num_problems: int) -> None:
-    """Raises ScheduleError where data of so many problems do not suffice for a rollout."""
+def check_enough(recipe: Recipe, num_problems: int, world: int = 1) -> None:
+    """Raises ScheduleError where data of so many problems do not suffice for a rollout, or `world` processes do not
+    divide an update."""
     asked = recipe.train.problems_per_rollout
     if num_problems < asked:
         raise ScheduleError(
@@ -39,6 +40,9 @@ def check_enough(recipe: Recipe, num_problems: int) -> None:
             f"rollout.dynamic_sampling: every step asks all {num_problems} problems, so there is none to replace "
             "another; lower train.problems_per_rollout or add data"
         )
+    of_update = recipe.train.problems_per_update
+    if of_update % world:
+        raise ScheduleError(f"train.problems_per_update ({of_update}) must be a multiple of the {world} processes")
 
 
 class Schedule(Dataset[UpdateStep]):
@@ -52,12 +56,8 @@ class Schedule(Dataset[UpdateStep]):
     """
 
     def __init__(self, recipe: Recipe, num_problems: int, *, rank: int = 0, world: int = 1) -> None:
-        check_enough(recipe, num_problems)
+        check_enough(recipe, num_problems, world)
         train = recipe.train
-        if train.problems_per_update % world:
-            raise ScheduleError(
-                f"train.problems_per_update ({train.problems_per_update}) must be a multiple of the {world} processes"
-            )
         self.recipe = recipe
         self.num_problems = num_problems
         self.rank = rank

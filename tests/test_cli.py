@@ -97,6 +97,29 @@ def test_dry_run_shows_the_recipe_with_overrides_and_exits_0(called):
     assert "P·m²·n = 32·3²·6" in told
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--share.num-variants", "3", DEMO, "--dry-run"],
+        ["train", "--seed", "3", "--share.num-variants=3", DEMO, "--dry-run"],
+        ["train", "--dry-run", "--name", "mine", DEMO, "--share.num_variants", "3"],
+    ],
+)
+def test_knobs_may_stand_before_the_recipe(called, words):
+    code, told, errors = called(*words)
+    assert code == 0, errors
+    assert "num_variants: 3" in told
+
+
+def test_the_value_of_a_knob_is_no_target(called):
+    assert "doctor RECIPE.yaml --share.num-variants" in called("doctor", "--share.num-variants", "3")[2]
+    errors = called("eval", "--rollout.temperature", "0.5", "runs/none-of-that-name")[2]
+    assert "runs/none-of-that-name" in errors
+    assert "0.5" not in errors
+    # An option of its own, though a recipe has such a key as well.
+    assert "takes no --name" in called("eval", "--name", "mine", "--compare", "a.json", "b.json")[2]
+
+
 def test_data_beside_the_recipe_is_pointed_at(called, tmp_path, monkeypatch):
     """Paths of data start at the current folder: from another one than the recipe's they lead nowhere."""
     (tmp_path / "mine").mkdir()

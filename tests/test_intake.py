@@ -31,9 +31,9 @@ def prompts():
     made.processor.image_processor.size = before
 
 
-def fit(prompts, problems, *words, **options):
+def fit(prompts, problems, *words, source="rows.jsonl", **options):
     recipe = load_recipe(None, ["--model.path", "x", "--data.train", "x", *words])
-    places = [RowPlace("rows.jsonl", number) for number in range(len(problems))]
+    places = [RowPlace(source, number) for number in range(len(problems))]
     said = StringIO()
     kept = fit_prompts(recipe, LoadedProblems(list(problems), [], places), prompts, Console(file=said), **options)
     return [problem.id for problem in kept], said.getvalue()
@@ -86,6 +86,9 @@ def test_what_no_model_can_read_is_a_bad_row(prompts, problem, message):
     kept, said = fit(prompts, [GOOD, problem], "--data.max_prompt_length", "9000", "--data.on_bad_row", "skip")
     assert kept == ["good"]
     assert "skipped 1 bad rows and kept 1" in said
+    odd = "[/INST] [red]rows.jsonl"
+    _, said = fit(prompts, [GOOD, problem], "--data.max_prompt_length", "9000", "--data.on_bad_row", "skip", source=odd)
+    assert f"{odd}: skipped 1 bad rows" in said, "letter by letter"
 
 
 @pytest.mark.parametrize("kind", TRANSFORMS)

@@ -39,7 +39,7 @@ def protocol_of(
 ) -> dict[str, Scalar]:
     """The protocol of an evaluation of `target`, with `adapter` the folder of its adapter."""
     section, data, tolerance = recipe.eval, recipe.data, recipe.reward.numeric_tolerance
-    packages = (*PACKAGES, *(("vllm",) if recipe.rollout.engine in ("vllm", "unsloth") else ()))
+    packages = (*PACKAGES, *(("vllm",) if recipe.rollout.uses_vllm else ()))
     return {
         **common_protocol(recipe, target=target, adapter=adapter, resamples=resamples),
         "data": data.eval,

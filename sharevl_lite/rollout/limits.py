@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sharevl_lite.policy.hf import has_bfloat16
+from sharevl_lite.rollout.engine import Sampling, SamplingRequest, end_ids, response_seed
 from sharevl_lite.rollout.errors import RolloutError
 
 if TYPE_CHECKING:
@@ -44,18 +45,42 @@ def vllm_rank(rank: int) -> int:
     return room
 
 
+def num_drawn(request: SamplingRequest, sampling: Sampling) -> int:
+    """Responses to ask for: greedy ones are all the same, and vLLM samples no more than one."""
+    return request.count if sampling.temperature > 0.0 else 1
+
+
+def sampling_parameters(request: SamplingRequest, sampling: Sampling, policy: PackedPolicy) -> dict[str, Any]:
+    """vLLM's SamplingParams of a request, by name."""
+    return {
+        "n": num_drawn(request, sampling),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_completion_length,
+        "seed": response_seed(sampling.seed, request.key, 0),
+        "stop_token_ids": end_ids(policy),
+        "logit_bias": dict.fromkeys(policy.vision_token_ids, BAN),
+        "logprobs": 0,
+        "detokenize": False,  # once at the end: text after every token costs as much as choosing it
+    }
+
+
 def is_quantised(policy: PackedPolicy) -> bool:
     """Whether weights of the base are quantised, at loading or as stored."""
     return getattr(policy.config, "quantization_config", None) is not None
 
 
 def engine_dtype(policy: PackedPolicy) -> str:
-    """vLLM's name for the precision of the policy's base.
+    """vLLM's name for the precision of the policy's base."""
+    return vllm_dtype(policy.base_dtype, policy.device, four_bits=is_quantised(policy))
+
+
+def vllm_dtype(dtype: torch.dtype, device: torch.device, *, four_bits: bool) -> str:
+    """vLLM's name for the precision that is nearest to a policy's on the device.
 
     Its widest is float32. Beside weights in 4 bits it takes 16 bits only: it sizes them by the precision of the rest.
     """
-    dtype = policy.base_dtype
-    if is_quantised(policy) and dtype in (torch.float32, torch.float64):
-        narrow = policy.device.type == "cuda" and not has_bfloat16(policy.device)
+    if four_bits and dtype in (torch.float32, torch.float64):
+        narrow = device.type == "cuda" and not has_bfloat16(device)
         dtype = torch.float16 if narrow else torch.bfloat16
     return str(torch.float32 if dtype == torch.float64 else dtype).removeprefix("torch.")

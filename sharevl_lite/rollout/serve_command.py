@@ -7,11 +7,14 @@ import shlex
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from sharevl_lite.policy.hf import has_bfloat16, resolve_model_path
-from sharevl_lite.rollout.limits import vllm_rank
+import torch
+
+from sharevl_lite.policy.hf import dtype_of, resolve_model_path
+from sharevl_lite.rollout.limits import vllm_dtype, vllm_rank
 
 if TYPE_CHECKING:
     from sharevl_lite.config import Recipe
+    from sharevl_lite.config_model import ModelSection
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -31,7 +34,7 @@ def serve_command(
     words += ["--port", str(parts.port or (443 if parts.scheme == "https" else 80))]
     if recipe.rollout.server_model is not None:
         words += ["--served-model-name", recipe.rollout.server_model]
-    words += ["--dtype", dtype or _dtype(recipe.model.dtype)]
+    words += ["--dtype", dtype or _dtype(recipe.model)]
     if recipe.model.load_in_4bit:
         words += ["--quantization", "bitsandbytes"]
     words += ["--max-model-len", str(recipe.max_sequence_length)]
@@ -45,14 +48,9 @@ def serve_command(
     return "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True " + shlex.join(words)
 
 
-def _dtype(name: str) -> str:
-    if name == "float64":
-        return "float32"  # the widest that vLLM has
-    if name != "auto":
-        return name
-    import torch
-
-    return "bfloat16" if torch.cuda.is_available() and has_bfloat16() else "float32"
+def _dtype(section: ModelSection) -> str:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return vllm_dtype(dtype_of(section, device), device, four_bits=section.load_in_4bit)
 
 
 def picture_size(recipe: Recipe) -> dict[str, int] | None:

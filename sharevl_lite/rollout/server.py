@@ -31,9 +31,15 @@ import torch.distributed
 
 from sharevl_lite import event_loop
 from sharevl_lite.policy.hf import save_adapter
-from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
+from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids
 from sharevl_lite.rollout.errors import RolloutError
-from sharevl_lite.rollout.limits import BAN, check_frozen_vision, check_recipe, engine_dtype
+from sharevl_lite.rollout.limits import (
+    check_frozen_vision,
+    check_recipe,
+    engine_dtype,
+    num_drawn,
+    sampling_parameters,
+)
 from sharevl_lite.rollout.server_client import Refusal, ServerClient, Unavailable, new_http, patiently
 from sharevl_lite.rollout.server_pool import GENERATE, KEY_VARIABLE, ServerPool, look_at_servers
 
@@ -117,8 +123,12 @@ class ServerRolloutEngine:
     def _hand_over(self, previous: str) -> str:
         """Saves the adapter and has every server load it in the place of the previous one; returns its name."""
         name = f"{self._prefix}-{self._synced}"
-        save_adapter(self.policy, self._folder(name))
-        self._loop.run(self._pool.load(name, self._folder(name), self.end_ids[0]))
+        try:
+            save_adapter(self.policy, self._folder(name))
+            self._loop.run(self._pool.load(name, self._folder(name), self.end_ids[0]))
+        except BaseException:  # nobody knows its name any more
+            shutil.rmtree(self._folder(name), ignore_errors=True)
+            raise
         if previous:
             self._loop.run(self._pool.unload(previous))
             shutil.rmtree(self._folder(previous), ignore_errors=True)
@@ -179,17 +189,7 @@ class ServerRolloutEngine:
             "token_ids": self._unexpanded(request),
             **({"content_parts": pictures} if pictures else {}),
             "return_token_ids": True,
-            "sampling_params": {
-                "n": _asked(request, sampling),
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "max_tokens": sampling.max_completion_length,
-                "seed": response_seed(sampling.seed, request.key, 0),
-                "stop_token_ids": list(self.end_ids),
-                "logit_bias": {str(token): BAN for token in self.policy.vision_token_ids},
-                "logprobs": 0,
-                "detokenize": False,
-            },
+            "sampling_params": sampling_parameters(request, sampling, self.policy),
         }
 
     def _unexpanded(self, request: SamplingRequest) -> list[int]:
@@ -213,7 +213,7 @@ class ServerRolloutEngine:
                 f"{request.key}: {server.url} read {len(read)} prompt tokens where the policy reads {len(expected)}, "
                 f"and they differ; its processor is not the policy's. {self._pool.how_to_start(server)}"
             )
-        asked = _asked(request, sampling)
+        asked = num_drawn(request, sampling)
         if len(drawn) != asked:
             raise Unavailable(f"{server.url} answered with {len(drawn)} responses, {asked} were asked for")
         room = min(sampling.max_completion_length, self._longest - len(expected))
@@ -251,11 +251,6 @@ class _Drawn:
         if len(ids) != len(logprobs) or not all(NO_LOGPROB < logprob <= MOST_LOGPROB for logprob in logprobs):
             raise ValueError(f"{len(ids)} tokens with the log-probs {logprobs[:3]}")
         return cls(ids, logprobs, str(choice["finish_reason"]))
-
-
-def _asked(request: SamplingRequest, sampling: Sampling) -> int:
-    """Responses to ask for: greedy ones are all the same, and vLLM samples no more than one."""
-    return request.count if sampling.temperature > 0.0 else 1
 
 
 def _data_url(picture: Image) -> str:

@@ -43,7 +43,6 @@ class ServerPool:
         max_images: int | None = None,
     ) -> None:
         self.recipe = recipe
-        self.http = http
         self.retries = retries
         self.servers = [ServerClient(url, http) for url in recipe.rollout.server_urls]
         self._for_command: dict[str, Any] = {"dtype": dtype, "max_images": max_images}

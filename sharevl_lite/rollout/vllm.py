@@ -27,9 +27,17 @@ from sharevl_lite.device_memory import MEMORY
 from sharevl_lite.errors import INSTALL_GPU
 from sharevl_lite.policy.hf import resolve_model_path, save_adapter
 from sharevl_lite.policy.prompts import pixel_settings
-from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
+from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids
 from sharevl_lite.rollout.errors import RolloutError
-from sharevl_lite.rollout.limits import BAN, check_frozen_vision, check_recipe, engine_dtype, is_quantised, vllm_rank
+from sharevl_lite.rollout.limits import (
+    check_frozen_vision,
+    check_recipe,
+    engine_dtype,
+    is_quantised,
+    num_drawn,
+    sampling_parameters,
+    vllm_rank,
+)
 from sharevl_lite.vllm_start import set_environment, starting_vllm, threads_of_vllm
 
 if TYPE_CHECKING:
@@ -109,6 +117,7 @@ class VLLMRolloutEngine:
 
         Raises RolloutError where vLLM read another prompt than the policy did, or drew a vision token.
         """
+        from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
         if not requests:
@@ -122,13 +131,13 @@ class VLLMRolloutEngine:
             with threads_of_vllm():
                 outputs = self._llm.generate(
                     [self._prompt(request) for request in requests],
-                    [self._parameters(request, sampling) for request in requests],
+                    [SamplingParams(**sampling_parameters(request, sampling, self.policy)) for request in requests],
                     lora_request=adapter,
                     use_tqdm=False,
                 )
         finally:
             self.sleep()
-        return [self._responses(request, output) for request, output in zip(requests, outputs, strict=True)]
+        return [self._responses(request, sampling, output) for request, output in zip(requests, outputs, strict=True)]
 
     def sync(self) -> None:
         """Hands the current adapter over: a new id, and nothing cached of the old one at the next rollout."""
@@ -183,22 +192,7 @@ class VLLMRolloutEngine:
             prompt |= {"multi_modal_data": {"image": list(request.prompt.pictures)}, "mm_processor_kwargs": bounds}
         return prompt
 
-    def _parameters(self, request: SamplingRequest, sampling: Sampling) -> Any:
-        from vllm import SamplingParams
-
-        return SamplingParams(
-            n=request.count if sampling.temperature > 0.0 else 1,  # greedy answers are one answer
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_completion_length,
-            seed=response_seed(sampling.seed, request.key, 0),
-            stop_token_ids=list(self.end_ids),
-            logit_bias=dict.fromkeys(self.policy.vision_token_ids, BAN),
-            logprobs=0,
-            detokenize=False,  # once at the end: text after every token costs as much as choosing it
-        )
-
-    def _responses(self, request: SamplingRequest, output: Any) -> list[Response]:
+    def _responses(self, request: SamplingRequest, sampling: Sampling, output: Any) -> list[Response]:
         expected = request.prompt.prefix.ids_P.tolist()
         if list(output.prompt_token_ids) != expected:
             raise RolloutError(
@@ -207,7 +201,10 @@ class VLLMRolloutEngine:
                 "transformers and vLLM that resolve together, or rollout.engine: hf"
             )
         drawn = [self._response(request.key, completion) for completion in output.outputs]
-        return drawn if len(drawn) == request.count else drawn * request.count
+        asked = num_drawn(request, sampling)
+        if len(drawn) != asked:
+            raise RolloutError(f"{request.key}: vLLM gave {len(drawn)} responses, {asked} were asked for")
+        return drawn * (request.count // asked)
 
     def _response(self, key: str, completion: Any) -> Response:
         ids = tuple(completion.token_ids)

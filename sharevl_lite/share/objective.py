@@ -25,7 +25,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Aggregation = Literal["token", "sequence", "dr_grpo"]
-ImportanceLevel = Literal["token", "sequence"]
 Correction = Literal["none", "truncate", "mask"]
 
 

@@ -98,6 +98,20 @@ def test_the_command_of_another_machine():
     assert json.loads(found["--mm-processor-kwargs"])["size"] == {"shortest_edge": 784, "longest_edge": 7840}
 
 
+@pytest.mark.parametrize(
+    ("stored", "four_bits", "told"),
+    [
+        ("auto", False, "float32"),
+        ("auto", True, "bfloat16"),
+        ("float64", False, "float32"),
+    ],
+)
+def test_beside_4_bits_vllm_computes_in_16(monkeypatch, stored, four_bits, told):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    recipe = with_urls("http://localhost/v1", **{"model.dtype": stored, "model.load_in_4bit": four_bits})
+    assert options(serve_command(recipe))[1]["--dtype"] == told
+
+
 def test_a_rank_that_vllm_does_not_take():
     with pytest.raises(RolloutError, match="vLLM takes ranks up to 512, not 600"):
         serve_command(with_urls("http://localhost/v1", **{"model.lora.rank": 600}))

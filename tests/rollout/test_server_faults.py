@@ -251,7 +251,7 @@ def test_what_a_killed_run_left_is_removed(start, url, tmp_path):
         ((500, "LoRA rank 16 is greater than max_lora_rank 8"), "answered 500: LoRA rank 16 is greater than"),
     ],
 )
-def test_an_adapter_that_does_not_load_is_said_with_the_way_out(start, url, app, answer, told):
+def test_an_adapter_that_does_not_load_is_said_with_the_way_out(start, url, app, tmp_path, answer, told):
     app.load_answers = [answer]
     with pytest.raises(RolloutError) as caught:
         start(url).sync()
@@ -261,6 +261,7 @@ def test_an_adapter_that_does_not_load_is_said_with_the_way_out(start, url, app,
     assert "rollout.server_adapter_dir" in message
     assert "--enable-lora --max-lora-rank 16" in message
     assert len(app.of(LOAD)) == 1
+    assert not list(tmp_path.rglob("adapter_model.safetensors")), "nobody takes it away later"
 
 
 def test_an_adapter_is_offered_again_to_a_busy_server(start, url, app):
