@@ -31,10 +31,10 @@ from sharevl_lite.policy.hf import load_adapter
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.progress import shown_progress
-from sharevl_lite.records import keep_frame
+from sharevl_lite.records import keep_frame, keep_tokenizer
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.run import typed_command
-from sharevl_lite.run_folder import PROMPT_FILE
+from sharevl_lite.run_folder import PROMPT_FILE, TOKENIZER_FILE
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,11 @@ def evaluate(subject: Subject, settings: Settings) -> Evaluated:
         encoder = PromptEncoder.of(policy, recipe.data)
         kinds = {"each": recipe.share.transforms.kinds, "drawn": None, "none": []}[settings.variants]
         problems = fit_prompts(recipe, loaded, encoder, Console(stderr=True), kinds=kinds)
-        evaluation = _ask(subject, settings, policy, encoder, scorer, problems, column, place)
+        skipped = loaded.skipped_beside(problems)
+        evaluation = _ask(subject, settings, policy, encoder, scorer, problems, column, place, skipped)
         if place is not None:
             keep_frame(encoder, place.responses / PROMPT_FILE)
+            keep_tokenizer(encoder.processor, place.responses / TOKENIZER_FILE)
             place.save(evaluation)
     return Evaluated(evaluation, place)
 
@@ -103,6 +105,7 @@ def _ask(
     problems: Sequence[Problem],
     column: str | None,
     place: Place | None,
+    bad_rows_skipped: int,
 ) -> Evaluation:
     recipe = subject.recipe
     protocol = protocol_of(
@@ -114,6 +117,7 @@ def _ask(
         ways=settings.variants,
         source_column=column,
         resamples=settings.resamples,
+        bad_rows_skipped=bad_rows_skipped,
     )
     with (
         _collector(recipe, policy, encoder, scorer, problems, place) as collector,

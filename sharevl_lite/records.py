@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image
 
-from sharevl_lite.atomic import write_json
+from sharevl_lite.atomic import write_atomically, write_json
 from sharevl_lite.collect import Rollout
 from sharevl_lite.data.problem import Problem, Variant
 from sharevl_lite.learn import Learner, Pair
@@ -115,6 +116,13 @@ def _logprobs(learner: Learner, pair: Pair) -> list[float] | None:
     """The log-probs behind `mean_logprob` and `gap`; None where the pair was not forwarded."""
     old_R = learner.scores.old.get(pair)
     return None if old_R is None else old_R.tolist()
+
+
+def keep_tokenizer(processor: Any, path: Path) -> None:
+    """Token ids of a store can be read wherever it is copied. A tokenizer in Python alone has no such file."""
+    tokenizer = getattr(processor.tokenizer, "backend_tokenizer", None)
+    if tokenizer is not None:
+        write_atomically(path, tokenizer.to_str().encode())
 
 
 def keep_frame(renderer: PromptRenderer, path: Path) -> None:

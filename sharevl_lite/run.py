@@ -49,7 +49,7 @@ from sharevl_lite.policy.hf import load_adapter, save_adapter, start_from
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.policy.weights_digest import weights_digests
 from sharevl_lite.recipes import dump_recipe, with_local_paths
-from sharevl_lite.records import keep_frame
+from sharevl_lite.records import keep_frame, keep_tokenizer
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.rewards.functions import RewardFunctionError
 from sharevl_lite.rollout.errors import RolloutError
@@ -271,7 +271,7 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
     held_out, model = trainer.eval_dataset, weights_digests(recipe.model.path) or kept_model(recipe)
     write_json(run_dir / DATA_FILE, data_record(list(trainer.problems), held_out and list(held_out), model))
     if checkpoint is None or not (run_dir / TOKENIZER_FILE).is_file():
-        _keep_tokenizer(trainer, run_dir / TOKENIZER_FILE)
+        keep_tokenizer(trainer.policy.processor, run_dir / TOKENIZER_FILE)
     if checkpoint is None or not (run_dir / PROMPT_FILE).is_file():
         keep_frame(trainer.collector.encoder, run_dir / PROMPT_FILE)
     updates = 0 if checkpoint is None else updates_made(checkpoint)
@@ -283,13 +283,6 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
     for split, last in (("train", keep), ("eval", keep), (BEST_SPLIT, -1)):
         trainer.store.discard_after(split, last)
     return done
-
-
-def _keep_tokenizer(trainer: ShareGRPOTrainer, target: Path) -> None:
-    """Token ids of the store can be read wherever the run is copied. A tokenizer in Python alone has no such file."""
-    tokenizer = getattr(trainer.policy.processor.tokenizer, "backend_tokenizer", None)
-    if tokenizer is not None:
-        write_atomically(target, tokenizer.to_str().encode())
 
 
 def _publish_adapter(trainer: ShareGRPOTrainer, run_dir: Path) -> None:

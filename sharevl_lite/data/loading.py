@@ -138,15 +138,10 @@ def iterate_problems(
     placed = ((row.place, row) for row in rows)
     try:
         yield from check_rows(placed, reader.problem, on_bad_row=section.on_bad_row, skipped=skipped)
-    finally:  # also where no more rows are wanted
-        for column in (
-            name for name, rows in reader.rows_with_options.items() if rows == 0 and name not in reader.ignored
-        ):
-            logger.warning(
-                "%s: the column %r names no options in any row that was read; questions get none",
-                source,
-                column,
-            )
+    except GeneratorExit:  # no more rows are wanted
+        reader.warn_of_empty_options(source)
+        raise
+    reader.warn_of_empty_options(source)
 
 
 def _collect(source: str, rows: Iterator[tuple[RowPlace, Problem]], skipped: list[BadRow]) -> LoadedProblems:
@@ -189,6 +184,14 @@ class _RowReader:
         """Of each column of options that was read."""
         self.ignored: set[str] = set()
         """Columns that are called like one of options, and hold something else in every row."""
+
+    def warn_of_empty_options(self, source: str) -> None:
+        """Says which columns of options had none in the rows that were read."""
+        for column, rows in self.rows_with_options.items():
+            if rows == 0 and column not in self.ignored:
+                logger.warning(
+                    "%s: the column %r names no options in any row that was read; questions get none", source, column
+                )
 
     def problem(self, row: RawRow) -> Problem:
         """The checked problem of a row; raises RowFault with the reason where the row is bad."""

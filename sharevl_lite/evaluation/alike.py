@@ -48,6 +48,14 @@ TOLD = (
 OFF_IF_ABSENT = frozenset({"numeric_tolerance"})
 """Recorded only where it is not off."""
 UNKNOWN = "not recorded"
+DIGESTS = {
+    "data_digest": "problems",
+    "pixels_digest": "pictures",
+    "prompt_sha256": "prompts",
+    "variant_rows_digest": "transforms that the rows allow",
+}
+"""Settings that are the digest of something, with its name."""
+SHOWN_DIGITS = 12
 
 Difference = tuple[str, Any, Any]
 """A setting, and its value in the first and in the second."""
@@ -74,6 +82,18 @@ def unlike(first: Evaluation, second: Evaluation) -> Unlike:
         if one != other:
             found.told.append((name, one, other))
     return found
+
+
+def in_words(name: str, one: Any, other: Any) -> str:
+    """A difference, for a message; of digests whose they are."""
+    if name in DIGESTS:
+        return f"other {DIGESTS[name]}"
+    return f"{name}: {one!r} and {other!r}"
+
+
+def shown(name: str, value: Any) -> str:
+    """A setting's value in a table; of a digest its beginning."""
+    return str(value)[:SHOWN_DIGITS] if name in DIGESTS and value != UNKNOWN else str(value)
 
 
 def _value(evaluation: Evaluation, name: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from sharevl_lite.evaluation.alike import Difference, is_pooled, unlike, unlike_rewards
+from sharevl_lite.evaluation.alike import Difference, in_words, is_pooled, shown, unlike, unlike_rewards
 from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.figures import REWARD, agreements, is_share, mean_right, measures, rewards_of
@@ -77,7 +77,7 @@ def compare(first: Evaluation, second: Evaluation, *, force: bool = False, resam
     """
     found = unlike(first, second)
     if found.refused and not force:
-        told = "; ".join(f"{name}: {one!r} and {other!r}" for name, one, other in found.refused)
+        told = "; ".join(in_words(*difference) for difference in found.refused)
         raise EvaluationError(
             f"the evaluations differ in more than the model ({told}); evaluate both alike, or compare the problems and "
             "figures that they share with --force"
@@ -102,6 +102,8 @@ def compare(first: Evaluation, second: Evaluation, *, force: bool = False, resam
                 resamples=resamples,
             )
     differences = [*found.refused, *found.told]
+    if first.kinds.keys() != second.kinds.keys():
+        differences.append(("ways of asking", ", ".join(first.kinds), ", ".join(second.kinds)))
     return Comparison(tests, responses, *_movers(pairs), len(pairs), alone, differences, renamed, left_out)
 
 
@@ -142,7 +144,9 @@ def _measures(first: Evaluation, second: Evaluation, rewards: Sequence[str]) -> 
         for source in first.sources:
             if source in second.sources:
                 found[f"{name} [{source}]"] = _of_source(source, of_all[name])
-    for name in ("consistency", "all_right", "all_wrong"):
+    # Whether majorities agree depends on how many votes there are, and in how many ways.
+    alike = len(samples) == 1 and first.kinds.keys() == second.kinds.keys()
+    for name in ("consistency", "all_right", "all_wrong") if alike else ():
         if name in first.metrics and name in second.metrics:
             found[name] = _of_agreement(name)
     return found
@@ -214,7 +218,7 @@ def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
     if told := _left_out(comparison):
         parts[0] = Table(parts[0].title, header, rows, " ".join([notes, *told]))
     if comparison.differences:
-        settings = [(name, str(one), str(other)) for name, one, other in comparison.differences]
+        settings = [(name, shown(name, one), shown(name, other)) for name, one, other in comparison.differences]
         parts.append(Table("Settings that differ", ("", "A", "B"), settings))
     for title, movers in (("Better in B", comparison.better), ("Worse in B", comparison.worse)):
         if movers:

@@ -36,6 +36,7 @@ def protocol_of(
     ways: str,
     source_column: str | None,
     resamples: int,
+    bad_rows_skipped: int = 0,
 ) -> dict[str, Scalar]:
     """The protocol of an evaluation of `target`, with `adapter` the folder of its adapter."""
     section, data, tolerance = recipe.eval, recipe.data, recipe.reward.numeric_tolerance
@@ -47,6 +48,7 @@ def protocol_of(
         "data_digest": fingerprint(problems),
         "pixels_digest": pixels_digest(problems),
         "problems": len(problems),
+        **({"bad_rows_skipped": bad_rows_skipped} if bad_rows_skipped else {}),
         "samples": section.samples,
         "loader": recipe.model.loader,
         "dtype": str(policy.base_dtype).removeprefix("torch."),

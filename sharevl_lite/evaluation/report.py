@@ -29,7 +29,13 @@ def tables(evaluation: Evaluation) -> list[Table]:
         [_row(name, found) for name, found in evaluation.metrics.items() if (name in AGREEMENTS) == over_all]
         for over_all in (False, True)
     )
-    parts = [Table(f"Plain questions: {asked} problems, {samples} responses each", header, plain)]
+    parts = [
+        Table(
+            f"Plain questions: {asked} problems, {samples} {'response' if samples == 1 else 'responses'} each",
+            header,
+            plain,
+        )
+    ]
     if alike:
         parts.append(Table("All ways of asking a problem together", header, alike))
     if len(evaluation.kinds) > 1:
@@ -38,7 +44,9 @@ def tables(evaluation: Evaluation) -> list[Table]:
         parts.append(_groups("Image transforms", evaluation.transforms, samples, "transform"))
     if evaluation.sources:
         parts.append(_sources(evaluation.sources, samples))
-    told = [(TITLES.get(name, name.replace("_", " ")), str(count)) for name, count in evaluation.counts.items()]
+    skipped = evaluation.protocol.get("bad_rows_skipped")
+    told = [] if skipped is None else [("bad rows, skipped", str(skipped))]
+    told += [(TITLES.get(name, name.replace("_", " ")), str(count)) for name, count in evaluation.counts.items()]
     parts.append(Table("Counts", ("", "number"), told))
     return parts
 

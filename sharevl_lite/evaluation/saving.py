@@ -27,7 +27,7 @@ from sharevl_lite.evaluation.report import as_markdown
 from sharevl_lite.store import RolloutStore
 
 EVAL_DIR = "eval"
-SCRAPS = ("images", "prompt.json")
+SCRAPS = ("images", "prompt.json", "tokenizer.json")
 """What says nothing without responses."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from sharevl_lite import __version__
+from sharevl_lite import __version__, metrics_log
 from sharevl_lite.data.sources import HUB_ID
 from sharevl_lite.display import counted
 from sharevl_lite.export.base import BaseModel
@@ -24,7 +24,7 @@ from sharevl_lite.export.snippets import usage
 from sharevl_lite.export.source import Source
 from sharevl_lite.policy.hf import BUILTIN_PREFIX
 from sharevl_lite.recipe_yaml import dump as dump_yaml
-from sharevl_lite.run_folder import DATA_FILE
+from sharevl_lite.run_folder import DATA_FILE, METRICS_FILE
 
 CARD = "README.md"
 RELATIONS = {"merged-16bit": "finetune", "merged-4bit": "quantized", "lora": "adapter", "gguf": "quantized"}
@@ -152,8 +152,19 @@ def _data(source: Source) -> str:
     return (
         f"{count} of `{public(data.train, 'train')}`, split `{data.train_split}`; {held}. Trained on "
         f"{counted(rollouts, 'rollout')} of {counted(train.problems_per_rollout, 'problem')}, "
-        f"{counted(train.updates_per_rollout, 'update')} each{rest}{whole}."
+        f"{counted(train.updates_per_rollout, 'update')} each{rest}{whole}{_rates(source)}."
     )
+
+
+def _rates(source: Source) -> str:
+    """The learning rates of the steps behind the adapter: a resumed run's recipe has its last steps' alone."""
+    log = source.run / METRICS_FILE
+    steps = [record for record in (metrics_log.read(log) if log.is_file() else []) if "learning_rate" in record]
+    rates = [record["learning_rate"] for record in steps if record["update"] <= source.updates]
+    if not rates:
+        return ""
+    low, high = min(rates), max(rates)
+    return f", at a learning rate of {high:g}" if low == high else f", at learning rates from {low:g} to {high:g}"
 
 
 def licence_of(base: BaseModel) -> Licence:

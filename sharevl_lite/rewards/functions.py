@@ -25,6 +25,8 @@ from sharevl_lite.errors import UserError
 
 RewardFunction = Callable[..., Any]
 _MODULE = "sharevl_reward_"
+TRL_LOGGERS = frozenset({"log_extra", "log_metric"})
+"""Arguments that TRL passes and nobody does here."""
 
 
 class RewardFunctionError(UserError):
@@ -140,9 +142,11 @@ def check_arguments(function: RewardFunction, name: str, given: Collection[str])
     ]
     missing = [argument for argument in needed if argument not in given]
     if missing:
+        loggers = [argument for argument in missing if argument in TRL_LOGGERS]
+        hint = f"; {' and '.join(loggers)} of TRL's are not passed: write {loggers[0]}=None" if loggers else ""
         raise RewardFunctionError(
             f"reward function {name!r} needs {', '.join(missing)}, which the data does not have; there are "
-            f"{', '.join(sorted(given))}"
+            f"{', '.join(sorted(given))}{hint}"
         )
 
 

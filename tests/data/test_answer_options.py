@@ -162,6 +162,12 @@ def test_a_column_without_any_option_is_told(tmp_path, caplog, empty):
     assert "the column 'options' names no options in any row that was read" in caplog.text
 
 
+def test_a_reading_that_broke_off_says_nothing_of_the_rows_after_it(tmp_path, caplog):
+    with pytest.raises(BadRowError, match="row 1"):
+        load(tmp_path, renamed(options=None), renamed(options=None, answer=""), renamed(), **NAMED)
+    assert "names no options" not in caplog.text
+
+
 @pytest.mark.parametrize("columns", [{}, NAMED, {"choices": "options"}, {**NAMED, "choices": "options"}])
 def test_what_variants_wrote_is_read_as_it_stands(tmp_path, columns):
     """With the source's column of options beside the text that has them, by the recipe of the source or by none."""

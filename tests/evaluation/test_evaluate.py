@@ -82,6 +82,7 @@ def test_the_explorer_shows_the_prompts_of_its_responses_as_they_were_sent(evalu
         fold = str(prompt_as_sent(evaluated.place.responses, question))
         shown = re.search(r'<bdi class="words code" dir="auto">(.*?)</bdi>', fold, re.S)
         assert html.unescape(shown[1]) == encoder.render(question)
+    assert (evaluated.place.responses / "tokenizer.json").is_file(), "or its tokens are shown as numbers"
 
 
 def test_it_is_read_again_as_it_was_written(evaluated):
@@ -241,12 +242,13 @@ def test_answers_that_cannot_be_verified_have_no_figures_and_are_shown_so(recipe
     (problem,) = load_problems("builtin:digits", load_recipe(recipe_file).data, split="test", limit=1).problems
     problem.images[0].save(tmp_path / "digits.png")
     row = {"problem": problem.text, "images": [str(tmp_path / "digits.png")], "answer": r"\frac{1}{0}"}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "answer": ""}) + "\n")
     done = evaluate_target(
         MODEL, Settings(data=str(tmp_path / "rows.jsonl"), recipe_file=str(recipe_file), variants="none", resamples=FEW,
-                        overrides=["--eval.temperature", "0"]),
+                        overrides=["--eval.temperature", "0", "--data.on_bad_row", "skip"]),
     )  # fmt: skip
     assert done.place is None
+    assert done.evaluation.protocol["bad_rows_skipped"] == 1
     assert done.evaluation.counts["not_verified"] == 2
     found = done.evaluation.metrics["mean@2"]
     assert (found.value, found.low, found.problems, found.left_out) == (None, None, 0, 1)
@@ -256,4 +258,5 @@ def test_answers_that_cannot_be_verified_have_no_figures_and_are_shown_so(recipe
     report(done, as_json=False)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["mean@2", "–", "–", "0", "(1", "left", "out)"] in lines
+    assert ["bad", "rows,", "skipped", "1"] in lines
     assert not any(isinstance(v, float) and math.isnan(v) for v in shown["counts"].values())

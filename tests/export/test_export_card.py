@@ -158,12 +158,19 @@ def test_evaluations_that_are_not_of_this_adapter_are_left_out_of_the_card_and_t
 
 
 def test_what_the_card_says_of_the_training_is_that_of_the_checkpoint(run, export, tmp_path):
+    """Its learning rates too: the recipe of a resumed run has that of the last steps."""
     shutil.copytree(run / "adapter", run / "checkpoints" / "checkpoint-1")
+    log = run / "metrics.jsonl"
+    first, last = (
+        f'{{"step": {step}, "update": {step}, "learning_rate": {rate}}}' for step, rate in ((1, 1e-3), (2, 1e-4))
+    )
+    log.write_text("\n".join([first, last, ""]))
     export(run, tmp_path / "first", "--format", "lora", "--checkpoint", "1")
-    asked = "1 rollout of 6 problems, 1 update each (the run's recipe asks for 2)."
+    asked = "1 rollout of 6 problems, 1 update each (the run's recipe asks for 2), at a learning rate of 0.001."
     assert f"Trained on {asked}" in (tmp_path / "first" / "README.md").read_text()
     export(run, tmp_path / "last", "--format", "lora")
-    assert "Trained on 2 rollouts of 6 problems, 1 update each." in (tmp_path / "last" / "README.md").read_text()
+    asked = "2 rollouts of 6 problems, 1 update each, at learning rates from 0.0001 to 0.001."
+    assert f"Trained on {asked}" in (tmp_path / "last" / "README.md").read_text()
 
 
 def test_the_card_says_how_many_problems_were_asked(run):
