@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,6 +91,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     settings = _settings(options, overrides)
     subject = find_subject(options.target, settings)
+    if subject.run_dir is None and settings.recipe_file is None:
+        print("prompt, rewards and variants are the defaults; --recipe gives those of a training", file=sys.stderr)
     check_installed(subject.recipe)
     check_data(subject.recipe)
     check_inputs(subject.recipe, train=False)

@@ -282,9 +282,11 @@ class ShareGRPOTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the step's figures to the Trainer's own and writes metrics.jsonl besides the trackers."""
+        if "train_runtime" in logs:
+            return  # its samples are updates, and it counts no operations
         if "loss" in logs:
             logs = {**logs, **self._step_metrics}
-        if "train_runtime" not in logs and self.accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             self.metrics_log.append({"step": self.rollouts_done, "update": self.state.global_step, **logs})
         super().log(logs, start_time)
 
@@ -383,11 +385,7 @@ class ShareGRPOTrainer(Trainer):
         return broadcast_object_list(box)[0]
 
     def _store_rows(
-        self,
-        split: str,
-        rollout: Rollout,
-        learner: Learner | None = None,
-        clipped: dict[Pair, float] | None = None,
+        self, split: str, rollout: Rollout, learner: Learner | None = None, clipped: dict[Pair, float] | None = None
     ) -> None:
         rows = rollout_rows(self.recipe.name, rollout, self.store.put_image, learner, clipped)
         everyone = [row for part in self.gather(rows) for row in part]

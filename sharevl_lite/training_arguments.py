@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -14,6 +16,13 @@ NEVER = 2**31
 """Rollouts: no run is so long. Its end is saved anyway; a number that follows its length would change with it."""
 
 
+@dataclass
+class RecipeArguments(TrainingArguments):
+    """The Trainer's, with the recipe beside them: trackers show all of it as the run's settings."""
+
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """The Trainer's arguments of a recipe. Checkpoints and evaluations fall on rollout boundaries."""
     train = recipe.train
@@ -21,7 +30,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     every = recipe.eval.every_rollouts if recipe.data.eval else None
     if "tensorboard" in train.report_to:  # the Trainer takes the folder from nowhere else
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(recipe.run_dir / "tensorboard")
-    arguments = TrainingArguments(
+    arguments = RecipeArguments(
+        recipe=recipe.model_dump(mode="json"),
         output_dir=str(recipe.run_dir / CHECKPOINTS_DIR),
         run_name=recipe.name,
         seed=recipe.seed,

@@ -9,7 +9,7 @@ from bitsandbytes.functional import quantize_4bit
 from rich.console import Console
 from second_device import DEVICE
 from sharevl_explorer.trial import Trial
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from sharevl_lite import load_recipe, metrics_log, train, training_arguments
 from sharevl_lite.data.digits import digits_problems
@@ -60,13 +60,15 @@ pytestmark = pytest.mark.usefixtures("on_second_device")
 def on_second_device():
     """Models are loaded there and the Trainer is told so, as they find it with a GPU."""
 
+    usual = training_arguments.RecipeArguments
+
     def arguments(**settings):
-        return TrainingArguments(**{**settings, "use_cpu": False})
+        return usual(**{**settings, "use_cpu": False})
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (hf, verify):
             patch.setattr(module, "default_device", lambda: DEVICE)
-        patch.setattr(training_arguments, "TrainingArguments", arguments)
+        patch.setattr(training_arguments, "RecipeArguments", arguments)
         patch.setenv("ACCELERATE_TORCH_DEVICE", str(DEVICE))
         yield
 

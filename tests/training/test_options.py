@@ -1,5 +1,6 @@
 """Each knob of a run does what it says, in real runs of the shipped model."""
 
+import json
 import math
 from io import StringIO
 
@@ -150,6 +151,10 @@ def test_tensorboard(trained):
     held_out = [(r["update"], pytest.approx(r["eval_accuracy"], rel=1e-6)) for r in evaluations_of(run)]
     assert scalars["eval/accuracy"] == held_out
     assert len(held_out) == 2
+    assert not any("samples" in name or "flos" in name for name in scalars), "the Trainer's, which counts updates"
+    (settings,) = (tag for tag in events.Tags()["tensors"] if tag.startswith("args"))
+    told = events.Tensors(settings)[0].tensor_proto.string_val[0].decode()
+    assert json.loads(told)["recipe"]["share"]["num_variants"] == 2
 
 
 @pytest.mark.parametrize(
