@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sharevl_lite.data.images import encoded_images
+from sharevl_lite.data.images import shown_images
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
 from sharevl_lite.rewrite.chat import CachedChat, ChatRequest, NoReplyError
 
@@ -83,7 +83,7 @@ class SolverCheck:
     async def _agreement(self, problem: Problem, text: str) -> Agreement:
         from sharevl_lite.rewards import VerifierFailure
 
-        parts = _parts(self.template.replace("{problem}", text), encoded_images(problem.images))
+        parts = _parts(self.template.replace("{problem}", text), shown_images(problem.images))
         requests = [
             ChatRequest(parts, TEMPERATURE, self.max_tokens, self.seed + sample, needs_images=True)
             for sample in range(self.samples)
