@@ -79,7 +79,7 @@ def load_problems(source: str, section: DataSection, *, split: str, limit: int |
         source: A .parquet or .jsonl file, a folder of them, a Hub dataset id, or `builtin:digits`; `section.train` or
             `section.eval` as a rule.
         section: Column names, and what a bad row does.
-        split: Split of a Hub or built-in dataset; in a folder, the start of the file names.
+        split: Split of a Hub or built-in dataset; in a folder, the first word of the file names.
         limit: Keep the first so many good problems and read no further. None: all.
 
     Returns:
