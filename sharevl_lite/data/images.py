@@ -132,7 +132,7 @@ def _is_plain(data: bytes) -> bool:
         if image.format not in {"PNG", "JPEG"} or image.mode == "CMYK" or getattr(image, "n_frames", 1) > 1:
             return False
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-        opaque = not image.has_transparency_data or image.convert("RGBA").getextrema()[3] == (255, 255)
+        opaque = not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
         return opaque and not turned
 
 
