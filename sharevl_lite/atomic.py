@@ -3,13 +3,15 @@
 Content goes to a temporary name in the same folder (a rename across file systems is a copy), is fsynced, renamed, and
 the folder is fsynced, so that neither SIGKILL nor a power cut leaves half a file under a final name. What a kill does
 leave is the temporary: its name starts with a dot and `TEMPORARY`, readers skip it, and
-:func:`remove_stale_temporaries` takes it away.
+:func:`remove_stale_temporaries` takes it away. A folder that takes hours to fill is :func:`staged`: its age
+says nothing, a lock says that its writer lives.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import secrets
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 TEMPORARY = ".tmp-"
+TOKEN_BYTES = 6
 STALE_SECONDS = 3600.0
 """Age at which a temporary has surely lost its writer; none takes an hour."""
 
@@ -43,7 +46,7 @@ def locked(folder: str | Path) -> Iterator[int]:
 def temporary_beside(final: str | Path) -> Path:
     """A fresh hidden name in the folder of `final`, for content on its way there."""
     final = Path(final)
-    return final.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{final.name}")
+    return final.with_name(f"{TEMPORARY}{secrets.token_hex(TOKEN_BYTES)}-{final.name}")
 
 
 def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> Path:
@@ -133,6 +136,38 @@ def remove_stale_temporaries(folder: str | Path, older_than_seconds: float = STA
                 entry.unlink()
             removed.append(entry)
     return removed
+
+
+@contextlib.contextmanager
+def staged(final: str | Path) -> Iterator[Path]:
+    """A folder to fill, named by :func:`temporary_beside` and held by a lock; gone at the end unless it was published.
+
+    What killed writers left for the same final name is removed first. On a file system without locks it stays, since
+    nothing there tells it from the work of another process.
+
+    Raises OSError where the folder cannot be made.
+    """
+    final = Path(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(final)
+    folder = temporary_beside(final)
+    folder.mkdir()
+    try:
+        with contextlib.ExitStack() as lock:
+            with contextlib.suppress(OSError):  # no locks here
+                lock.enter_context(locked(folder))
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(final: str | Path) -> None:
+    """Remove the folders of this final name that were :func:`staged` and that nobody holds any more, however young."""
+    final = Path(final)
+    token = "[0-9a-f]" * (2 * TOKEN_BYTES)  # a * would take those of x-name for those of name
+    for left in final.parent.glob(f"{TEMPORARY}{token}-{glob.escape(final.name)}"):
+        with contextlib.suppress(OSError), locked(left):  # its writer may be alive
+            shutil.rmtree(left)
 
 
 def sync_directory(folder: str | Path) -> None:

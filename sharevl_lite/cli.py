@@ -209,7 +209,11 @@ def _add_check(variants: _Parser) -> None:
     check.add_argument("--check-samples", type=int, default=4, help="answers to each text (default: 4)")
     check.add_argument("--check-base-url", help="endpoint of the check (default: --base-url)")
     check.add_argument("--check-model", help="model of that endpoint (default: --model)")
-    check.add_argument("--check-template", help="what it is asked: text with {problem}; must lead to a boxed answer")
+    check.add_argument(
+        "--check-template",
+        help="what it is asked: text with {problem}; must lead to a boxed answer. Literal braces may be doubled, as in "
+        "data.prompt_template, or single",
+    )
 
 
 def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:

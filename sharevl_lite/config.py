@@ -69,7 +69,7 @@ class DataSection(Section):
     eval: Annotated[str, Field(min_length=1)] | None = None
     """Held-out problems, in the same forms. None: no evaluation."""
     train_split: str = "train"
-    """Split of a Hub or built-in dataset."""
+    """Split of a Hub or built-in dataset; of a folder, the files whose names start with that word."""
     eval_split: str = "test"
     train_limit: Count | None = None
     """Use the first so many problems. None: all."""

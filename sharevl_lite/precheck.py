@@ -18,7 +18,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.data import DataError, LoadedProblems, Problem, load_problems
 from sharevl_lite.data.digits import SPLIT_SIZES
 from sharevl_lite.data.loading import BUILTIN
-from sharevl_lite.data.sources import count_rows, read_rows
+from sharevl_lite.data.sources import count_rows, find_files, read_rows
 from sharevl_lite.display import counted
 from sharevl_lite.intake import fit_prompts
 from sharevl_lite.policy.folder import is_missing
@@ -117,17 +117,12 @@ def _processor_at_hand(model: str) -> Any:
         return None
 
 
-def _is_remote(source: str) -> bool:
-    """Whether the source is a Hub dataset: not built in, not there, and not written as a file."""
-    local = source.startswith(BUILTIN) or Path(source).exists() or Path(source).suffix in (".parquet", ".jsonl")
-    return not local and source.count("/") == 1
-
-
 def _first_problems(source: str, split: str, limit: int | None, recipe: Recipe) -> _Seen | None:
     """None of data that would have to be downloaded."""
-    if _is_remote(source):
+    builtin = source.startswith(BUILTIN)
+    if not builtin and find_files(source, split) is None:
         return None
-    rows = SPLIT_SIZES.get(split) if source.startswith(BUILTIN) else count_rows(source, split)
+    rows = SPLIT_SIZES.get(split) if builtin else count_rows(source, split)
     most = FEW_ROWS + 1 if rows is not None and rows <= FEW_ROWS else MEASURED_PROBLEMS
     most = most if limit is None else min(limit, most)
     loaded = load_problems(source, recipe.data, split=split, limit=most)

@@ -1,9 +1,10 @@
-"""The YAML of recipes: YAML 1.2's core schema, with the line of every key.
+"""The YAML of recipes: YAML 1.2's core schema without numbers in other bases, with the line of every key.
 
 Two deviations from ``yaml.safe_load``, which reads YAML 1.1:
 
 * `1e-4` is a number and `no`, `on`, `12:30`, `010` and `2026-01-01` are what they look like. Under 1.1 they are the
-  text "1e-4", False, True, 750, 8 and a date: a learning rate that is text, a name that is a date.
+  text "1e-4", False, True, 750, 8 and a date: a learning rate that is text, a name that is a date. `2024_01`
+  and `0x10` are text, which 1.1 reads as 202401 and 16; the core schema, too, has `0x10` and `0o20` for 16.
 * a key that stands twice is a fault; safe_load keeps the last one silently.
 
 Merge keys (`<<`) are not in YAML 1.2 and are read as a key of that name, so a recipe that uses one is told so.
@@ -21,10 +22,9 @@ import yaml
 KeyPath = tuple[str | int, ...]
 
 _TAG = "tag:yaml.org,2002:"
-_DIGITS = r"[0-9]+(?:_[0-9]+)*"
-_INT = re.compile(rf"[-+]?{_DIGITS}\Z")
+_INT = re.compile(r"[-+]?[0-9]+\Z")
 _FLOAT = re.compile(
-    rf"[-+]?(?:(?:{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))\Z|\.(?:nan|NaN|NAN)\Z"
+    r"[-+]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))\Z|\.(?:nan|NaN|NAN)\Z"
 )
 _RESOLVERS: tuple[tuple[str, re.Pattern[str], list[str]], ...] = (
     ("null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""]),
@@ -54,6 +54,7 @@ _Loader.yaml_implicit_resolvers = {}
 for _name, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
     _Dumper.add_implicit_resolver(_TAG + _name, _pattern, _first)
+_Dumper.add_implicit_resolver(_TAG + "int", re.compile(r"0o[0-7]+\Z"), ["0"])  # a number to other readers of 1.2
 
 
 @dataclass

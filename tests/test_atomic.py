@@ -10,6 +10,7 @@ from sharevl_lite import atomic
 from sharevl_lite.atomic import (
     publish_directory,
     remove_stale_temporaries,
+    staged,
     temporary_beside,
     write_atomically,
 )
@@ -167,3 +168,19 @@ def test_only_old_temporaries_are_removed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([".hidden", "kept", young_file.name])
     assert remove_stale_temporaries(tmp_path, 0) == [young_file]
     assert remove_stale_temporaries(tmp_path / "missing") == []
+
+
+def test_what_a_killed_writer_was_filling_goes_and_what_a_living_one_fills_stays(tmp_path):
+    def fill_until_killed():
+        with staged(tmp_path / "a") as folder:
+            os.rmdir(folder)
+
+    assert killed_at("rmdir", 1, fill_until_killed)
+    with staged(tmp_path / "x-a") as other, staged(tmp_path / "a") as first:
+        assert sorted(tmp_path.glob(".tmp-*")) == sorted([first, other])
+        os.utime(first, (0, 0))
+        with staged(tmp_path / "a") as second:
+            assert first.is_dir()
+            (second / "weights").write_bytes(NEW)
+            publish_directory(second, tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"]

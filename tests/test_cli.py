@@ -280,6 +280,14 @@ def test_a_dry_run_reads_all_of_few_rows_and_says_so(called, tmp_path, monkeypat
     assert "passes            10.00 over the data (640 steps of 32 problems)" in output
 
 
+def test_a_dry_run_reads_a_folder_of_the_home_folder(called, tmp_path, monkeypatch):
+    """It looks like owner/name, and is no dataset of the Hub."""
+    (tmp_path / "geo").mkdir()
+    (tmp_path / "geo" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "all 40 problems looked at" in called("train", DEMO, "--dry-run", "--data.train", "~/geo")[1]
+
+
 def test_a_dry_run_shows_the_prompt_that_the_model_reads(called, tmp_path, monkeypatch):
     words = ["train", DEMO, "--dry-run"]
     _, output, _ = called(*words, "--data.system-prompt", "Be brief.")

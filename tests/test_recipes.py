@@ -46,7 +46,7 @@ def test_values_reach_the_recipe_and_the_rest_keeps_its_defaults(write):
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"), [("1e-4", 1e-4), ("1E-4", 1e-4), ("2", 2.0), (".5", 0.5), ("+1.e-6", 1e-6), ("1_000", 1000)]
+    ("written", "meant"), [("1e-4", 1e-4), ("1E-4", 1e-4), ("2", 2.0), (".5", 0.5), ("+1.e-6", 1e-6)]
 )
 def test_numbers_that_yaml_1_1_reads_as_text_are_numbers(write, written, meant):
     assert load_recipe(write(f"train: {{learning_rate: {written}}}")).train.learning_rate == meant
@@ -55,6 +55,22 @@ def test_numbers_that_yaml_1_1_reads_as_text_are_numbers(write, written, meant):
 def test_text_that_yaml_1_1_converts_stays_text(write):
     recipe = load_recipe(write("name: 2026-01-01\ndata: {train_split: no, eval_split: 12:30}\n"))
     assert (recipe.name, recipe.data.train_split, recipe.data.eval_split) == ("2026-01-01", "no", "12:30")
+
+
+@pytest.mark.parametrize("text", ["2024_01", "1_000.5", "0x10", "0o17", "0b11", "1__0"])
+def test_text_with_digits_stays_text(write, tmp_path, text):
+    recipe = load_recipe(write(f"name: {text}\n"))
+    assert recipe.name == text
+    path = write(dump_recipe(recipe), "dumped.yaml")
+    assert load_recipe(path) == recipe
+    assert f"name: '{text}'" in path.read_text(), "other readers of YAML take it for a number"
+
+
+@pytest.mark.parametrize("written", ["1_000", "0x10"])
+def test_a_count_is_written_in_decimal_digits(write, written):
+    assert problems_of(write(f"data: {{train_limit: {written}}}")) == [
+        f'recipe.yaml:1: data.train_limit: must be int >= 1 | null, got "{written}"'
+    ]
 
 
 def test_a_whole_number_with_exponent_is_a_count(write):

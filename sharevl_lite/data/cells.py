@@ -1,4 +1,4 @@
-"""Lists that are written as text in a cell."""
+"""Lists that are written as text in a cell, and what a cell says as text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import tokenize
+from decimal import Decimal
 from typing import Any
 
 from sharevl_lite.data.errors import RowFault
@@ -28,6 +29,16 @@ def parse_list(text: str, column: str) -> list[Any] | None:
             raise RowFault(f"column {column!r} has two texts with no comma between them (a printed NumPy array?)")
         return list(value)
     return None
+
+
+def cell_text(value: str | int | float | Decimal) -> str:
+    """A text as it is, a number in digits: 3.0 as 3, since a column with a gap makes floats of integers.
+
+    As an answer "3.0" would accept all that rounds to it.
+    """
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    return str(value)
 
 
 def _texts_without_comma(literal: str) -> bool:

@@ -19,7 +19,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, overload
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from sharevl_lite.data.errors import RowFault
 
@@ -118,6 +118,22 @@ class ImageReader:
 def encoded_images(images: Sequence[Image.Image]) -> tuple[bytes, ...]:
     """Each image's file: as it was read, or as PNG where it came as pixels."""
     return images.encoded if isinstance(images, LazyImages) else tuple(_as_png(image) for image in images)
+
+
+def shown_images(images: Sequence[Image.Image]) -> tuple[bytes, ...]:
+    """Each image as a file in which every reader sees the pixels of training: its own, or a PNG of what it shows."""
+    return tuple(data if _is_plain(data) else _as_png(_decode(data, "the image")) for data in encoded_images(images))
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether a file leaves nothing to its reader: a PNG or JPEG of one picture, upright and opaque, not in CMYK."""
+    with Image.open(BytesIO(data)) as image:
+        image.load()  # EXIF may stand behind the pixels
+        if image.format not in {"PNG", "JPEG"} or image.mode == "CMYK" or getattr(image, "n_frames", 1) > 1:
+            return False
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        opaque = not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
+        return opaque and not turned
 
 
 def _as_png(image: Image.Image) -> bytes:

@@ -15,9 +15,7 @@ Sources, each a published dataset's own list of columns:
 
 from __future__ import annotations
 
-import ast
 import difflib
-import json
 import logging
 import re
 import reprlib
@@ -26,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sharevl_lite.config import FOUND, ColumnNames
+from sharevl_lite.data.cells import parse_list
 from sharevl_lite.data.errors import DataError, RowFault
 from sharevl_lite.data.options import CHOICE_COLUMNS, Options, lettered_answer, read_options, with_options
 
@@ -65,7 +64,7 @@ class Layout:
 
         Raises RowFault for a chat: its JSON would pass as the question.
         """
-        if _is_chat(text):
+        if _is_chat(text, self.columns.problem):
             raise RowFault(
                 f"the problem (column {self.columns.problem!r}) is {reprlib.repr(text)}, not text but the messages of "
                 "a chat; write the user's question alone into a column and name it in data.columns.problem (--columns "
@@ -104,16 +103,10 @@ class Layout:
         return [] if column is None else read_options(cells.get(column), column)
 
 
-def _is_chat(value: Any) -> bool:
+def _is_chat(value: Any, column: str) -> bool:
     """Whether a cell holds messages with `role` (or ShareGPT's `from`), as a list or written as JSON or in Python."""
     if isinstance(value, str):
-        if not re.match(r"\s*\[\s*\{", value):
-            return False
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                return _is_chat(list(parse(value.strip())))
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that either one raises
-                continue
+        value = parse_list(value, column) if re.match(r"\s*\[\s*\{", value) else None
     return (
         isinstance(value, list)
         and bool(value)

@@ -22,7 +22,7 @@ from decimal import Decimal
 from typing import Any, get_args
 
 from sharevl_lite.config import FOUND, ColumnNames, DataSection, TransformName
-from sharevl_lite.data.cells import parse_list
+from sharevl_lite.data.cells import cell_text, parse_list
 from sharevl_lite.data.errors import BadRow, DataError, OnBadRow, RowFault, RowPlace, check_rows, require_some
 from sharevl_lite.data.images import ImageReader
 from sharevl_lite.data.layouts import Layout, choose_layout
@@ -79,7 +79,7 @@ def load_problems(source: str, section: DataSection, *, split: str, limit: int |
         source: A .parquet or .jsonl file, a folder of them, a Hub dataset id, or `builtin:digits`; `section.train` or
             `section.eval` as a rule.
         section: Column names, and what a bad row does.
-        split: Split of a Hub or built-in dataset; in a folder, the start of the file names.
+        split: Split of a Hub or built-in dataset; in a folder, the first word of the file names.
         limit: Keep the first so many good problems and read no further. None: all.
 
     Returns:
@@ -334,9 +334,7 @@ def _answer(value: Any, label: str) -> str:
         raise RowFault(f"{label} is {reprlib.repr(value)}; give text or a number")
     if not isinstance(value, int) and not math.isfinite(value):  # a large int does not fit into a float
         raise RowFault(f"{label} is {value}; give a finite number or text")
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)  # a column with a gap makes floats of integers; 3.0 would accept all that rounds to it
-    return str(value)
+    return cell_text(value)
 
 
 def _unicode(text: str, label: str) -> str:

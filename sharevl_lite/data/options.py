@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from sharevl_lite.data.cells import parse_list
+from sharevl_lite.data.cells import cell_text, parse_list
 from sharevl_lite.data.errors import RowFault
 
 NULLS = frozenset({"", "null", "none", "nan"})
@@ -74,7 +74,7 @@ def read_options(value: Any, column: str) -> Options:
         raise RowFault(f"column {column!r} is {reprlib.repr(value)}; give a list of texts, or {WITHOUT}")
     if len(value) > len(LETTERS):
         raise RowFault(f"column {column!r} has {len(value)} options; {len(LETTERS)} is the most")
-    options = [(letter, str(option).strip()) for letter, option in zip(LETTERS, value, strict=False)]
+    options = [(letter, cell_text(option).strip()) for letter, option in zip(LETTERS, value, strict=False)]
     return [] if all(letter == text for letter, text in options) else options
 
 
@@ -112,7 +112,7 @@ def lettered_answer(value: Any, options: Options) -> str:
     """`B. text` of an answer given as the text, the letter or both. Raises RowFault where it is none of the options."""
     said = str(value).strip()
     texts = dict(options)
-    letter = next((letter for letter, option in options if said == option), None)
+    letter = next((letter for form in _forms(value) for letter, option in options if form == option), None)
     bare = _BARE_LETTER.fullmatch(said)
     if letter is None and bare is not None and bare[1] in texts:
         letter = bare[1]
@@ -122,3 +122,12 @@ def lettered_answer(value: Any, options: Options) -> str:
         told = ", ".join(repr(text) for _, text in options)
         raise RowFault(f"the answer {said!r} is none of the options {told}; give one's text or letter, or {WITHOUT}")
     return f"{letter}. {texts[letter]}"
+
+
+def _forms(value: Any) -> list[str]:
+    """How an answer may be written among the options: as it is, and 2.0 as the 2 that a column of numbers becomes."""
+    said = str(value).strip()
+    try:
+        return [said, cell_text(float(said))]
+    except ValueError:
+        return [said]

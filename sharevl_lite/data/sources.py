@@ -18,7 +18,18 @@ from typing import Any
 from sharevl_lite.data.errors import DataError, MissingSource, RowPlace
 
 SUFFIXES = (".parquet", ".jsonl")
-SPLIT_NAMES = ("train", "test", "val", "dev", "eval")
+LONG_NAMES = {
+    "train": ("training",),
+    "test": ("testing",),
+    "val": ("validation", "valid"),
+    "dev": ("development",),
+    "eval": ("evaluation",),
+}
+"""Splits, and how else each is written: files of that name belong to it where none has the short one."""
+SPLIT_NAME = re.compile(rf"(?:{'|'.join(itertools.chain(LONG_NAMES, *LONG_NAMES.values()))})(?:mini|set)?(?![a-z])")
+"""Start of a file name that tells a split. `devices` tells none."""
+SHARD = re.compile(r"([\w.]+)-\d+-of-\d+")
+"""Start of a file name as the Hub has it: all before the numbers is the split."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 BATCH_ROWS = 64
 OWN_MANIFEST, OWN_DATA = "manifest.json", "data"
@@ -54,8 +65,9 @@ def read_rows(source: str, *, split: str, columns: ColumnCheck) -> Iterator[RawR
 
     Args:
         source: As in `data.train`, without the built-in ones.
-        split: Split of a Hub dataset; of a folder, the files whose names start with it, if any do. A single file is
-            taken whole.
+        split: Split of a Hub dataset; of a folder, the files whose names start with it as a word of its own, if any
+            do: of `test` test.jsonl and test_2.jsonl, not testmini.jsonl, and of the Hub's shards such as
+            test_hard-00000-of-00001.parquet those of the very name. A single file is taken whole.
         columns: Is asked once for each file, and says by an error when columns are missing.
 
     Raises:
@@ -118,17 +130,27 @@ def _files_of(folder: Path, split: str) -> list[Path]:
         deeper = sorted({str(file.parent) for file in folder.rglob("*") if file.suffix in SUFFIXES})[:5]
         hint = f"; there are some in {', '.join(deeper)}: name that folder" if deeper else ""
         raise DataError(f"{folder}: the folder holds no .parquet or .jsonl file{hint}{_saved_to_disk(folder, split)}")
-    chosen = [file for file in files if file.name.startswith(split)]
-    if chosen:
-        return chosen
+    for name in (split, *LONG_NAMES.get(split, ())):
+        chosen = [file for file in files if _belongs(file.name, name)]
+        if chosen:
+            return chosen
     # A folder that does name its splits must not hand out its test files for training.
-    others = [file.name for file in files if file.name.startswith(SPLIT_NAMES)]
+    others = [file.name for file in files if SPLIT_NAME.match(file.name)]
     if others:
         raise DataError(
             f"{folder}: no file name starts with the split {split!r}, but there are {', '.join(others[:5])}; set "
-            "data.train_split or data.eval_split to the split that you mean, or name one file"
+            "data.train_split or data.eval_split to the split that you mean (a longer word is another split), or name "
+            "one file"
         )
     return files
+
+
+def _belongs(file: str, split: str) -> bool:
+    """Whether a file's name starts with the split as a word of its own; that of a shard must be just the split."""
+    shard = SHARD.match(file)
+    if shard:
+        return shard[1] == split
+    return file.startswith(split) and not file[len(split) :][:1].isalpha()
 
 
 def _saved_to_disk(folder: Path, split: str) -> str:

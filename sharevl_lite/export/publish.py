@@ -10,13 +10,12 @@ export of that name.
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from sharevl_lite.atomic import TEMPORARY, locked, publish_directory, sync_directory, sync_tree, temporary_beside
+from sharevl_lite.atomic import TEMPORARY, publish_directory, remove_leftovers, staged, sync_directory, sync_tree
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.policy.folder import ADAPTER_CONFIG, CONFIG_FILE
 
@@ -66,24 +65,20 @@ def published(folder: Path) -> Iterator[Path]:
     Raises ExportError where `folder` cannot be written, or is not empty at the end.
     """
     final = resolved(folder)
-    staging = temporary_beside(final / final.name if final.is_dir() else final)
-    try:
-        staging.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(final)
-        staging.mkdir()
-    except OSError as error:
-        raise ExportError(f"--to {folder}: cannot be written ({error}); name another folder") from error
-    try:
-        with locked(staging):
-            yield staging
-            check_target(final)
-            if final.is_dir():
-                _move_up(staging, final)
-            else:
-                publish_directory(staging, final)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    inside = final / final.name
+    with contextlib.ExitStack() as stack:
+        try:
+            for name in (final, inside):
+                remove_leftovers(name)
+            staging = stack.enter_context(staged(inside if final.is_dir() else final))
+        except OSError as error:
+            raise ExportError(f"--to {folder}: cannot be written ({error}); name another folder") from error
+        yield staging
+        check_target(final)
+        if final.is_dir():
+            _move_up(staging, final)
+        else:
+            publish_directory(staging, final)
 
 
 def _move_up(staging: Path, final: Path) -> None:
@@ -93,13 +88,6 @@ def _move_up(staging: Path, final: Path) -> None:
         entry.rename(final / entry.name)
     staging.rmdir()
     sync_directory(final)
-
-
-def _remove_leftovers(final: Path) -> None:
-    pattern = f"{TEMPORARY}*-{glob.escape(final.name)}"
-    for left in (*final.parent.glob(pattern), *final.glob(pattern)):
-        with contextlib.suppress(OSError), locked(left):  # its writer may be alive
-            shutil.rmtree(left)
 
 
 def _gib(size: int) -> str:

@@ -27,7 +27,10 @@ class NoReplyError(RuntimeError):
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One user turn. `parts` are texts and image files (bytes), in the order in which the model reads them."""
+    """One user turn. `parts` are texts and image files (bytes), in the order in which the model reads them.
+
+    The files are those of :func:`~sharevl_lite.data.images.shown_images`: each model's own reader decodes them.
+    """
 
     parts: tuple[str | bytes, ...]
     temperature: float

@@ -13,9 +13,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-from sharevl_lite.data.images import encoded_images
+from sharevl_lite.data.images import shown_images
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
 from sharevl_lite.rewrite.chat import CachedChat, ChatRequest, NoReplyError
 
@@ -83,7 +84,7 @@ class SolverCheck:
     async def _agreement(self, problem: Problem, text: str) -> Agreement:
         from sharevl_lite.rewards import VerifierFailure
 
-        parts = _parts(self.template.replace("{problem}", text), encoded_images(problem.images))
+        parts = _parts(filled(self.template, text), shown_images(problem.images))
         requests = [
             ChatRequest(parts, TEMPERATURE, self.max_tokens, self.seed + sample, needs_images=True)
             for sample in range(self.samples)
@@ -101,6 +102,19 @@ class SolverCheck:
     def cost(self) -> dict[str, Any]:
         """What the check has cost in this run, each name with `check_` in front."""
         return {f"check_{name}": value for name, value in self.chat.cost().items()}
+
+
+def filled(template: str, text: str) -> str:
+    r"""The template with the text for `{problem}`.
+
+    One that could stand in `data.prompt_template` is read as there: of `\boxed{{}}` the model sees `\boxed{}`. In any
+    other, such as `TEMPLATE`, braces stand for themselves.
+    """
+    try:
+        fields = {field[1:] for field in Formatter().parse(template) if field[1] is not None}
+    except ValueError:  # single braces
+        fields = set()
+    return template.format(problem=text) if fields == {("problem", "", None)} else template.replace("{problem}", text)
 
 
 def _reason(rewrite: Agreement, original: Agreement) -> str | None:

@@ -60,8 +60,9 @@ class EndpointModel:
                         self._open_at = max(self._open_at, time.monotonic() + min(asked_wait, LONGEST_WAIT))
                 except (openai.APIConnectionError, json.JSONDecodeError, openai.APIResponseValidationError) as error:
                     reason = type(error).__name__
-            usage[f"retried: {reason}"] += 1
-            await asyncio.sleep(min(30.0, 0.5 * 2**attempt) * (0.75 + random.random() / 4))
+            if attempt + 1 < TRIES:
+                usage[f"retried: {reason}"] += 1
+                await asyncio.sleep(min(30.0, 0.5 * 2**attempt) * (0.75 + random.random() / 4))
         raise NoReplyError(f"{reason}, {TRIES} times{self._what_to_do(reason)}")
 
     def _what_to_do(self, reason: str) -> str:

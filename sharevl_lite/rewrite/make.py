@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
-import shutil
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,8 @@ from typing import Any
 from sharevl_lite import event_loop
 from sharevl_lite.atomic import (
     publish_directory,
-    remove_stale_temporaries,
-    temporary_beside,
+    remove_leftovers,
+    staged,
     write_atomically,
     write_json,
 )
@@ -89,6 +89,7 @@ def make_variants(
     if there:
         manifest = _existing(out, recorded)
         if not manifest.get("failed"):
+            remove_leftovers(out)  # a kill may have come right after the folder got its name
             say(f"{out} is complete already, with the same settings")
             return manifest
         if not cache.is_file():
@@ -97,18 +98,13 @@ def make_variants(
                 f"are gone ({cache} is no file); name their file with --cache, or remove {out} to ask for all of them"
             )
         say(f"{out}: asking again for {len(manifest['failed'])} problems whose requests had failed")
-    temporary = temporary_beside(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale_temporaries(out.parent)
-        temporary.mkdir()
-    except OSError as error:
-        raise VariantsError(f"--out {out}: cannot be written ({error}); name another folder") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(staged(out))
+        except OSError as error:
+            raise VariantsError(f"--out {out}: cannot be written ({error}); name another folder") from error
         manifest = event_loop.run(_run(settings, recorded, temporary, cache, concurrency, timeout, say, progress))
         publish_directory(temporary, out, replace=there)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return manifest
 
 
@@ -246,9 +242,7 @@ def _problems(settings: Settings, skipped: list[BadRow], say: Callable[[str], ob
         images=ImageReader(REMEMBERED_IMAGES),
         on_layout=lambda where, layout: say(f"{where}: columns {layout.name}{_on_options(layout)}"),
     )
-    for number, (_, problem) in enumerate(rows):
-        if settings.limit is not None and number >= settings.limit:
-            return
+    for _, problem in itertools.islice(rows, settings.limit):  # a row behind the limit is not read
         yield problem
 
 

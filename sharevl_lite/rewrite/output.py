@@ -35,7 +35,7 @@ class ProblemWriter:
 
     def add(self, problem: Problem, variants: list[str]) -> None:
         """Take one problem with its accepted rewrites."""
-        extra = {(f"source_{name}" if name in OWN else name): value for name, value in problem.metadata.items()}
+        extra = _renamed(problem.metadata)
         images = [{"bytes": data, "path": None} for data in encoded_images(problem.images)]
         transforms = None if problem.transforms is None else sorted(problem.transforms)
         own = (problem.id, problem.text, images, problem.answer_cell, variants, problem.allow_mirrors, transforms)
@@ -77,6 +77,17 @@ class ProblemWriter:
                 writer.write_table(pa.Table.from_pylist(_texts(rows, self.as_json), schema=schema))
                 part.unlink()
         self._folder.rmdir()
+
+
+def _renamed(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The source's other columns; `source_` in front of a name of ours, again where the source has that name too."""
+    renamed = {name: value for name, value in metadata.items() if name not in OWN}
+    for name in (name for name in metadata if name in OWN):
+        free = f"source_{name}"
+        while free in renamed:
+            free = f"source_{free}"
+        renamed[free] = metadata[name]
+    return renamed
 
 
 def _table(rows: list[dict[str, Any]], as_json: set[str]) -> pa.Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sharevl_lite.data.images import encoded_images
+from sharevl_lite.data.images import shown_images
 from sharevl_lite.data.problem import PLACEHOLDER, Problem, split_placeholders
 from sharevl_lite.rewrite.chat import CachedChat, ChatRequest, NoReplyError
 from sharevl_lite.rewrite.replies import MARK, instruction, parse_rewrites
@@ -62,7 +62,7 @@ class ModelRewriter:
         """Up to `count` rewrites; none where the model gave no usable list, which `cost` counts."""
         leading, question = split_placeholders(problem.text)
         asked = instruction(question.replace(PLACEHOLDER, MARK), count)
-        parts: tuple[str | bytes, ...] = (*encoded_images(problem.images), asked)
+        parts: tuple[str | bytes, ...] = (*shown_images(problem.images), asked)
         for attempt in range(PARSE_TRIES):
             try:
                 reply = await self.chat.ask(ChatRequest(parts, TEMPERATURE, self.max_tokens, self.seed + attempt))

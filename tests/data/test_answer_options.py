@@ -68,6 +68,18 @@ def test_the_answer_may_be_text_or_letter(tmp_path, answer):
     assert load(tmp_path, renamed(answer=answer), **NAMED)[0].answer == ANSWER
 
 
+@pytest.mark.parametrize("answer", [2, 2.0, "2", "2.0", "B"])
+def test_options_in_a_column_of_floats_are_the_integers_they_were(tmp_path, answer):
+    """Parquet gives [1, 2, null] beside a fraction or a gap as floats."""
+    (problem,) = load(tmp_path, renamed(options=[1.0, 2.0, None], answer=answer))
+    assert (problem.text, problem.answer) == ("What is 2 - 1?\nOptions:\n(A) 1\n(B) 2", "B. 2")
+
+
+@pytest.mark.parametrize(("answer", "read"), [("2.0", "B. 2.0"), ("2", "A. 2"), (2.0, "B. 2.0"), (2, "A. 2")])
+def test_options_that_are_texts_keep_their_digits(tmp_path, answer, read):
+    assert load(tmp_path, renamed(options=["2", "2.0"], answer=answer))[0].answer == read
+
+
 def test_what_is_no_list_or_no_option_says_how_to_leave_it_out(tmp_path):
     for row in (renamed(options="0 or 1"), renamed(answer="7")):
         with pytest.raises(BadRowError, match=r"set data.columns.choices: null"):

@@ -122,6 +122,37 @@ def test_folder_never_hands_out_another_split(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("split", "chosen", "others"),
+    [
+        ("test", ["test-00000-of-00001"], ["testmini-00000-of-00001", "test_hard-00000-of-00001"]),
+        ("test_hard", ["test_hard-00000-of-00001"], ["test-00000-of-00001"]),
+        ("testmini", ["testmini-00000-of-00001"], ["test-00000-of-00001"]),
+        ("train", ["train-00000-of-00001"], ["train_sft-00000-of-00001", "training_log"]),
+        ("train", ["train[:10%]-00000-of-00001"], ["test-00000-of-00001"]),
+        ("train", ["train", "train-0", "train2", "train_1"], ["trainset", "training"]),
+        ("train", ["training"], ["testing"]),
+        ("val", ["validation-00000-of-00001"], ["train-00000-of-00001"]),
+        ("val", ["valid"], ["train"]),
+        ("val", ["val"], ["validation", "values"]),
+        ("train", ["devices", "values"], []),
+        ("train", ["devices-00000-of-00002", "devices-00001-of-00002"], []),
+    ],
+)
+def test_a_split_is_a_word_of_its_own(tmp_path, split, chosen, others):
+    for name in (*chosen, *others):
+        write_jsonl(tmp_path / f"{name}.jsonl", [row(answer=name)])
+    assert sorted(problem.answer for problem in load(tmp_path, split=split).problems) == chosen
+
+
+@pytest.mark.parametrize("other", ["testmini", "testing", "testset", "train_sft-00000-of-00001", "validation", "valid"])
+def test_what_tells_another_split_is_not_handed_out(tmp_path, other):
+    write_jsonl(tmp_path / f"{other}.jsonl", [row()])
+    write_jsonl(tmp_path / "rows.jsonl", [row()])
+    with pytest.raises(DataError, match=f"no file name starts with the split 'train', but there are {other}"):
+        load(tmp_path)
+
+
 def test_folder_without_files_names_the_folder_below_that_has_some(tmp_path):
     write_jsonl(tmp_path / "data/train.jsonl", [row()])
     with pytest.raises(DataError, match=rf"holds no .parquet or .jsonl file; there are some in {tmp_path}/data"):

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import time
 
+import pytest
 from chat_server import serve_chat
 from test_variants_command import ROOT, answer, command, data, endpoint, manifest, run
 
 from sharevl_lite.config import DataSection
 from sharevl_lite.data import load_problems
+from sharevl_lite.rewrite.check import TEMPLATE, filled
 
 RIGHT, WRONG = r"So it is \boxed{731946}.", r"So it is \boxed{5}."
 
@@ -74,6 +76,30 @@ def test_what_cannot_be_verified_is_counted_and_not_taken_for_wrong(tmp_path):
         run(*checked(tmp_path / "p.jsonl", out, server))
     assert manifest(out)["check"] == {"samples": 8, "right": 0, "wrong": 0, "unverified": 8, "never_solved": 0}
     assert manifest(out)["rejected_by"] == {"solver_unverified": 3}
+
+
+@pytest.mark.parametrize(
+    ("template", "asked"),
+    [
+        (r"{problem} Box it: \boxed{{}}", r"Q Box it: \boxed{}"),  # as in a recipe
+        (r"{problem} Box it: \boxed{}", r"Q Box it: \boxed{}"),
+        (TEMPLATE, TEMPLATE.replace("{problem}", "Q")),
+        (r"{problem} Box it: \boxed{\frac{1}{2}}", r"Q Box it: \boxed{\frac{1}{2}}"),
+        (r"{problem} {x} {{y}}", "Q {x} {{y}}"),
+        ("{problem} {problem.real}", "Q {problem.real}"),
+        ("{problem}", "Q"),
+    ],
+)
+def test_braces_of_a_template_are_doubled_or_single(template, asked):
+    assert filled(template, "Q") == asked
+
+
+def test_the_template_of_a_recipe_asks_the_solver_as_in_training(tmp_path):
+    template = DataSection().prompt_template
+    with serve_chat(solver(wrong="nothing")) as server:
+        run(*checked(data(tmp_path, 1), tmp_path / "out", server, "--check-template", template))
+        asked = [body["messages"][0]["content"][-1]["text"] for body in server.bodies]
+    assert template.format(problem="What is the sum of the two digits? Case 0.") in asked
 
 
 def test_killed_while_checking_it_goes_on_without_paying_twice(tmp_path):

@@ -96,6 +96,15 @@ def test_rate_limit_error_and_broken_reply_are_retried_and_counted(tmp_path):
     assert manifest(out)["counts"]["accepted"] == 3
 
 
+def test_the_last_try_is_followed_by_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr("sharevl_lite.rewrite.endpoint.TRIES", 2)
+    with serve_chat(lambda n, body: (500, {}, "{}", 0.0)) as server:
+        run(*endpoint(data(tmp_path, 1), tmp_path / "out", server), code=1)
+        assert len(server.bodies) == 2
+    assert manifest(tmp_path / "out")["cost"]["retried: HTTP 500"] == 1
+    assert manifest(tmp_path / "out")["failed"] == [{"id": "0", "reason": "HTTP 500, 2 times"}]
+
+
 def test_a_hang_ends_at_the_time_out(tmp_path):
     out = tmp_path / "out"
     with serve_chat(lambda n, body: (200, {}, "[]", 30.0) if n == 0 else answer(n, body)) as server:
@@ -158,6 +167,23 @@ def test_killed_in_the_middle_it_goes_on_without_paying_twice(tmp_path):
         assert len(server.bodies) <= 12 + 2  # the two under way when it died are asked again, no other
         assert before >= 7
     assert manifest(out)["counts"]["accepted"] == 36
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_run_of_hours_keeps_its_folder_beside_others(tmp_path):
+    """The folder that is filled looks old: rows go into a folder inside."""
+    source, out = data(tmp_path, 8), tmp_path / "out"
+    with serve_chat(slow) as server:
+        process = subprocess.Popen(command(*endpoint(source, out, server, "--concurrency", 1)), cwd=ROOT)
+        deadline = time.monotonic() + 120
+        while not server.bodies and time.monotonic() < deadline:
+            time.sleep(0.02)
+        (filled,) = tmp_path.glob(".tmp-*-out")
+        os.utime(filled, (0, 0))
+        run(source, "--out", tmp_path / "other")
+        assert filled.is_dir()
+        assert process.wait(timeout=300) == 0
+    assert manifest(out)["counts"]["accepted"] == 24
 
 
 def test_two_processes_on_one_cache_ask_each_question_once(tmp_path):
@@ -214,6 +240,30 @@ def test_what_a_row_allows_and_its_other_columns_survive(tmp_path):
     assert [problem.transforms for problem in problems] == [None, {"rotate_180", "noise_10"}, set()]
     assert [problem.metadata["note"] for problem in problems] == ["kept", None, None]
     assert all(problem.variants for problem in problems)
+
+
+def test_columns_with_names_of_ours_lose_nothing(tmp_path):
+    row = {"question": "What is the sum?", "picture": None, "answer": "1", "key": "k"}
+    row |= {"id": "own", "source_id": "other", "problem": "geometry", "note": "kept"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    names = "problem=question,images=picture,id=key"
+    run(tmp_path / "p.jsonl", "--out", tmp_path / "out", "--columns", names)
+    (problem,) = load_problems(str(tmp_path / "out"), DataSection(), split="train").problems
+    assert problem.id == "k"
+    assert problem.metadata == {
+        "source_id": "other",
+        "source_source_id": "own",
+        "source_problem": "geometry",
+        "note": "kept",
+    }
+
+
+def test_rows_behind_the_limit_are_not_read(tmp_path):
+    source = data(tmp_path, 2)
+    source.write_text(source.read_text() + "not json\n")
+    run(source, "--out", tmp_path / "out", "--limit", 2)
+    assert manifest(tmp_path / "out")["counts"]["problems"] == 2
+    assert "line 3" in run(source, "--out", tmp_path / "all", "--limit", 3, code=2)
 
 
 @pytest.mark.parametrize("last", [["7", "seven", "7"], "7"])
