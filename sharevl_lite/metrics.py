@@ -1,8 +1,8 @@
 """What is logged every step, as sums that add up over processes.
 
-`vanished_local` is the share of variant groups without local variance, `vanished_global` the share of problems without
-global variance, `rescued` the share of problems where some variant group has no variance but the problem has: those are
-the problems that GRPO within a variant would have learnt less from.
+`vanished_local` is the share of variant groups without local variance (but for rounding), `vanished_global` the share
+of problems without global variance, `rescued` the share of problems where some variant group has no variance but the
+problem has: those are the problems that GRPO within a variant would have learnt less from.
 
 With dynamic sampling these and the figures of rewards and responses are over everything that was sampled, while `pairs`
 and what follows from them are of the problems that are trained. `replaced` of the scheduled problems gave way,

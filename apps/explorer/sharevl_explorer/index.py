@@ -6,7 +6,7 @@ A shard that is new, replaced (a resume writes steps again) or gone is noticed b
 Spread is the population standard deviation of the total reward: over all m·n responses of a problem (global), over the
 n responses of a variant (local). A group is the responses to one variant. Its signal is, as in the training's metrics,
 
-    own       its rewards differ
+    own       its rewards differ (by more than `SILENT_SPREAD`)
     rescued   they do not, but those of the problem do: only the shared level of the advantage can teach
     none      nor do those of the problem
 
@@ -31,6 +31,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sharevl_lite.store_schema import STEP_FILE, StoreError, version_fault
+
+SILENT_SPREAD = 1e-9
+"""As in `sharevl_kernels.hierarchical_advantage`, which is not imported here: it needs torch."""
 
 _TABLES = """
 CREATE TABLE responses (
@@ -69,13 +72,14 @@ _OUTCOME = """CASE WHEN count(accuracy) = 0 THEN 'unknown'
 _GROUPS = f"""
 CREATE OR REPLACE TEMP TABLE grouped AS
 WITH whole AS (
-    SELECT step, problem, coalesce(max(total) - min(total) > 1e-9, false) AS spreads FROM fresh GROUP BY step, problem
+    SELECT step, problem, coalesce(max(total) - min(total) > {SILENT_SPREAD}, false) AS spreads
+    FROM fresh GROUP BY step, problem
 )
 SELECT f.step, f.problem, f.variant, arg_min(f.question, f.response) AS question,
     arg_min(f.transform, f.response) AS transform, arg_min(f.images, f.response) AS images,
     arg_min(f.answer, f.response) AS answer, stddev_pop(f.total) AS spread, {_OUTCOME} AS outcome,
-    CASE WHEN max(f.total) - min(f.total) > 1e-9 THEN 'own' WHEN any_value(w.spreads) THEN 'rescued' ELSE 'none'
-    END AS signal
+    CASE WHEN max(f.total) - min(f.total) > {SILENT_SPREAD} THEN 'own'
+    WHEN any_value(w.spreads) THEN 'rescued' ELSE 'none' END AS signal
 FROM fresh f JOIN whole w USING (step, problem) GROUP BY f.step, f.problem, f.variant
 """
 
