@@ -30,6 +30,7 @@ from sharevl_lite.policy.hf import BUILTIN_PREFIX, has_bfloat16
 from sharevl_lite.precheck import look
 from sharevl_lite.run_folder import holds_run
 from sharevl_lite.versions import installed_version
+from sharevl_lite.wording import counted
 
 MARKS: dict[Status, str] = {"ok": "ok", "warning": "warn", "failure": "FAIL", "skipped": "skip"}
 LEAST_DISK = 2 * GIB
@@ -122,13 +123,9 @@ def report(checks: list[Check], *, as_json: bool) -> int:
         if check.advice:
             console.print(f"     -> {check.advice}", markup=False, soft_wrap=True)
     warned = sum(check.status == "warning" for check in checks)
-    told = f"{_counted(failed, 'failure')}, {_counted(warned, 'warning')}, {_counted(len(checks), 'check')}"
+    told = f"{counted(failed, 'failure')}, {counted(warned, 'warning')}, {counted(len(checks), 'check')}"
     console.print(told, soft_wrap=True)
     return int(failed > 0)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _python() -> Check:
