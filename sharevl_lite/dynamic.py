@@ -1,10 +1,10 @@
 """Dynamic sampling (DAPO, arXiv 2503.14476): problems that train nothing are replaced by further problems.
 
 A problem is silent when no pair of it has an advantage at the recipe's levels. With the shared level that is when its
-m*n known rewards are all equal, or fewer than two are known; with `share.levels: local`, when that holds within each of
-its variants. Round by round each silent place of the rollout is given its next spare problem, until none is
-silent, `rollout.max_extra_rounds` are over or the data has no spare left; what is silent then stays. Every process
-replaces its own places without a word to the others, so this may run ahead of the training.
+m*n known rewards are all equal (but for rounding), or fewer than two are known; with `share.levels: local`, when that
+holds within each of its variants. Round by round each silent place of the rollout is given its next spare problem,
+until none is silent, `rollout.max_extra_rounds` are over or the data has no spare left; what is silent then stays.
+Every process replaces its own places without a word to the others, so this may run ahead of the training.
 
 Nothing is thrown away: what was replaced keeps its rows in the store, counts in the metrics of rewards and responses,
 and in the running success rates. Only the updates leave it out.

@@ -1,8 +1,8 @@
 """What is logged every step, as sums that add up over processes.
 
-`vanished_local` is the share of variant groups without local variance, `vanished_global` the share of problems without
-global variance, `rescued` the share of problems where some variant group has no variance but the problem has: those are
-the problems that GRPO within a variant would have learnt less from.
+`vanished_local` is the share of variant groups without local variance (but for rounding), `vanished_global` the share
+of problems without global variance, `rescued` the share of problems where some variant group has no variance but the
+problem has: those are the problems that GRPO within a variant would have learnt less from.
 
 With dynamic sampling these and the figures of rewards and responses are over everything that was sampled, while `pairs`
 and what follows from them are of the problems that are trained. `replaced` of the scheduled problems gave way,
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from sharevl_lite.collect import Rollout
@@ -165,8 +166,7 @@ def percentile_95(values_X: torch.Tensor) -> float | None:
     """95th percentile of |values|; None of nothing."""
     if not values_X.numel():
         return None
-    size = values_X.numel()
-    return float(values_X.abs().kthvalue(min(size, round(0.95 * (size - 1)) + 1)).values)
+    return float(np.percentile(values_X.abs().double().numpy(), 95, method="nearest"))
 
 
 def peak_memory_mib() -> float:

@@ -19,13 +19,13 @@ from sharevl_lite.data import DataError, LoadedProblems, Problem, load_problems
 from sharevl_lite.data.digits import SPLIT_SIZES
 from sharevl_lite.data.loading import BUILTIN
 from sharevl_lite.data.sources import count_rows, find_files, read_rows
-from sharevl_lite.display import counted
 from sharevl_lite.intake import fit_prompts
 from sharevl_lite.policy.folder import is_missing
 from sharevl_lite.policy.hf import bound_pixels, check_supported, resolve_model_path
 from sharevl_lite.policy.prompts import PromptRenderer
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.schedule import check_enough
+from sharevl_lite.wording import counted
 
 MEASURED_PROBLEMS = 32
 FEW_ROWS = 200

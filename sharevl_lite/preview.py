@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sharevl_lite.config import Recipe
-from sharevl_lite.display import counted
 from sharevl_lite.engines import check_installed
 from sharevl_lite.errors import UserError
 from sharevl_lite.precheck import FirstLook, look
 from sharevl_lite.recipes import dump_recipe
 from sharevl_lite.run_folder import holds_run
+from sharevl_lite.wording import counted
 
 MIB = 2**20
 SHOWN_CHARACTERS = 1600

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from sharevl_lite.collect import Rollout
 from sharevl_lite.data.problem import Problem, Variant
 from sharevl_lite.learn import Learner, Pair
 from sharevl_lite.policy.prompts import PromptRenderer
-from sharevl_lite.rewards import Score
+from sharevl_lite.rewards import Score, known
 from sharevl_lite.rollout.engine import Response
 from sharevl_lite.store import Rewards, RolloutRow, Scorer, Verification
 
@@ -85,11 +84,10 @@ def response_row(
 
 def _rewards(score: Score) -> Rewards:
     """What the store says of a score; unknown is null."""
-    functions = {name: None if math.isnan(value) else value for name, value in score.functions.items()}
+    functions = {name: known(value) for name, value in score.functions.items()}
     if score.failure is None:
         return Rewards(score.total, score.accuracy, score.format, functions)
-    total = None if math.isnan(score.total) else score.total
-    return Rewards(total, None, score.format, functions)
+    return Rewards(known(score.total), None, score.format, functions)
 
 
 def _verification(score: Score) -> Verification:

@@ -37,7 +37,7 @@ from sharevl_lite.atomic import (
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR, discard_later_checkpoints, updates_made
 from sharevl_lite.collect import Collector, check_rewards
 from sharevl_lite.config import Recipe
-from sharevl_lite.display import APPLIED, OF_UPDATE, StepDisplay, before_after_table, counted
+from sharevl_lite.display import APPLIED, OF_UPDATE, StepDisplay, before_after_table
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.errors import ToldError
 from sharevl_lite.first_checks import check_adapter_start, check_trackers
@@ -77,6 +77,7 @@ from sharevl_lite.schedule import check_enough
 from sharevl_lite.store import RolloutStore
 from sharevl_lite.trainer import BEST_SPLIT, ShareGRPOTrainer
 from sharevl_lite.variants.expand import words_on_repeats
+from sharevl_lite.wording import counted
 
 AVERAGED = ("vanished_local", "vanished_global", "rescued")
 

@@ -64,8 +64,8 @@ BEST_SPLIT = "best"
 class ShareGRPOTrainer(Trainer):
     """Trains a :class:`PackedPolicy` with Share-GRPO.
 
-    `evaluate` needs an evaluator (made from `eval_problems`); `store`, `metrics_log` and `uploads` belong to the main
-    process.
+    `evaluate` needs an evaluator (made from `eval_problems`). Every process puts the images of its own rollout into
+    `store`; the rows there, `metrics_log` and `uploads` are the main process's.
     """
 
     uploads: AdapterUploads | None = None
@@ -262,7 +262,7 @@ class ShareGRPOTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Held-out accuracy of the current policy; logged and stored as the split `eval`."""
+        """Held-out accuracy of the current policy; logged, and stored as the split `eval_split`."""
         evaluator = self.evaluator
         if evaluator is None:
             raise ValueError("there is nothing to evaluate on; set data.eval in the recipe")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from sharevl_lite.policy.hf import load_adapter, load_policy
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import load_recipe
-from sharevl_lite.rewards import RewardScorer, Sample, Score
+from sharevl_lite.rewards import RewardScorer, Sample, Score, known
 from sharevl_lite.rewards.verifier import Gold
 from sharevl_lite.rewrite.filters import sift
 from sharevl_lite.rewrite.rules import rewrite_by_rules
@@ -165,20 +164,16 @@ def _attempt(response: Response, score: Score, advantages: tuple[float, float] |
         text=response.text,
         tokens=len(response.token_ids),
         truncated=response.truncated,
-        total=_known(score.total),
-        accuracy=_known(score.accuracy),
+        total=known(score.total),
+        accuracy=known(score.accuracy),
         format=score.format,
-        functions={name: _known(value) for name, value in score.functions.items()},
+        functions={name: known(value) for name, value in score.functions.items()},
         extracted=score.verdict.extracted if score.verdict else None,
         rule=score.verdict.rule if score.verdict else None,
         failure=score.failure,
         adv_global=advantages[0] if advantages else None,
         adv_local=advantages[1] if advantages else None,
     )
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _decoded(data: bytes) -> Image.Image:

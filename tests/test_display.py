@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sharevl_lite.display import LIVE_ROWS, LIVE_WIDTH, StepDisplay, before_after_table, counted
+from sharevl_lite.display import LIVE_ROWS, LIVE_WIDTH, StepDisplay, before_after_table
+from sharevl_lite.wording import counted
 
 STEP = {
     "loss": 0.1,

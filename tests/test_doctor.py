@@ -63,7 +63,7 @@ def test_a_recipe_for_a_gpu_fails_and_says_what_to_do(call):
     assert done.returncode == 1
     assert "FAIL gpu: none, and the recipe needs one (model.loader: unsloth, model.load_in_4bit)" in done.stdout
     assert "-> run it on a machine with a CUDA GPU, or set model.loader: hf" in done.stdout
-    if doctor._version("unsloth") is None:
+    if doctor.installed_version("unsloth") is None:
         missing = (
             "FAIL unsloth: not installed, and the recipe needs it\n     -> in an environment of its own, pip install "
         )
@@ -162,16 +162,16 @@ def test_on_a_gpu_a_recipe_runs_where_its_packages_and_memory_are(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: card)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     recipe = load_recipe(CONFIGS / "geometry3k_qwen2_5_vl_3b.yaml")
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "vllm" else "1.0")
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == "vllm" else "1.0")
     assert doctor.hindrance(recipe) == "need vllm"
-    monkeypatch.setattr(doctor, "_version", lambda name: "1.0")
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "1.0")
     assert doctor.hindrance(recipe) == "need more GPU memory"
     card.total_memory = 24 * 2**30
     assert doctor.hindrance(recipe) is None
 
 
 def test_what_another_machine_needs_is_no_failure_of_this_one(monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda package: None if package in doctor.OPTIONAL else "1.0")
+    monkeypatch.setattr(doctor, "installed_version", lambda package: None if package in doctor.OPTIONAL else "1.0")
     recipe = load_recipe(CONFIGS / "geometry3k_qwen2_5_vl_3b.yaml", {"model.loader": "unsloth"})
     here, elsewhere = (found(doctor._packages(recipe, other)) for other in (False, True))
     for package in ("vllm", "unsloth"):
@@ -306,8 +306,8 @@ def test_uploads_need_a_token(monkeypatch):
 
 
 def test_versions_that_were_not_tested_are_named(monkeypatch):
-    honest = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: "9.9.9" if name == "peft" else honest(name))
+    honest = doctor.installed_version
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "9.9.9" if name == "peft" else honest(name))
     check = found(examine(None))["peft"]
     assert (check.status, check.finding) == ("warning", "9.9.9")
     assert check.advice.startswith(f"tested with {TESTED['peft'][0]}")
@@ -318,7 +318,7 @@ def test_unsloth_is_asked_in_a_process_of_its_own(monkeypatch, tmp_path):
     package = tmp_path / "unsloth"
     package.mkdir()
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr(doctor, "_version", lambda name: "2026.10.9")
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "2026.10.9")
     recipe = load_recipe(CONFIGS / "digits_cpu.yaml", {"model.loader": "unsloth"})
     whole = "class FastVisionModel:\n" + "".join(f"    def {name}(): ...\n" for name in doctor.UNSLOTH_SURFACE)
     for source, status, told in (
@@ -340,7 +340,7 @@ def test_unsloth_is_asked_in_a_process_of_its_own(monkeypatch, tmp_path):
     recipe = load_recipe(CONFIGS / "digits_cpu.yaml", {"model.loader": "unsloth", "rollout.engine": "unsloth"})
     for vllm, status in (("0.31.0", "ok"), ("0.25.1", "warning")):
         versions = {"unsloth": "2026.10.9", "vllm": vllm}
-        monkeypatch.setattr(doctor, "_version", versions.get)
+        monkeypatch.setattr(doctor, "installed_version", versions.get)
         assert doctor._unsloth(recipe).status == status
     assert "watch sampler_gap in the first step" in doctor._unsloth(recipe).advice
 
@@ -398,6 +398,6 @@ def test_room_for_activations_is_pointed_out():
 @pytest.mark.parametrize(("vllm", "status"), [("0.27.1", "skipped"), ("0.31.0", "failure")])
 def test_newer_vllm_needs_a_plug_in_for_four_bits(monkeypatch, vllm, status):
     recipe = load_recipe(CONFIGS / "geometry3k_qwen2_5_vl_3b_t4.yaml", {"rollout.engine": "vllm"})
-    monkeypatch.setattr(doctor, "_version", {"vllm": vllm}.get)
+    monkeypatch.setattr(doctor, "installed_version", {"vllm": vllm}.get)
     found = {check.name: check.status for check in doctor._packages(recipe, False)}
     assert found["vllm-bnb-plugin"] == status

@@ -5,10 +5,12 @@ import torch
 from sharevl_lite.collect import Rollout, Stopwatch
 from sharevl_lite.data import Problem, Variant
 from sharevl_lite.dynamic import everything_asked, replace_silent
+from sharevl_lite.metrics import Tally, tally_replaced, tally_rollout
 from sharevl_lite.share import hierarchical_advantage
 
-SILENT, LIVELY, UNKNOWN, SPLIT = (
+SILENT, ROUNDED, LIVELY, UNKNOWN, SPLIT = (
     [[1.0, 1.0], [1.0, 1.0]],
+    [[0.3, 0.1 + 0.2], [0.3, 0.3]],
     [[1.0, 0.0], [1.0, 1.0]],
     [[float("nan")] * 2] * 2,
     [[1.0, 1.0], [0.0, 0.0]],
@@ -74,6 +76,19 @@ def test_a_replacement_may_be_replaced_until_the_rounds_are_over():
     assert data.asked == [[0, 1], [2, 3], [4]]
     assert [ids(gone) for gone in found.replaced] == [[0, 1], [2]]
     assert found.advantages.silent_P.tolist() == [True, False]
+
+
+def test_rewards_that_differ_by_rounding_alone_are_silent_and_count_as_vanished():
+    data = Data(ROUNDED, LIVELY, ROUNDED)
+    found = replace_silent(data([0, 1]), data, [[2], [2]], "hierarchical")
+    assert data.asked == [[0, 1], [2]]
+    tally = Tally()
+    tally_rollout(tally, found)
+    tally_replaced(tally, found, "hierarchical")
+    record = tally.as_record()
+    assert record["vanished_global"] == 2 / 3
+    assert record["vanished_local"] == 5 / 6
+    assert record["silent_left"] == 1
 
 
 def test_without_spares_silent_problems_stay():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from sharevl_lite.evaluation.outcomes import RIGHT, Answer, Asked, Outcome
 from sharevl_lite.evaluation.settings import Ways
 from sharevl_lite.heldout import BLOCK, EVAL_VISIT, eval_sampling
 from sharevl_lite.records import response_row
-from sharevl_lite.rewards import Score
+from sharevl_lite.rewards import Score, known
 from sharevl_lite.rollout.engine import Response
 from sharevl_lite.store import RolloutRow, RolloutStore
 from sharevl_lite.variants import ask_each_kind, expand_problem, kind_of
@@ -61,7 +60,7 @@ def ask_all(
         for o in outcomes
     ]
     groups, failed = group_wrong_answers(wrong, collector.scorer.same_answers)
-    return [_grouped(outcome, known) for outcome, known in zip(outcomes, groups, strict=True)], failed
+    return [_grouped(outcome, classes) for outcome, classes in zip(outcomes, groups, strict=True)], failed
 
 
 def _blocks(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
@@ -121,7 +120,7 @@ def _answer(response: Response, score: Score) -> Answer:
 
 def _rewards(score: Score) -> dict[str, float | None]:
     values = {"reward": score.total, **{f"reward/{name}": value for name, value in score.functions.items()}}
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+    return {name: known(value) for name, value in values.items()}
 
 
 def _grouped(outcome: Outcome, groups: Mapping[str, int]) -> Outcome:

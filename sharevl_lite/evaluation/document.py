@@ -28,6 +28,8 @@ from sharevl_lite.evaluation.outcomes import Outcome
 from sharevl_lite.evaluation.statistics import Figure
 
 SCHEMA_VERSION = 1
+NUMBERS = {"samples": 1, "seed": 0, "bootstrap_resamples": 0}
+"""What figures are worked out and compared by, in every protocol, and the least that each may be."""
 
 Scalar = str | int | float | bool | None
 Group = dict[str, dict[str, Figure]]
@@ -47,7 +49,7 @@ class Evaluation:
 
     @classmethod
     def of(cls, protocol: Mapping[str, Scalar], outcomes: Sequence[Outcome], comparisons_failed: int = 0) -> Evaluation:
-        """Works the figures out; `protocol` needs `samples`, `seed` and `bootstrap_resamples`."""
+        """Works the figures out; `protocol` needs `NUMBERS`."""
         samples, draws = int(protocol["samples"] or 0), _draws(protocol)
         return cls(
             dict(protocol),
@@ -92,7 +94,7 @@ def _plain(figures: Mapping[str, Figure]) -> dict[str, Any]:
 def read(path: str | Path) -> Evaluation:
     """An evaluation as written; its figures are read, not worked out again.
 
-    Raises EvaluationError where the file is missing, is no evaluation, or of another schema version.
+    Raises EvaluationError where the file is missing, is no evaluation, damaged, or of another schema version.
     """
     path = Path(path)
     try:
@@ -109,8 +111,11 @@ def read(path: str | Path) -> Evaluation:
             "again, or read it with the sharevl-lite that wrote it"
         )
     try:
+        protocol = dict(record["protocol"])
+        if fault := _fault(protocol):
+            raise ValueError(fault)
         return Evaluation(
-            protocol=dict(record["protocol"]),
+            protocol=protocol,
             metrics=_figures(record["metrics"]),
             kinds=_group(record["kinds"]),
             transforms=_group(record["transforms"]),
@@ -119,7 +124,19 @@ def read(path: str | Path) -> Evaluation:
             problems=tuple(Outcome.from_json(problem) for problem in record["problems"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EvaluationError(f"{path}: a damaged evaluation ({error!r}); evaluate again") from error
+        told = str(error) if type(error) is ValueError else repr(error)
+        raise EvaluationError(f"{path}: a damaged evaluation ({told}); evaluate again") from error
+
+
+def _fault(protocol: Mapping[str, Any]) -> str | None:
+    """What is wrong with a protocol's numbers."""
+    for name, least in NUMBERS.items():
+        if name not in protocol:
+            return f"protocol.{name} is missing"
+        value = protocol[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            return f"protocol.{name} is {value!r}, not a whole number from {least} on"
+    return None
 
 
 def _figures(record: Mapping[str, Any]) -> dict[str, Figure]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from sharevl_lite.policy.hf import adapter_digest
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.rewards.functions import find_function
 from sharevl_lite.store import pixel_sha
+from sharevl_lite.versions import installed_version
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +58,7 @@ def protocol_of(
         "source_column": source_column,
         **({"numeric_tolerance": tolerance} if tolerance else {}),  # absent, as before there was one
         **_rewards(recipe),
-        **{f"version_{name.replace('-', '_')}": _version(name) for name in packages},
+        **{f"version_{name.replace('-', '_')}": installed_version(name) for name in packages},
     }
 
 
@@ -82,7 +82,7 @@ def common_protocol(recipe: Recipe, *, target: str, adapter: Path | None, resamp
         "prompt_sha256": _prompt_digest(recipe.data.prompt_template, recipe.data.system_prompt),
         "bootstrap_resamples": resamples,
         "confidence": LEVEL,
-        "version_sharevl_lite": _version("sharevl-lite"),
+        "version_sharevl_lite": installed_version("sharevl-lite"),
     }
 
 
@@ -144,10 +144,3 @@ def _rewards(recipe: Recipe) -> dict[str, Scalar]:
 def _prompt_digest(template: str, system_prompt: str | None) -> str:
     """A digest of the words around a question."""
     return hashlib.sha256(f"{template}\0{system_prompt}".encode()).hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # vLLM's CPU build has another name
-        return None

@@ -121,7 +121,7 @@ def interval(
 
 @dataclass(frozen=True)
 class PairedTest:
-    """`difference` is the mean over problems of second minus first; `p_value` is two-sided, None without any pair."""
+    """`difference` is the mean over problems of second minus first; `p_value` is two-sided."""
 
     first: float
     second: float

@@ -16,7 +16,6 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from sharevl_lite import __version__, metrics_log
 from sharevl_lite.data.sources import HUB_ID
-from sharevl_lite.display import counted
 from sharevl_lite.export.base import BaseModel
 from sharevl_lite.export.figures import figures_of
 from sharevl_lite.export.public import public
@@ -25,6 +24,7 @@ from sharevl_lite.export.source import Source
 from sharevl_lite.policy.hf import BUILTIN_PREFIX
 from sharevl_lite.recipe_yaml import dump as dump_yaml
 from sharevl_lite.run_folder import DATA_FILE, METRICS_FILE
+from sharevl_lite.wording import counted
 
 CARD = "README.md"
 RELATIONS = {"merged-16bit": "finetune", "merged-4bit": "quantized", "lora": "adapter", "gguf": "quantized"}

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sharevl_lite import metrics_log
-from sharevl_lite.display import counted
 from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.document import read as read_evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
@@ -20,6 +19,7 @@ from sharevl_lite.export.source import Source
 from sharevl_lite.heldout import SHARES
 from sharevl_lite.policy.hf import ADAPTER_FILE, adapter_digest
 from sharevl_lite.run_folder import DATA_FILE, METRICS_FILE
+from sharevl_lite.wording import counted
 
 
 @dataclass(frozen=True)

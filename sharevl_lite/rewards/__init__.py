@@ -6,7 +6,7 @@ them there.
 
 from sharevl_lite.rewards.formatting import is_well_formed
 from sharevl_lite.rewards.pool import VerifierPool
-from sharevl_lite.rewards.scorer import RewardScorer, Sample, Score
+from sharevl_lite.rewards.scorer import RewardScorer, Sample, Score, known
 from sharevl_lite.rewards.verifier import Verdict, VerifierFailure, verify
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "VerifierFailure",
     "VerifierPool",
     "is_well_formed",
+    "known",
     "verify",
 ]

@@ -38,6 +38,11 @@ OWN_ARGUMENTS = frozenset({"prompts", "completions", "trainer_state"})
 _ALWAYS = OWN_ARGUMENTS | {"completion_ids", "answer"}
 
 
+def known(value: float) -> float | None:
+    """A reward as it is written down: None where it is NaN, for it is not known then."""
+    return None if math.isnan(value) else value
+
+
 @dataclass(frozen=True)
 class Sample:
     """A response to be scored. `columns` are what its problem's row has besides, for the user's functions.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -36,17 +37,26 @@ POWER = re.compile(r"²|\^\s*\{?2\}?")
 CUBE = re.compile(r"³|\^\s*\{?3\}?")
 CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 
-_UNIT_NAMES = [name for name, _, _ in UNITS]
+_POWER_BEFORE = r"(?:(?:sq(?:uare|\.)?|cu(?:bic|\.)?)\s+)?"
+_POWER_BEHIND = r"(?:\s*(?:\^\s*\{?[23]\}?|[²³]|squared|cubed))?"
+
+
+def _any_unit(spellings: Iterable[str]) -> str:
+    """A pattern of all units, in their order. The group that matched is named after the unit's number: `u0`."""
+    return "|".join(f"(?P<u{number}>{spelling})" for number, spelling in enumerate(spellings))
+
+
 _AFTER_NUMBER = re.compile(
-    r"(?<=\d)(\s*-?\s*)(?:(?:sq(?:uare|\.)?|cu(?:bic|\.)?)\s+)?(?:"
-    + "|".join(f"({abbreviated}|{words})" for _, abbreviated, words in UNITS)
-    + r")(?![A-Za-z])(\s*(?:\^\s*\{?[23]\}?|[²³]|squared|cubed))?",
+    rf"(?<=\d)\s*-?\s*{_POWER_BEFORE}(?:{_any_unit(f'{short}|{words}' for _, short, words in UNITS)})"
+    rf"(?![A-Za-z]){_POWER_BEHIND}"
 )
+_TOLD_APART = {"mm", "cm", "km"}
+"""Abbreviations that are no other word or name, and so stand without a number as well."""
+_ALONE = [rf"{words}|{name}\b" if name in _TOLD_APART else words for name, _, words in UNITS]
 _ANYWHERE = re.compile(
-    r"(?<![A-Za-z])(sq(?:uare|\.)?\s+|cu(?:bic|\.)?\s+)?(?:" + "|".join(f"({words})" for _, _, words in UNITS)
-    + r"|(cm|mm|km)(?=\b))(?![A-Za-z])(\s*(?:\^\s*\{?[23]\}?|[²³]|squared|cubed))?",
+    rf"(?<![A-Za-z]){_POWER_BEFORE}(?:{_any_unit(_ALONE)})(?![A-Za-z]){_POWER_BEHIND}",
     re.IGNORECASE,
-)  # fmt: skip
+)
 _NUMBER_WORD = re.compile(
     r"(?<![a-z-])(?:one[- ](third|quarter|fourth|fifth|half)"
     r"|(?:which|the|this|each|every|any|no) one(?![- ](?:third|quarter|fourth|fifth|half|digit))"
@@ -115,31 +125,38 @@ def _power(text: str) -> str:
     return "^2" if "sq" in lowered or "2" in lowered or "²" in lowered else ""
 
 
-def _take_units(text: str) -> tuple[str, Counter[tuple[str, str]], frozenset[str]]:
-    quantities: Counter[tuple[str, str]] = Counter()
-    units: set[str] = set()
-    pieces: list[str] = []
-    text = _spell_numbers(text)
+def _unit(match: re.Match[str]) -> str:
+    """The unit that was met, with its power, which stands on either side of the name."""
+    group = str(match.lastgroup)
+    name, _, _ = UNITS[int(group.removeprefix("u"))]
+    return name + _power(match[0].replace(match[group], ""))
+
+
+def _quantities(text: str) -> Iterator[tuple[slice, tuple[str, str]]]:
+    """Every number with a unit behind it, in order: where both stand, and (number, unit)."""
     done = 0
     for match in _AFTER_NUMBER.finditer(text):
-        before = list(NUMBER.finditer(text, max(0, match.start() - 24), match.start()))
-        name = _UNIT_NAMES[next(i for i in range(len(UNITS)) if match[i + 2] is not None)]
-        square = _power(match[0].replace(match[next(i for i in range(len(UNITS)) if match[i + 2] is not None) + 2], ""))
-        if before:
-            start = before[-1].start()
-            slashed = re.search(r"\d+\s*/\s*$", text[max(done, start - 12) : start])
-            value = _value(before[-1][0]) if slashed is None else f"{slashed[0]}{before[-1][0]}".replace(" ", "")
-            start -= 0 if slashed is None else len(slashed[0])
-            quantities[_value(value), name + square] += 1
-            pieces.append(text[done:start])
-            done = match.end()
-        units.add(name + square)
-    text = "".join(pieces) + text[done:]
-    for match in _ANYWHERE.finditer(text):
-        place = next((i for i in range(len(UNITS)) if match[i + 2] is not None), None)
-        name = match[len(UNITS) + 2].lower() if place is None else _UNIT_NAMES[place]
-        units.add(name + (_power((match[1] or "") + (match[len(UNITS) + 3] or ""))))
-    return _ANYWHERE.sub(" ", text), quantities, frozenset(units)
+        *_, number = NUMBER.finditer(text, max(0, match.start() - 24), match.start())  # one ends where the unit begins
+        start = number.start()
+        numerator = re.search(r"\d+\s*/\s*$", text[max(done, start - 12) : start])
+        if numerator:
+            start -= len(numerator[0])
+        done = match.end()
+        yield slice(start, done), (_value(text[start : number.end()]), _unit(match))
+
+
+def _take_units(text: str) -> tuple[str, Counter[tuple[str, str]], frozenset[str]]:
+    """The text without quantities and units, the quantities, and all units, with or without a number."""
+    text = _spell_numbers(text)
+    quantities: Counter[tuple[str, str]] = Counter()
+    pieces, done = [], 0
+    for place, quantity in _quantities(text):
+        quantities[quantity] += 1
+        pieces.append(text[done : place.start])
+        done = place.stop
+    rest = "".join(pieces) + text[done:]
+    units = {unit for _, unit in quantities} | {_unit(match) for match in _ANYWHERE.finditer(rest)}
+    return _ANYWHERE.sub(" ", rest), quantities, frozenset(units)
 
 
 def _spell_numbers(text: str) -> str:

@@ -83,7 +83,7 @@ _SUBJECT = re.compile(
 )
 
 
-def counted(things: str) -> bool:
+def is_countable(things: str) -> bool:
     """Whether what stands behind "how many" is a noun that is counted, with no verb and no comparison in it."""
     return _NO_COUNT.search(things) is None
 

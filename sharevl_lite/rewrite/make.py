@@ -39,7 +39,7 @@ from sharevl_lite.rewrite.check import SolverCheck
 from sharevl_lite.rewrite.errors import VariantsError
 from sharevl_lite.rewrite.filters import sift
 from sharevl_lite.rewrite.models import ModelRoom
-from sharevl_lite.rewrite.output import ProblemWriter, counted
+from sharevl_lite.rewrite.output import ProblemWriter, largest_first
 from sharevl_lite.rewrite.replies import INSTRUCTION
 from sharevl_lite.rewrite.report import Report
 from sharevl_lite.rewrite.rewriters import ModelRewriter, Rewriter, RulesRewriter
@@ -161,8 +161,8 @@ async def _run(
         "settings": recorded,
         "prompt_sha256": hashlib.sha256(INSTRUCTION.encode()).hexdigest() if settings.rewriter != "rules" else None,
         "counts": {**counts, "failed": len(failed)},
-        "rejected_by": counted(rejections),
-        "check": None if check is None else counted(check.counts),
+        "rejected_by": largest_first(rejections),
+        "check": None if check is None else largest_first(check.counts),
         "failed": failed,
         "bad_rows_skipped": len(skipped),
         "columns_as_json": sorted(writer.as_json),

@@ -152,6 +152,6 @@ def _with_type(schema: pa.Schema, names: set[str], kind: pa.DataType) -> pa.Sche
     return pa.schema([pa.field(f.name, kind) if f.name in names else f for f in schema])
 
 
-def counted(counts: Mapping[str, int]) -> dict[str, int]:
-    """Counts with the largest first."""
+def largest_first(counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts with the largest first; equal ones by name."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

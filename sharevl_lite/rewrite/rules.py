@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from sharevl_lite.data.options import split_options
 from sharevl_lite.data.problem import PLACEHOLDER, split_placeholders
-from sharevl_lite.rewrite.grammar import ADVERB, MORE, counted, is_measure, may_follow
+from sharevl_lite.rewrite.grammar import ADVERB, MORE, is_countable, is_measure, may_follow
 
 NOUNS = (
     "value|length|measure|area|perimeter|circumference|volume|radius|diameter|height|width|slope|sum|difference|total"
@@ -137,7 +137,7 @@ def _thing(thing: str) -> list[str]:
 
 def _there(match: re.Match[str]) -> list[str]:
     things, place = match[1], match[2] or ""
-    if not counted(things) or SECOND_QUESTION.search(place) or re.match(r" (?:and|or|but|as)\b", place):
+    if not is_countable(things) or SECOND_QUESTION.search(place) or re.match(r" (?:and|or|but|as)\b", place):
         return []
     determine = f"Determine how many {things} there are{place}."
     if is_measure(things) or MORE.search(things) or re.match(r" (?:if|when|after|once|on average)\b", place):
@@ -152,7 +152,7 @@ def _there(match: re.Match[str]) -> list[str]:
 
 def _are(match: re.Match[str]) -> list[str]:
     things, verb, kind = match.groups()
-    if not counted(things) or not may_follow(verb, kind, things):
+    if not is_countable(things) or not may_follow(verb, kind, things):
         return []
     ending = f"{things} {verb} {kind}".strip()
     return [f"{start} how many {ending}." for start in ("Determine", "Find out", "State")]
@@ -160,7 +160,7 @@ def _are(match: re.Match[str]) -> list[str]:
 
 def _does(match: re.Match[str]) -> list[str]:
     things, verb, owner = match.groups()
-    if not counted(things):
+    if not is_countable(things):
         return []
     ending = f"{things} {owner} {'has' if verb == 'does' else 'have'}"
     return [f"{start} how many {ending}." for start in ("Determine", "Find out", "State")]

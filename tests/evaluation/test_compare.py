@@ -258,3 +258,18 @@ def test_files_that_are_no_evaluations_are_named(tmp_path, text, told):
         file.write_text(text)
     with pytest.raises(EvaluationError, match=told):
         document.read(file)
+
+
+@pytest.mark.parametrize("name", ["samples", "seed", "bootstrap_resamples"])
+@pytest.mark.parametrize("value", [None, "7", True, 1.5, -1, "missing"])
+def test_a_protocol_without_a_number_that_is_needed_is_damaged(tmp_path, name, value):
+    record = FIRST.as_json()
+    record["protocol"] = {**record["protocol"], name: value}
+    told = rf"protocol\.{name} is {value!r}, not a whole number from \d on"
+    if value == "missing":
+        del record["protocol"][name]
+        told = rf"protocol\.{name} is missing"
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(record))
+    with pytest.raises(EvaluationError, match=rf"a\.json: a damaged evaluation \({told}\); evaluate again"):
+        document.read(file)

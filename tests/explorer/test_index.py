@@ -118,6 +118,48 @@ def test_unreadable_shards_are_listed_and_tried_again(tmp_path, capsys):
     assert index.steps(0, "train") == []
 
 
+class Waking(str):
+    """A split's name; whoever compares with it wakes another thread's refresh."""
+
+    def __new__(cls, name, wake):
+        made = super().__new__(cls, name)
+        made.wake = wake
+        return made
+
+    def __eq__(self, other):
+        self.wake()
+        return str(self) == other
+
+    __hash__ = str.__hash__
+
+
+def test_a_refresh_while_another_thread_goes_through_the_steps(tmp_path):
+    """A page of `--follow` reads steps and damaged shards while the poll of another page finds new ones."""
+    for step in (1, 2, 3):
+        path = stored(tmp_path, step, {"a": [[0, 0], [0, 0]]})
+    path.write_bytes(b"cut")
+    index = Index([tmp_path])
+    fresh = iter(range(4, 100))
+
+    def grow():
+        number = next(fresh)
+        stored(tmp_path, number, {"a": [[0, 0], [0, 0]]})
+        path.with_name(f"step_{number + 100:06d}.parquet").write_bytes(b"cut")
+        index.refresh()
+
+    train = Waking("train", grow)
+    assert index.steps(0, train) == [1, 2], "those that were there when it began"
+    assert index.shard(0, train, 2).name == "step_000002.parquet"
+    assert index.splits() == ["train"]
+    faults = iter(index.unreadable)
+    assert next(faults) == path
+    grow()
+    assert len(list(faults)) == len(index.unreadable) - 2
+    path.unlink()
+    assert index.refresh()
+    assert 3 not in index.damaged(0, "train")
+
+
 def test_a_run_that_is_not_there(tmp_path, capsys):
     assert main([str(tmp_path / "none")]) == 2
     assert "no such run folder" in capsys.readouterr().err

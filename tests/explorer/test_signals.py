@@ -1,15 +1,18 @@
 """What groups could teach: one definition in the index, the bars, the Step view and the metrics of training."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
 import pytest
+import torch
 from hostile_rows import rows
-from sharevl_explorer.index import Index
+from sharevl_explorer.index import SILENT_SPREAD, Index
 from sharevl_explorer.page import render
 from sharevl_explorer.queries import problems, step_groups, step_means
 from sharevl_explorer.state import State
+from sharevl_kernels import hierarchical_advantage
 from test_index import stored
 
 from sharevl_lite.metrics_log import read as read_metrics
@@ -26,6 +29,21 @@ TOTALS = {
 
 def text(page):
     return " ".join(re.sub(r"<[^>]+>", " ", page).split())
+
+
+def test_rewards_that_differ_by_rounding_alone_are_silent_as_in_training(tmp_path):
+    assert SILENT_SPREAD == hierarchical_advantage.SILENT_SPREAD
+    above = math.nextafter(SILENT_SPREAD, 1.0)
+    pairs = {"noise": [0.3, 0.1 + 0.2], "border": [0.0, SILENT_SPREAD], "above": [0.0, above]}
+    stored(tmp_path, 1, {name: [pair, pair] for name, pair in pairs.items()})
+    found = Index([tmp_path]).rows("SELECT problem, signal, silent FROM problems")
+    told = {row["problem"][2:]: (row["signal"], row["silent"]) for row in found}
+    assert told == {"noise": ("none", 2), "border": ("none", 2), "above": ("own", 0)}
+    rewards_PMN = torch.tensor([[pair, pair] for pair in pairs.values()], dtype=torch.float64)
+    advantages = hierarchical_advantage.hierarchical_advantage(rewards_PMN)
+    assert {name: int(silent) for name, silent in zip(pairs, advantages.silent_PM.sum(1), strict=True)} == {
+        name: silent for name, (_, silent) in told.items()
+    }
 
 
 def test_bars_say_signal_first_and_then_right_or_wrong(tmp_path):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from devices import GPU
-from sharevl_kernels.hierarchical_advantage import hierarchical_advantage
+from sharevl_kernels.hierarchical_advantage import SILENT_SPREAD, hierarchical_advantage
 from sharevl_kernels.hierarchical_advantage import kernel as module
 from sharevl_kernels.hierarchical_advantage.kernel import launch_advantage
 from sharevl_kernels.hierarchical_advantage.reference import reference_advantage
@@ -61,6 +61,25 @@ def test_equal_rewards_have_an_advantage_of_exactly_zero(device, reward):
     assert (found.local_PMN == 0.0).all()
     assert found.silent_PM.all()
     assert found.silent_P.all()
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_rewards_that_differ_by_rounding_alone_are_no_signal(device):
+    """The same border as on a CPU, to the last bit."""
+    above = math.nextafter(SILENT_SPREAD, 1.0)
+    spreads = [[0.3, 0.1 + 0.2], [0.0, SILENT_SPREAD], [0.0, above], [-SILENT_SPREAD, 0.0], [0.0, 2 * SILENT_SPREAD]]
+    rewards_PMN = torch.tensor(spreads, dtype=torch.float64, device=device)[:, None]
+    mask_PMN = torch.ones_like(rewards_PMN, dtype=torch.bool)
+    found = launch_advantage(rewards_PMN, mask_PMN, 1e-6, 1)
+    assert found.silent_P.tolist() == [True, True, False, True, False]
+    assert found.silent_PM.squeeze(1).tolist() == [True, True, False, True, False]
+    silent = found.silent_P
+    for level_PMN in (found.global_PMN, found.local_PMN):
+        assert (level_PMN[silent] == 0.0).all()
+        assert (level_PMN[~silent] != 0.0).all()
+    expected = reference_advantage(rewards_PMN.cpu(), mask_PMN.cpu(), 1e-6, 1)
+    assert torch.equal(found.silent_PM.cpu(), expected.silent_PM)
+    assert torch.equal(found.silent_P.cpu(), expected.silent_P)
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -71,3 +71,20 @@ def test_no_accepted_answer_may_be_revealed():
 def test_number_words():
     found = facts("twenty-one balls, one half of them red, one blue: which one?").numbers
     assert found == {"21": 1, "1/2": 1, "1": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "quantities", "units"),
+    [
+        ("5 cm and 3 / 4 inch, AB", {("5", "cm"): 1, ("3/4", "in"): 1}, {"cm", "in"}),
+        ("12 square feet, 12 ft² or 1,234 cubic metres", {("12", "ft^2"): 2, ("1234", "m^3"): 1}, {"ft^2", "m^3"}),
+        ("60 km/h is how many metres a second?", {("60", "km/h"): 1}, {"km/h", "m/s"}),
+        ("the area in cm^2 and the width in CM", {}, {"cm^2", "cm"}),
+        ("a 10-foot pole at 30^\\circ", {("10", "ft"): 1, ("30", "degree"): 1}, {"ft", "degree"}),
+        ("m cm2 cma", {}, set()),
+    ],
+)
+def test_units_are_read_behind_numbers_and_without(text, quantities, units):
+    found = facts(text)
+    assert found.quantities == quantities
+    assert found.units == units

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sharevl_kernels.hierarchical_advantage import SILENT_SPREAD
 
 from sharevl_lite.share import hierarchical_advantage
 
@@ -14,7 +15,12 @@ EPS = 1e-6
 # A group's spread is worked out in float64 from differences that are rounded once: a dozen operations of 1e-16 each.
 # An advantage is at most sqrt(mn - 1) < 5 here, so 1e-13 is far above rounding and far below any wrong formula.
 TOLERANCE = 1e-13
-SCALES = (1.0, 1e12, 1e-12)
+SCALES = (1.0, 1e12, 1e-6, 1e-12)  # the last: less than counts as a difference
+
+
+def differ(values):
+    """Whether rewards differ by more than rounding."""
+    return bool(values) and max(values) - min(values) > SILENT_SPREAD
 
 
 @st.composite
@@ -31,10 +37,10 @@ def rewards_and_masks(draw):
 
 
 def exact_level(values, reward, repeats, eps):
-    """(reward - mean) / (std + eps) in rational arithmetic but for the root; 0 without variance; 0 repeats: no std."""
-    values = [Fraction(v) for v in values] * max(1, repeats)
-    if len(set(values)) < 2:
+    """(reward - mean) / (std + eps) in rational arithmetic but for the root; 0 where silent; 0 repeats: no std."""
+    if not differ(values):
         return 0.0
+    values = [Fraction(v) for v in values] * max(1, repeats)
     mean = sum(values) / len(values)
     if not repeats:
         return float(Fraction(reward) - mean)
@@ -89,9 +95,9 @@ def test_every_pair_has_the_advantage_of_the_equations(case, levels, std):
         advantages.as_pairs(levels), expected_PKMN, rtol=TOLERANCE, atol=TOLERANCE * max(1.0, spread)
     )
     for p, group_MN in enumerate(rewards_PMN):
-        silent = [group_MN[j][mask_PMN[p, j]].unique().numel() < 2 for j in range(group_MN.shape[0])]
+        silent = [not differ(group_MN[j][mask_PMN[p, j]].tolist()) for j in range(group_MN.shape[0])]
         assert advantages.silent_PM[p].tolist() == silent
-        assert bool(advantages.silent_P[p]) == (group_MN[mask_PMN[p]].unique().numel() < 2)
+        assert bool(advantages.silent_P[p]) != differ(group_MN[mask_PMN[p]].tolist())
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.1, 0.7, 1 / 3, -0.1, 1e12, 1e-12, 1e30, 5e-324])
@@ -103,6 +109,28 @@ def test_equal_rewards_have_an_advantage_of_exactly_zero(reward, dtype, shape, e
     assert (advantages.as_pairs() == 0.0).all()
     assert advantages.silent_PM.all()
     assert advantages.silent_P.all()
+
+
+@pytest.mark.parametrize("std", ["plain", "repeated", "none"])
+@pytest.mark.parametrize("eps", [EPS, 0.0])
+def test_rewards_that_differ_by_rounding_alone_are_no_signal(std, eps):
+    noise = [[0.3, 0.1 + 0.2], [0.1 + 0.2, 0.3]]
+    rewards_PMN = torch.tensor([noise, [noise[0], [1.0, 1.0]], [noise[0], [1.0, 0.0]]], dtype=torch.float64)
+    advantages = hierarchical_advantage(rewards_PMN, eps=eps, std=std)
+    assert advantages.silent_P.tolist() == [True, False, False]
+    assert advantages.silent_PM.tolist() == [[True, True], [True, True], [True, False]]
+    assert (advantages.as_pairs()[0] == 0.0).all()
+    assert (advantages.local_PMN[advantages.silent_PM] == 0.0).all()
+    assert (advantages.global_PMN[1:] != 0.0).all()
+
+
+@pytest.mark.parametrize("spread", [SILENT_SPREAD, math.nextafter(SILENT_SPREAD, 1.0), 2 * SILENT_SPREAD])
+def test_where_a_difference_begins(spread):
+    advantages = hierarchical_advantage(torch.tensor([[[0.0, spread]]], dtype=torch.float64))
+    is_silent = spread == SILENT_SPREAD
+    assert advantages.silent_P.tolist() == [is_silent]
+    assert advantages.silent_PM.tolist() == [[is_silent]]
+    assert (advantages.as_pairs() == 0.0).all() == is_silent
 
 
 def test_a_variant_without_variance_still_learns_from_the_others():

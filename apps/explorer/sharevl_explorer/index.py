@@ -6,7 +6,7 @@ A shard that is new, replaced (a resume writes steps again) or gone is noticed b
 Spread is the population standard deviation of the total reward: over all m·n responses of a problem (global), over the
 n responses of a variant (local). A group is the responses to one variant. Its signal is, as in the training's metrics,
 
-    own       its rewards differ
+    own       its rewards differ (by more than `SILENT_SPREAD`)
     rescued   they do not, but those of the problem do: only the shared level of the advantage can teach
     none      nor do those of the problem
 
@@ -20,7 +20,7 @@ group that is rescued or has none is silent (`vanished_local`). Apart from that,
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sharevl_lite.store_schema import STEP_FILE, StoreError, version_fault
+
+SILENT_SPREAD = 1e-9
+"""As in `sharevl_kernels.hierarchical_advantage`, which is not imported here: it needs torch."""
 
 _TABLES = """
 CREATE TABLE responses (
@@ -69,13 +72,14 @@ _OUTCOME = """CASE WHEN count(accuracy) = 0 THEN 'unknown'
 _GROUPS = f"""
 CREATE OR REPLACE TEMP TABLE grouped AS
 WITH whole AS (
-    SELECT step, problem, coalesce(max(total) - min(total) > 1e-9, false) AS spreads FROM fresh GROUP BY step, problem
+    SELECT step, problem, coalesce(max(total) - min(total) > {SILENT_SPREAD}, false) AS spreads
+    FROM fresh GROUP BY step, problem
 )
 SELECT f.step, f.problem, f.variant, arg_min(f.question, f.response) AS question,
     arg_min(f.transform, f.response) AS transform, arg_min(f.images, f.response) AS images,
     arg_min(f.answer, f.response) AS answer, stddev_pop(f.total) AS spread, {_OUTCOME} AS outcome,
-    CASE WHEN max(f.total) - min(f.total) > 1e-9 THEN 'own' WHEN any_value(w.spreads) THEN 'rescued' ELSE 'none'
-    END AS signal
+    CASE WHEN max(f.total) - min(f.total) > {SILENT_SPREAD} THEN 'own'
+    WHEN any_value(w.spreads) THEN 'rescued' ELSE 'none' END AS signal
 FROM fresh f JOIN whole w USING (step, problem) GROUP BY f.step, f.problem, f.variant
 """
 
@@ -131,9 +135,10 @@ class Index:
             if not run.is_dir():
                 raise StoreError(f"{run}: no such run folder")
         self.names = _told_apart(self.runs)
-        self.unreadable: dict[Path, str] = {}
+        # Other threads go through these two while `refresh` runs: they are replaced by new ones, never changed.
+        self.unreadable: Mapping[Path, str] = {}
+        self._shards: Mapping[Path, Shard] = {}
         self.revision = 0
-        self._shards: dict[Path, Shard] = {}
         self._lock = threading.Lock()
         self._base = duckdb.connect(
             ":memory:",
@@ -148,7 +153,7 @@ class Index:
             present = {shard.path: shard for shard in self._listed()}
             gone = [shard for path, shard in self._shards.items() if present.get(path) != shard]
             new = [shard for path, shard in present.items() if self._shards.get(path) != shard]
-            before = dict(self.unreadable)
+            before = self.unreadable
             self.unreadable = {path: why for path, why in before.items() if path in present}
             self._forget(gone)
             for shards in _batches(new):
@@ -221,7 +226,8 @@ class Index:
                     f"DELETE FROM {table} WHERE run = ? AND split = ? AND step = ?",
                     [shard.run, shard.split, shard.step],
                 )
-            del self._shards[shard.path]
+        gone = {shard.path for shard in shards}
+        self._shards = {path: shard for path, shard in self._shards.items() if path not in gone}
 
     def _take(self, shards: list[Shard]) -> None:
         """Read shards of one run and split together; where that fails, each by itself."""
@@ -233,17 +239,19 @@ class Index:
                 for shard in sound:
                     self._take([shard])
             else:
-                self.unreadable[sound[0].path] = str(error).splitlines()[0]
+                self._refuse(sound[0], str(error).splitlines()[0])
 
     def _is_ours(self, shard: Shard) -> bool:
         try:
             fault = version_fault(pq.read_schema(shard.path).metadata)
         except (pa.ArrowException, OSError) as error:
-            self.unreadable[shard.path] = f"not a whole Parquet file (yet): {str(error).splitlines()[0]}"
-            return False
+            fault = f"not a whole Parquet file (yet): {str(error).splitlines()[0]}"
         if fault is not None:
-            self.unreadable[shard.path] = fault
+            self._refuse(shard, fault)
         return fault is None
+
+    def _refuse(self, shard: Shard, why: str) -> None:
+        self.unreadable = {**self.unreadable, shard.path: why}
 
     def _insert(self, shards: list[Shard]) -> None:
         if not shards:
@@ -269,9 +277,9 @@ class Index:
             cursor.execute("COMMIT")
             cursor.execute("DROP TABLE fresh")
             cursor.execute("DROP TABLE grouped")
-        for shard in shards:
-            self._shards[shard.path] = shard
-            self.unreadable.pop(shard.path, None)
+        read = {shard.path: shard for shard in shards}
+        self._shards = {**self._shards, **read}
+        self.unreadable = {path: why for path, why in self.unreadable.items() if path not in read}
 
 
 def _told_apart(runs: Sequence[Path]) -> list[str]:

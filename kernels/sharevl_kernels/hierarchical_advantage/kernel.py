@@ -1,7 +1,7 @@
 """Triton: both levels of every problem in one launch, in float64.
 
 A program holds the rewards of one problem, variants × responses. The data are tiny, so nothing is spent on speed: means
-are taken from the lowest reward, as in `reference.py`, and a group whose highest reward is its lowest is exactly 0.
+are taken from the lowest reward, as in `reference.py`, and a silent group is exactly 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import triton.language as tl
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sharevl_kernels.hierarchical_advantage.reference import Advantages
+from sharevl_kernels.hierarchical_advantage.reference import SILENT_SPREAD, Advantages
+
+_SILENT_SPREAD = tl.constexpr(SILENT_SPREAD)
 
 
 @triton.jit
@@ -40,10 +42,12 @@ def advantage_kernel(
     counts = inside & (tl.load(mask_ptr + places, mask=inside, other=0) != 0)
     rewards = tl.load(rewards_ptr + places, mask=counts, other=0.0).to(tl.float64)
 
+    # As an argument, or a constant in a comparison, it could become a float32, which is another number.
+    spread = tl.full((), _SILENT_SPREAD, tl.float64)
     low = tl.min(tl.where(counts, rewards, float("inf")), 1)
     high = tl.max(tl.where(counts, rewards, float("-inf")), 1)
     number = tl.sum(counts.to(tl.float64), 1)
-    quiet = high <= low
+    quiet = high - low <= spread
     one = number * 0.0 + 1.0
     above = tl.where(counts, rewards - low[:, None], 0.0)
     centred = tl.where(counts, above - (tl.sum(above, 1) / tl.maximum(number, one))[:, None], 0.0)
@@ -56,7 +60,7 @@ def advantage_kernel(
 
     lowest = tl.min(low, 0)
     highest = tl.max(high, 0)
-    silent = highest <= lowest
+    silent = highest - lowest <= spread
     total = tl.maximum(tl.sum(number, 0), 1.0)
     above = tl.where(counts, rewards - lowest, 0.0)
     centred = tl.where(counts, above - tl.sum(tl.sum(above, 1), 0) / total, 0.0)

@@ -6,10 +6,10 @@
 
 Source: R1-ShareVL, arXiv 2505.16673. Standard deviations have one degree of freedom less (as GRPO's do). Deviations
 from the public code, and why: the global deviation is over each reward once (the public code repeats every reward m
-times, which shrinks it by sqrt((mn-1)m / (m·mn-1)); `std="repeated"` restores that); a group without variance, of one
-response, or empty has an advantage of exactly 0 (rounding in a mean of equal rewards would otherwise leak through
-1/eps); responses that could not be verified are masked out instead of counting as wrong. `std="none"` divides by
-nothing (Dr. GRPO, arXiv 2503.20783).
+times, which shrinks it by sqrt((mn-1)m / (m·mn-1)); `std="repeated"` restores that); a group whose rewards differ by
+at most `SILENT_SPREAD`, of one response, or empty has an advantage of exactly 0 (rounding in a sum or a mean of equal
+rewards would otherwise leak through 1/eps, or count as a signal); responses that could not be verified are masked out
+instead of counting as wrong. `std="none"` divides by nothing (Dr. GRPO, arXiv 2503.20783).
 """
 
 from __future__ import annotations

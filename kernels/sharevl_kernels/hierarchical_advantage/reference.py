@@ -9,12 +9,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+SILENT_SPREAD = 1e-9
+"""Rewards of a group that differ by no more than this count as equal: the order in which a sum of rewards is rounded
+(0.1 + 0.2 is not 0.3) is no signal, and rewards are meant on a scale of 1."""
+
 
 class Advantages(NamedTuple):
     """Advantages of one rollout, and which groups carried a signal.
 
-    `silent_PM`: variant groups with no local variance; `silent_P`: problems with no global variance. Both are over
-    the valid responses alone, so a group of fewer than two is silent.
+    `silent_PM`: variant groups with no local variance; `silent_P`: problems with no global variance, that is with a
+    highest reward at most `SILENT_SPREAD` above the lowest; there the advantages are exactly 0. Both are over the valid
+    responses alone, so a group of fewer than two is silent.
     """
 
     global_PMN: Float[Tensor, "P M N"]
@@ -65,11 +70,11 @@ def reference_advantage(
 def _normalise(
     rewards_GX: Float[Tensor, "*G X"], mask_GX: Bool[Tensor, "*G X"], eps: float, repeats: int, scaled: bool
 ) -> tuple[Float[Tensor, "*G X"], Bool[Tensor, "*G 1"]]:
-    """(R - mean) / (std + eps), or R - mean, over the last axis, and which groups have no variance (there it is 0)."""
+    """(R - mean) / (std + eps), or R - mean, over the last axis, and which groups are silent (there it is 0)."""
     infinity = torch.inf
     highest_G1 = rewards_GX.masked_fill(~mask_GX, -infinity).amax(-1, keepdim=True)
     lowest_G1 = rewards_GX.masked_fill(~mask_GX, infinity).amin(-1, keepdim=True)
-    silent_G1 = ~(highest_G1 > lowest_G1)
+    silent_G1 = highest_G1 - lowest_G1 <= SILENT_SPREAD
     count_G1 = mask_GX.sum(-1, keepdim=True).clamp(min=1)
     # From the lowest reward, because the rounded mean of large rewards can miss all of a small spread.
     above_GX = (rewards_GX - lowest_G1).masked_fill(~mask_GX, 0.0)
