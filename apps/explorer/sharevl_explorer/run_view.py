@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sharevl_explorer.charts import Line, line_chart, stacked_bars
+from sharevl_explorer.evaluation_view import evaluation_view, is_evaluation
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import OUTCOMES, SIGNALS, Context, counted, empty, tabs, trains
 from sharevl_explorer.queries import step_groups, step_means
@@ -100,8 +101,11 @@ class _Source:
 
 
 def run_view(context: Context) -> Html:
-    """Small multiples and the bars of groups; every step is a link to its Step view."""
+    """Small multiples and the bars of groups; every step is a link to its Step view. An evaluation has a page of its
+    own."""
     state, index = context.state, context.index
+    if is_evaluation(index, state.run, state.split):
+        return evaluation_view(context)
     own, problem = _source(context)
     if not own.means:
         return empty(
