@@ -99,7 +99,7 @@ async function fail() {
 
 function lose() {
   tell(LOST);
-  mark("○ no connection");
+  mark(null);
   if (lost) return;
   lost = true;
   setTimeout(retry, EVERY);
@@ -110,14 +110,20 @@ async function retry() {
   if (!found) return setTimeout(retry, EVERY);
   lost = false;
   tell("");
-  mark();
+  mark(found);
   const same = root.dataset.shown === location.search;
   if (!same || page.querySelector(".frame").dataset.revision !== String(found.revision)) show(same ? here : returning);
 }
 
-function mark(text = `● live, ${new Date().toLocaleTimeString()}`) {
-  live.textContent = text;
-  live.title = "when the newest step was noticed";
+// Whether the run goes on, and when its newest step was written: by the day too where that was not today.
+function mark(found) {
+  if (!found) return void (live.textContent = "○ no connection", live.title = "");
+  const date = found.written === null ? null : new Date(1000 * found.written);
+  const today = date?.toDateString() === new Date().toDateString();
+  const step = date ? `, step ${found.step} at ${today ? date.toLocaleTimeString() : date.toLocaleString()}` : "";
+  const told = (found.ended ? "✓ finished" : "● live") + step;
+  if (live.textContent !== told) live.textContent = told;
+  live.title = (found.ended ? "the run has ended; " : "") + "the newest step, and when it was written";
 }
 
 const edited = () => [...page.querySelectorAll("form.filters [name]")].some((field) =>
@@ -135,9 +141,8 @@ async function follow() {
   if (!found) return lose();
   const later = newest >= 0 && found.step > newest;
   newest = found.step;
-  if (!live.textContent) mark();
+  mark(found);
   if (!frame || frame.dataset.revision === String(found.revision)) return;
-  mark();
   if (!reading()) return show();
   frame.dataset.revision = found.revision;
   if (later) offer(found.step);
@@ -255,6 +260,9 @@ root.addEventListener("submit", (event) => {
   if (event.target.method === "dialog") return;
   event.preventDefault();
   event.target.matches(".try") ? ask(event.target) : submit(event.target);
+});
+root.addEventListener("input", ({ target }) => { // a field for one answer a line is as high as what is in it
+  if (target.matches("form.try [name=answer]")) target.rows = Math.min(8, Math.max(2, target.value.split("\n").length));
 });
 root.addEventListener("change", (event) => {
   if (event.target.matches("form.try [type=file]")) preview(event.target);
