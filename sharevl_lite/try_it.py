@@ -116,8 +116,8 @@ class Tester:
         if text.count(PLACEHOLDER) != len(images):
             there = "there is 1 image" if len(images) == 1 else f"there are {len(images)} images"
             raise TrialError(
-                f"The question has {text.count(PLACEHOLDER)} {PLACEHOLDER} and {there}; leave the placeholder out, it is "
-                "put before the question."
+                f"The question has {text.count(PLACEHOLDER)} {PLACEHOLDER} and {there}; leave the placeholder "
+                "out, it is put before the question."
             )
         wanted = self.recipe.share.num_variants
         offered = rewrite_by_rules(text, wanted + SPARE_REWRITES, seed=self.recipe.seed)

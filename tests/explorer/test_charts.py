@@ -126,7 +126,14 @@ def test_kl_is_shown_where_it_was_logged_and_the_optimizer_has_its_figures(tmp_p
     for name, value in kl.items():
         store = RolloutStore(tmp_path / name)
         store.write("train", 1, rows(store, 1, {"a": "one"}))
-        record = {"step": 1, "loss": -0.25, "learning_rate": 1e-5, "ratio": 1.002, "grad_norm": 0.5, "seconds/step": 9.5}
+        record = {
+            "step": 1,
+            "loss": -0.25,
+            "learning_rate": 1e-5,
+            "ratio": 1.002,
+            "grad_norm": 0.5,
+            "seconds/step": 9.5,
+        }
         record |= {} if value is None else {"kl": value}
         (tmp_path / name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
         page = render(Index([tmp_path / name]), "?view=run")

@@ -124,14 +124,11 @@ def _read(path: Path) -> Document:
 
 
 def _figures(held: Mapping[str, Mapping[str, Any]]) -> dict[str, Measured]:
-    return {
-        name: Measured(
-            *(None if found[part] is None else float(found[part]) for part in ("value", "low", "high")),
-            int(found["problems"]),
-            int(found.get("left_out", 0)),
-        )
-        for name, found in held.items()
-    }
+    figures = {}
+    for name, found in held.items():
+        value, low, high = (None if found[part] is None else float(found[part]) for part in ("value", "low", "high"))
+        figures[name] = Measured(value, low, high, int(found["problems"]), int(found.get("left_out", 0)))
+    return figures
 
 
 def _told(document: Document) -> Iterator[Html | None]:

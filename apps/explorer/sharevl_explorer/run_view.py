@@ -150,7 +150,9 @@ def _of_training(sources: Sequence[_Source]) -> list[Figure]:
 
 def _folded(sources: Sequence[_Source]) -> list[Html]:
     """Figures that are looked for when something is wrong."""
-    more = [("more figures: signal, truncation, verifier, sampler, held-out accuracy", _MORE_OF_TRAINING)]
+    more: list[tuple[str, Sequence[Figure]]] = [
+        ("more figures: signal, truncation, verifier, sampler, held-out accuracy", _MORE_OF_TRAINING)
+    ]
     if any(_logged(figure, sources) for figure in _OF_OPTIMIZER):
         more.append(("optimizer: loss, learning rate, gradient norm, ratio, seconds per step", _OF_OPTIMIZER))
     return [el("details.more", el("summary", told), _charts(figures, sources)) for told, figures in more]
@@ -218,7 +220,7 @@ def _groups(context: Context) -> Html:
         "section.panel",
         el("h3", "Groups per step"),
         el("ul.legend", [el("li", el(f"span.swatch.{key}"), label) for key, label in kinds]),
-        stacked_bars(counts, kinds, lambda step: context.link("step", step=step) or "#"),
+        el("div.scroll", stacked_bars(counts, kinds, lambda step: context.link("step", step=step) or "#")),
         el("p.quiet", _CAPTION if trained else _CAPTION_OF_EVALUATION),
     )
 

@@ -77,9 +77,15 @@ async function show(place = here) {
   root.dataset.shown = location.search;
 }
 
+// Bars that are wider than the page begin at their end, where the newest steps are; a reader who went back stays there.
+const bars = () => page.querySelector(".scroll:has(> svg.bars)");
+const behind = (part) => part ? part.scrollWidth - part.clientWidth - part.scrollLeft : 0;
+
 function replace(html) {
+  const back = behind(bars());
   kept = page.querySelector("section.try:has(form)") ?? kept;
   page.innerHTML = html;
+  if (bars()) bars().scrollLeft = bars().scrollWidth - bars().clientWidth - back;
   const trial = page.querySelector("section.try:has(form)"), model = (part) => part?.querySelector("header").textContent;
   if (trial && model(trial) === model(kept)) trial.replaceWith(kept); // with its question, image and answers
   document.title = page.querySelector(".frame").dataset.title;
