@@ -115,11 +115,15 @@ def serve(
         server_port=port,
         share=share,
         auth=auth,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         css=asset("style.css"),
         footer_links=[],
         run_history=False,
-        quiet=not block,
+        quiet=not (block and share),  # else it names an option of its own for the public link
         app_kwargs={"routes": [Route("/run-image/{run:int}/{name}", image)]},
     )
+    if block:
+        if not share:
+            print(f"* Running on local URL:  {blocks.protocol}://{blocks.server_name}:{blocks.server_port}", flush=True)
+        blocks.block_thread()
     return blocks
