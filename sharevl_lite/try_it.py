@@ -113,9 +113,10 @@ class Tester:
         images = () if trial.image is None else (_decoded(trial.image),)
         text = trial.question if PLACEHOLDER in trial.question else PLACEHOLDER * len(images) + trial.question
         if text.count(PLACEHOLDER) != len(images):
+            there = "there is 1 image" if len(images) == 1 else f"there are {len(images)} images"
             raise TrialError(
-                f"The question has {text.count(PLACEHOLDER)} {PLACEHOLDER} and there are {len(images)} images; leave "
-                "the placeholder out, it is put before the question."
+                f"The question has {text.count(PLACEHOLDER)} {PLACEHOLDER} and {there}; leave the placeholder "
+                "out, it is put before the question."
             )
         wanted = self.recipe.share.num_variants
         offered = rewrite_by_rules(text, wanted + SPARE_REWRITES, seed=self.recipe.seed)

@@ -17,8 +17,10 @@ def test_from_the_run_to_a_response_by_clicks_and_back_by_links(page, served, tr
     page.on("pageerror", lambda error: errors.append(str(error)))
     opened(page, served(trained), ready=".charts")
     assert page.locator(".chart svg:visible").count() == 9
-    page.locator("details.more summary").click()
-    assert page.locator(".chart svg:visible").count() == 18
+    page.locator("details.more summary").first.click()
+    assert page.locator(".chart svg:visible").count() == 17
+    page.locator("details.more summary").last.click()
+    assert page.locator(".chart svg:visible").count() == 22
     assert page.locator(".bars a").count() == 2
     page.locator(".bars a").first.click()
     page.wait_for_selector(".problems")
@@ -181,4 +183,23 @@ def test_narrow_pages_do_not_scroll_sideways(browser, served, trained, scheme):
         opened(page, served(trained), query)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, query
     assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
+    page.close()
+
+
+@pytest.mark.slow
+def test_the_newest_bars_are_in_sight_on_a_narrow_page(browser, served, tmp_path):
+    store = RolloutStore(tmp_path)
+    for step in range(1, 13):
+        store.write("train", step, rows(store, step, {"a": "one"}))
+    page = browser.new_page(viewport={"width": 420, "height": 800})
+    address = served(tmp_path, follow=True)
+    opened(page, address, ready=".bars")
+    chart, newest = page.locator(".scroll:has(.bars)"), page.locator(".bars a").last
+    right = chart.bounding_box()["x"] + chart.bounding_box()["width"]
+    assert newest.bounding_box()["x"] + newest.bounding_box()["width"] <= right + 1
+    chart.evaluate("chart => { chart.scrollLeft = 0 }")
+    page.wait_for_selector(".live:has-text('step 12')")
+    store.write("train", 13, rows(store, 13, {"a": "one"}))
+    page.wait_for_function("document.querySelectorAll('.bars a').length === 13")
+    assert chart.evaluate("chart => chart.scrollLeft") == 0, "a reader who went back is left there"
     page.close()

@@ -121,6 +121,37 @@ def test_reward_functions_of_the_user_have_figures_with_what_they_are_over(tmp_p
     assert "step 2: reward/bonus 0" not in page
 
 
+def test_kl_is_shown_where_it_was_logged_and_the_optimizer_has_its_figures(tmp_path):
+    kl = {"without": None, "with": 0.004}
+    for name, value in kl.items():
+        store = RolloutStore(tmp_path / name)
+        store.write("train", 1, rows(store, 1, {"a": "one"}))
+        record = {
+            "step": 1,
+            "loss": -0.25,
+            "learning_rate": 1e-5,
+            "ratio": 1.002,
+            "grad_norm": 0.5,
+            "seconds/step": 9.5,
+        }
+        record |= {} if value is None else {"kl": value}
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        page = render(Index([tmp_path / name]), "?view=run")
+        assert ("step 1: KL 0.0040" in page) == (value is not None)
+        optimizer = page.split("<summary>optimizer")[1].split("Groups per step")[0]
+        told = dict(re.findall("<title>step 1: (.*?) ([^ ]*)</title>", optimizer))
+        assert told.keys() == {"loss", "learning rate", "gradient norm", "mean ratio", "seconds per step"}
+        assert as_numbers(told.values()) == pytest.approx([-0.25, 1e-5, 0.5, 1.002, 9.5], rel=0.01)
+    both = render(Index([tmp_path / name for name in kl]), "?view=run")
+    assert re.search("step 1: KL 0.0040* of with", both)
+
+
+def test_a_run_without_metrics_has_no_group_for_the_optimizer(tmp_path):
+    store = RolloutStore(tmp_path)
+    store.write("train", 1, rows(store, 1, {"a": "one"}))
+    assert "<summary>optimizer" not in render(Index([tmp_path]), "?view=run")
+
+
 def test_figures_of_two_runs_share_their_axes(tmp_path):
     for number, name in enumerate(("one", "two")):
         store = RolloutStore(tmp_path / name)

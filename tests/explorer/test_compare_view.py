@@ -158,3 +158,49 @@ def test_a_long_problem_is_not_set_in_full(tmp_path):
     assert page.count(">12 more</a>") == 8
     assert "view=response" in page
     assert len(page) < 2_000_000
+
+
+def test_two_runs_without_a_common_problem_are_told_so(tmp_path):
+    """Other steps are of use only where some step of both has the same problem."""
+    one = written(tmp_path / "one", (1, 2), {"a": "same"})
+    two = written(tmp_path / "two", (1,), {"b": "same"})
+    told = text(render(Index([one, two]), "?view=compare"))
+    assert "The two runs have no problem of the split train in common, at no step." in told
+    assert "Choose two steps" not in told
+    written(two, (3,), {"a": "same"})
+    assert "Choose two steps that asked the same problems." in text(render(Index([one, two]), "?view=compare&last=1"))
+    three = written(tmp_path / "three", (1,), {"a": "same"}, lambda row: replace(row, answer="another"))
+    told = text(render(Index([one, three]), "?view=compare"))
+    assert "1 id with another question" in told
+    assert "no problem of the split train in common" in told
+
+
+@pytest.fixture
+def moving(tmp_path):
+    """Half of each problem is right at step 1; at step 2 all of a and b, none of c, half of d."""
+    store, asked = RolloutStore(tmp_path), dict.fromkeys("abcd", "one")
+    right = {"p-a": 1.0, "p-b": 1.0, "p-c": 0.0}
+    store.write("train", 1, rows(store, 1, asked))
+    later = [
+        replace(row, rewards=Rewards(right[row.problem_id], right[row.problem_id], 1.0))
+        if row.problem_id in right
+        else row
+        for row in rows(store, 2, asked)
+    ]
+    store.write("train", 2, later)
+    return Index([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("moves", "listed"),
+    [("", ["a", "b", "c", "d"]), ("gains", ["a", "b"]), ("losses", ["c"]), ("nonsense", list("abcd"))],
+)
+def test_gains_and_losses_can_be_asked_for_alone(moving, moves, listed):
+    page = render(moving, f"?view=compare&moves={moves}")
+    assert re.findall("problem=p-([a-d])", main_of(page)) == listed
+    assert "all 4 gains 2 losses 1" in text(page)
+    assert "from step 1 to step 2: 4 problems in both" in text(page)
+
+
+def test_where_nothing_fell_that_is_said(moving):
+    assert "No losses between these steps." in text(render(moving, "?view=compare&last=1&moves=losses"))

@@ -123,6 +123,27 @@ def test_a_second_run_is_not_exported(tmp_path, capsys):
     assert not target.exists()
 
 
+def test_an_export_does_not_follow(tmp_path, capsys):
+    RolloutStore(tmp_path / "run")
+    assert main([str(tmp_path / "run"), "--follow", "--export", str(tmp_path / "out.html")]) == 2
+    assert "--follow needs a server" in capsys.readouterr().err
+
+
+def test_a_problem_of_other_steps_is_said_to_be_there(tmp_path, capsys):
+    store, target = RolloutStore(tmp_path / "run"), tmp_path / "out.html"
+    for step in range(1, 8):
+        store.write("train", step, rows(store, step, {"a": "one"}))
+    store.write("train", 8, rows(store, 8, {"b": "two"}))
+    store.write("eval", 4, rows(store, 4, {"a": "one"}))
+    assert main([str(tmp_path / "run"), "--export", str(target), "--problem", "p-a"]) == 2
+    newest = " or ".join(f"--step {step}" for step in range(3, 8))
+    said = capsys.readouterr().err
+    assert "step 8 of 'train' has no problem 'p-a'" in said
+    assert f"--split train has it at {newest}, and 2 earlier ones; --split eval has it at --step 4" in said
+    assert main([str(tmp_path / "run"), "--export", str(target), "--problem", "p-z"]) == 2
+    assert "no step of the run has it" in capsys.readouterr().err
+
+
 def test_the_only_split_is_taken(tmp_path, capsys):
     run, target = tmp_path / "run", tmp_path / "out.html"
     store = RolloutStore(run)

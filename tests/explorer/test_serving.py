@@ -93,7 +93,9 @@ def test_share_asks_for_a_link_and_a_failure_is_a_message(small, tmp_path):
         path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()])])
         with started(small[0], PYTHONPATH=path) as (address, finish):
             assert answered(address + "config")[0] == 200
-            assert WARNING not in finish(), "the loopback is one's own"
+            said = finish()
+            assert WARNING not in said, "the loopback is one's own"
+            assert "share=True" not in said, "an option of Gradio, not of ours"
         assert asked == []
         with started(small[0], "--share", PYTHONPATH=path) as (address, finish):
             deadline = time.monotonic() + 30
@@ -136,6 +138,16 @@ def test_what_cannot_be_served_is_said(small, tmp_path, capsys):
     ):
         assert main([str(small[0]), *words]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("follow", [[], ["--follow"]])
+def test_a_file_in_the_place_of_a_folder_is_said(small, tmp_path, capsys, follow):
+    figures, other = small[0].with_suffix(".json"), tmp_path / "x.json"
+    for path, told in ((figures, f"which shows both: {small[0]}\n"), (other, "is a file; give the folder of a run")):
+        path.write_text("{}")
+        assert main([str(path), *follow]) == 2
+        assert told in capsys.readouterr().err
+        path.unlink()
 
 
 def test_an_address_that_cannot_be_had_is_said_before_anything_is_loaded(small, capsys):

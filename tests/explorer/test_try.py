@@ -76,6 +76,18 @@ def test_a_digits_image_is_answered_and_rewarded(page, served, trained, digits):
 
 
 @pytest.mark.slow
+def test_the_field_of_answers_grows_with_them(page, served, trained):
+    tryout = Tryout("none", 2, 32, ask=lambda trial: (), close=lambda: None)
+    opened(page, served(trained, tryout=tryout), "?view=try", "form.try")
+    answers = page.locator("[name=answer]")
+    for written in ("1", "1\n2\n3\n4", "\n" * 30):
+        answers.fill(written)
+        hidden = answers.evaluate("field => field.scrollHeight - field.clientHeight")
+        assert (hidden > 0) == (len(written) == 30)
+        assert answers.bounding_box()["height"] < 250
+
+
+@pytest.mark.slow
 def test_hostile_input_and_files_that_are_no_images(page, served, trained, digits):
     opened(page, served(trained, tryout=digits), "?view=try", "form.try")
     hostile = "<img src=x onerror=\"window.hacked='question'\"></script><script>window.hacked=1</script>"
@@ -120,7 +132,7 @@ def test_what_the_model_side_refuses(digits):
         ({"image": b"no image"}, "no image that can be read"),
         (
             {"question": "<image> or <image>?", "image": png(Image.new("RGB", (56, 56)))},
-            "has 2 <image> and there are 1",
+            "has 2 <image> and there is 1 image;",
         ),
         ({"question": "how many? " * 300}, "allows 96"),
     ):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -11,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from sharevl_explorer.evaluation_view import document_of
 from sharevl_explorer.index import Index
 from sharevl_explorer.page import render
 from sharevl_explorer.trial import Desk, TrialError, Tryout
@@ -23,6 +26,28 @@ _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 def asset(name: str) -> str:
     """Text of a file in `assets/`."""
     return (files("sharevl_explorer") / "assets" / name).read_text(encoding="utf-8")
+
+
+def news(index: Index) -> dict[str, Any]:
+    """What a page that follows is told: the index's revision, the run's newest step and when its file was written
+    (seconds since 1970; None without one), and whether every run has ended."""
+    shards = [(step, index.shard(0, split, step)) for split in index.splits() for step in index.steps(0, split)[-1:]]
+    times = []
+    for _, path in shards:
+        with suppress(OSError):  # deleted since the index was read
+            times += [] if path is None else [path.stat().st_mtime]
+    return {
+        "revision": index.revision,
+        "step": max((step for step, _ in shards), default=-1),
+        "written": max(times, default=None),
+        "ended": all(map(_has_ended, index.runs)),
+    }
+
+
+def _has_ended(run: Path) -> bool:
+    """A run writes a summary at its end, and takes it away to go on; an evaluation's document is written last."""
+    evaluated = document_of(run).is_file() and not (run / "recipe.yaml").exists()
+    return (run / "summary.json").is_file() or evaluated
 
 
 def build(index: Index, *, follow: bool, tryout: Tryout | None = None) -> gr.Blocks:
@@ -40,11 +65,10 @@ def build(index: Index, *, follow: bool, tryout: Tryout | None = None) -> gr.Blo
         except TrialError as error:
             return str(refused(str(error)))
 
-    def revision(_: Any) -> dict[str, int]:  # Gradio passes one argument, whatever the page sends
+    def revision(_: Any) -> dict[str, Any]:  # Gradio passes one argument, whatever the page sends
         if follow:
             index.refresh()
-        newest = max((step for split in index.splits() for step in index.steps(0, split)[-1:]), default=-1)
-        return {"revision": index.revision, "step": newest}
+        return news(index)
 
     with gr.Blocks(title=f"{index.runs[0].name} · sharevl explorer", analytics_enabled=False, fill_width=True) as app:
         gr.HTML(
@@ -91,11 +115,15 @@ def serve(
         server_port=port,
         share=share,
         auth=auth,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         css=asset("style.css"),
         footer_links=[],
         run_history=False,
-        quiet=not block,
+        quiet=not (block and share),  # else it names an option of its own for the public link
         app_kwargs={"routes": [Route("/run-image/{run:int}/{name}", image)]},
     )
+    if block:
+        if not share:
+            print(f"* Running on local URL:  {blocks.protocol}://{blocks.server_name}:{blocks.server_port}", flush=True)
+        blocks.block_thread()
     return blocks

@@ -51,9 +51,12 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
 
     auth = _login(options.auth)
     runs = [options.run_dir, *([options.against] if options.against else [])]
+    _check_folders(runs)
     if options.export:
         if options.against:
             raise StoreError("--export writes problems of one run; --against needs a server. Leave one of them out")
+        if options.follow:
+            raise StoreError("--export writes what is there now; --follow needs a server. Leave one of them out")
         _export(Index(runs), options)
         return
     if options.problem or options.step is not None or options.split is not None:
@@ -93,6 +96,17 @@ def _export(index: Index, options: argparse.Namespace) -> None:
     print(told)
     for path, why in index.unreadable.items():
         print(f"left out: {path}: {why}", file=sys.stderr)
+
+
+def _check_folders(runs: Sequence[str]) -> None:
+    """A file in the place of a folder, the figures of an evaluation above all: no folder will come of it."""
+    for run in map(Path, runs):
+        if run.is_file():
+            told = f"{run} is a file; give the folder of a run or of an evaluation"
+            if run.suffix in (".json", ".md") and (run.with_suffix("") / "rollouts").is_dir():
+                told = f"{run} holds the figures of an evaluation; give the folder of its responses, which shows both: "
+                told += f"{run.with_suffix('')}"
+            raise StoreError(told)
 
 
 def _awaited(runs: Sequence[str]) -> Index:

@@ -11,10 +11,20 @@ from typing import Any
 
 from sharevl_explorer.figures import moved, number, percent
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, badge, counted, empty, picture, trail
+from sharevl_explorer.parts import Context, badge, counted, empty, picture, tabs, trail
 from sharevl_explorer.places import not_here, split_tabs
 from sharevl_explorer.prose import question, response, shortened
-from sharevl_explorer.queries import appearances, asked_alike, movers, repeated, responses, strangers
+from sharevl_explorer.queries import (
+    appearances,
+    asked_alike,
+    movers,
+    moves_of,
+    repeated,
+    responses,
+    share_a_problem,
+    strangers,
+)
+from sharevl_explorer.state import MOVES
 
 _TEXTS = 4
 """Responses that a card holds; the others are a click away."""
@@ -124,7 +134,8 @@ def _movers(context: Context) -> Html:
     first, last = _defaults(state.first, state.last, choices, same_run=not later_run)
     before, after = context.at(run=0, step=first), context.at(run=later_run, step=last)
     pair = (0, first), (later_run, last)
-    rows, unlike = movers(index, state.split, *pair), strangers(index, state.split, *pair)
+    rows, unlike = movers(index, state.split, *pair, state.moves), strangers(index, state.split, *pair)
+    counts = moves_of(index, state.split, *pair)
     return el(
         "section.compare",
         heading,
@@ -138,13 +149,31 @@ def _movers(context: Context) -> Html:
         el(
             "p.quiet",
             f"problems by how far their accuracy is from {_named(before)} to {_named(after)}",
-            _of_common(rows),
+            _of_common(counts, state.moves, len(rows)),
         ),
+        _ways(context, counts) if counts["both"] else None,
         _warning(unlike),
-        el("ol.movers", [_mover(context, row) for row in rows])
-        if rows or unlike
-        else empty("No common problem", "Choose two steps that asked the same problems."),
+        el("ol.movers", [_mover(context, row) for row in rows]) if rows else _none(context, counts, unlike),
     )
+
+
+def _ways(context: Context, counts: dict[str, int]) -> Html:
+    """The switch between gains, losses and all that both have."""
+    chosen = context.state.moves
+    links = [(f"{way or 'all'} {counts[way or 'both']:,}", context.link(moves=way), way == chosen) for way in MOVES]
+    return el("p", tabs("which moves", links))
+
+
+def _none(context: Context, counts: dict[str, int], unlike: Sequence[dict[str, Any]]) -> Html | None:
+    """Why no problem is listed, and what to do."""
+    state, index = context.state, context.index
+    if counts["both"]:
+        return el("p", f"No {state.moves} between these steps.")
+    last = len(index.runs) - 1
+    if last and not share_a_problem(index, state.split, (0, last)):
+        told = f"The two runs have no problem of the split {state.split} in common, at no step."
+        return empty("No common problem", told, *_elsewhere_to(context, but=state.split))
+    return None if unlike else empty("No common problem", "Choose two steps that asked the same problems.")
 
 
 def comparable(context: Context) -> list[str]:
@@ -153,11 +182,12 @@ def comparable(context: Context) -> list[str]:
     return [name for name in context.index.splits(0) if all(_choices(context.at(split=name), last))]
 
 
-def _elsewhere_to(context: Context) -> list[Html]:
+def _elsewhere_to(context: Context, but: str = "") -> list[Html]:
     """Where there is something to compare, when the split that is shown has nothing."""
     return [
         el("a.button", f"compare in {name}", href=context.link(split=name, step=-1, first=-1, last=-1))
         for name in comparable(context)
+        if name != but
     ]
 
 
@@ -223,9 +253,9 @@ def _before_after(row: dict[str, Any]) -> str:
     return f"{percent(row['before'])}{of_first} → {percent(row['after'])} of {last}"
 
 
-def _of_common(rows: Sequence[dict[str, Any]]) -> str | None:
-    """How many problems both have, and how many of them are listed."""
-    if not rows:
+def _of_common(counts: dict[str, int], moves: str, shown: int) -> str | None:
+    """How many problems both have, and how many of those that were asked for are listed."""
+    if not counts["both"]:
         return None
-    common = rows[0]["common"]
-    return f": {counted(common, 'problem')} in both" + (f", the farthest {len(rows)}" if len(rows) < common else "")
+    left_out = shown < counts[moves or "both"]
+    return f": {counted(counts['both'], 'problem')} in both" + (f", the farthest {shown}" if left_out else "")

@@ -12,13 +12,15 @@ from sharevl_explorer.markup import Html, el
 from sharevl_explorer.page import settle
 from sharevl_explorer.parts import Context
 from sharevl_explorer.problem_view import problem_view
-from sharevl_explorer.queries import responses
+from sharevl_explorer.queries import responses, whereabouts
 from sharevl_explorer.response_view import response_view
 from sharevl_explorer.state import State
 from sharevl_lite.atomic import write_atomically
 from sharevl_lite.store_schema import StoreError
 
 MOST = 12
+_NAMED = 5
+"""Steps that a message names."""
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What the browser may load and run for the file: its own images and style, nothing else."""
 _CHOICE = """
@@ -92,6 +94,18 @@ def _nothing(index: Index, split: str, step: int | None) -> str:
     return f"{index.runs[0]}: {wanted} in split {split!r}; {there}"
 
 
+def _elsewhere(index: Index, problem: str) -> str:
+    """Where a problem was asked: of each split the newest steps, at most five."""
+    found = [row for row in whereabouts(index, problem) if row["run"] == 0]
+    parts = []
+    for split in dict.fromkeys(row["split"] for row in found):
+        steps = [row["step"] for row in found if row["split"] == split]
+        named = " or ".join(f"--step {step}" for step in steps[-_NAMED:])
+        left_out = f", and {len(steps) - _NAMED} earlier ones" if len(steps) > _NAMED else ""
+        parts.append(f"--split {split} has it at {named}{left_out}")
+    return "; ".join(parts) or "no step of the run has it"
+
+
 def _write(target: Path, content: bytes) -> None:
     if target.is_dir():
         raise StoreError(f"--export {target}: that is a folder; name a file in it")
@@ -115,7 +129,8 @@ def _problem(index: Index, state: State, album: Album, number: int, problem: str
 
     rows = responses(index, 0, state.split, state.step, problem)
     if not rows:
-        raise StoreError(f"{index.runs[0]}: step {state.step} of {state.split!r} has no problem {problem!r}")
+        lacking = f"{index.runs[0]}: step {state.step} of {state.split!r} has no problem {problem!r}"
+        raise StoreError(f"{lacking}; {_elsewhere(index, problem)}")
     context = Context(index, state, anchor, album).at(problem=problem, variant=0, full=1)
     answers = [
         el(

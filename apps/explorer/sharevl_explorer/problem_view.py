@@ -89,6 +89,7 @@ def _card(context: Context, j: int, group: list[dict[str, Any]], original: dict[
 
 
 def _matrix(context: Context, rows: list[dict[str, Any]], variants: list[int]) -> Html:
+    """Every response in a row; where any was scored under variants, with the matrix of those scores beside it."""
     state = context.state
     shown = CELLS[state.cell]
     values = {
@@ -97,16 +98,21 @@ def _matrix(context: Context, rows: list[dict[str, Any]], variants: list[int]) -
         for scorer in row["scorers"]
     }
     scale = max(shown.floor, *(abs(value) for value in values.values() if value is not None), 0.0)
-    switch = [(cell.name, context.link(cell=name), name == state.cell) for name, cell in CELLS.items()]
+    columns = variants if values else []
     head = el(
         "tr",
         el("th", "response", scope="col"),
         el("th", "reward", scope="col"),
         el("th", "answer", scope="col", title="found in the response by the verifier"),
         el("th", "tokens", scope="col"),
-        [el("th", f"Q{k}", scope="col", class_="marked" if k == state.variant else None) for k in variants],
+        [el("th", f"Q{k}", scope="col", class_="marked" if k == state.variant else None) for k in columns],
     )
-    body = [_line(context, row, variants, values, scale) for row in rows]
+    body = [_line(context, row, columns, values, scale) for row in rows]
+    table = el("div.scroll", el("table.matrix", el("thead", head), el("tbody", body)))
+    if not values:
+        told = f"No response was scored under variants: {untrained(state.split, rows)}."
+        return el("section.panel", el("h3", "Responses"), el("p.quiet", told), table)
+    switch = [(cell.name, context.link(cell=name), name == state.cell) for name, cell in CELLS.items()]
     return el(
         "section.panel",
         el(
@@ -119,9 +125,8 @@ def _matrix(context: Context, rows: list[dict[str, Any]], variants: list[int]) -
             "Rows are responses, columns the variants they were scored under; the source is outlined. "
             f"Cells: {shown.name}, {shown.meaning}.",
         ),
-        el("div.scroll", el("table.matrix", el("thead", head), el("tbody", body))),
+        table,
         _legend(scale, state.cell),
-        None if values else el("p.note", f"No response was scored under variants: {untrained(state.split, rows)}."),
     )
 
 
@@ -152,7 +157,7 @@ def _line(context: Context, row: dict[str, Any], variants: list[int], values: di
             )
         )
     extracted = (row["verification"] or {}).get("extracted")
-    border = "first" if i == 0 and j != variants[0] else None
+    border = "first" if i == 0 and j > 0 else None
     facts = [
         el("td.number", number(row["total"])),
         el("td.answer", el("bdi", shortened(extracted, 24) if extracted is not None else "–")),

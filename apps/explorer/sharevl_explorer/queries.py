@@ -63,8 +63,17 @@ alike AS (
 )
 """
 _MOVERS = f"""{_BOTH}
-SELECT *, count(*) OVER () AS common FROM pairs WHERE same AND moved IS NOT NULL
+SELECT * FROM pairs WHERE same AND moved IS NOT NULL AND ($way = 0 OR sign(moved) = $way)
 ORDER BY abs(moved) DESC, id_order, problem LIMIT 60
+"""
+_WAYS = {"": 0, "gains": 1, "losses": -1}
+_MOVES = f"""{_BOTH}
+SELECT count(*) AS both, count(*) FILTER (moved > 0) AS gains, count(*) FILTER (moved < 0) AS losses FROM pairs
+WHERE same AND moved IS NOT NULL
+"""
+_SHARED = """
+SELECT 1 FROM variants v JOIN variants w USING (split, problem, question)
+WHERE v.run = $run_a AND w.run = $run_b AND split = $split AND v.answer IS NOT DISTINCT FROM w.answer LIMIT 1
 """
 _STRANGERS = f"{_BOTH} FROM pairs WHERE NOT same ORDER BY id_order, problem"
 _ASKED = """
@@ -173,10 +182,24 @@ def repeated(index: Index, state: State) -> list[int]:
     return [row["step"] for row in index.rows(sql, {"run": state.run, "split": state.split})]
 
 
-def movers(index: Index, split: str, before: tuple[int, int], after: tuple[int, int]) -> list[dict[str, Any]]:
-    """Problems of both (run, step) pairs by how far their accuracy moved, the farthest 60 of `common`; strangers are
-    left out. `judged` and `judged_b` are the responses with a verdict."""
-    return index.rows(_MOVERS, _pair(split, before, after))
+def movers(
+    index: Index, split: str, before: tuple[int, int], after: tuple[int, int], moves: str = ""
+) -> list[dict[str, Any]]:
+    """Problems of both (run, step) pairs by how far their accuracy moved, the farthest 60; strangers are left out.
+
+    `moves`: `gains` or `losses` alone. `judged` and `judged_b` are the responses with a verdict.
+    """
+    return index.rows(_MOVERS, _pair(split, before, after) | {"way": _WAYS[moves]})
+
+
+def moves_of(index: Index, split: str, before: tuple[int, int], after: tuple[int, int]) -> dict[str, int]:
+    """How many problems both (run, step) pairs have, of which how many gains and losses; strangers are left out."""
+    return index.rows(_MOVES, _pair(split, before, after))[0]
+
+
+def share_a_problem(index: Index, split: str, runs: tuple[int, int]) -> bool:
+    """Whether two runs asked any problem alike, at whatever steps."""
+    return bool(index.rows(_SHARED, {"run_a": runs[0], "run_b": runs[1], "split": split}))
 
 
 def strangers(index: Index, split: str, before: tuple[int, int], after: tuple[int, int]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sharevl_explorer.charts import Line, line_chart, stacked_bars
+from sharevl_explorer.evaluation_view import evaluation_view, is_evaluation
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import OUTCOMES, SIGNALS, Context, counted, empty, tabs, trains
 from sharevl_explorer.queries import step_groups, step_means
@@ -46,12 +47,20 @@ _MORE_OF_TRAINING = (
     Figure("vanished local", "vanished_local", "share of variant groups whose rewards do not differ", _SHARE),
     Figure("vanished global", "vanished_global", "share of problems whose rewards do not differ", _SHARE),
     Figure("rescued", "rescued", "share of problems with such a group whose own rewards differ", _SHARE),
-    Figure("gradient norm", "grad_norm", "norm of the gradient, as logged"),
     _CUT,
     Figure("verifier failures", "verifier_failures", "responses without a verdict"),
     Figure("sampler gap", "sampler_gap", "mean |log-prob of the sampler minus of the trainer|, nats per token"),
     Figure("held-out, plain", "eval_accuracy_plain", "accuracy on untouched problems", _SHARE, "eval"),
     Figure("held-out, variants", "eval_accuracy_variants", "accuracy on drawn variants", _SHARE, "eval"),
+)
+_KL = Figure("KL", "kl", "from the reference policy, nats per token, from metrics.jsonl")
+"""Shown where it was logged: with objective.beta at 0 there is no reference."""
+_OF_OPTIMIZER = (
+    Figure("loss", "loss", "of the update, as logged"),
+    Figure("learning rate", "learning_rate", "of the update, as logged"),
+    Figure("gradient norm", "grad_norm", "norm of the gradient, as logged"),
+    Figure("mean ratio", "ratio", "mean importance ratio of the tokens, as logged"),
+    Figure("seconds per step", "seconds/step", "wall clock, as logged"),
 )
 _OF_EVALUATION = (
     *_OF_RESPONSES,
@@ -100,8 +109,11 @@ class _Source:
 
 
 def run_view(context: Context) -> Html:
-    """Small multiples and the bars of groups; every step is a link to its Step view."""
+    """Small multiples and the bars of groups; every step is a link to its Step view. An evaluation has a page of its
+    own."""
     state, index = context.state, context.index
+    if is_evaluation(index, state.run, state.split):
+        return evaluation_view(context)
     own, problem = _source(context)
     if not own.means:
         return empty(
@@ -126,16 +138,29 @@ def run_view(context: Context) -> Html:
         ),
         problem and el("p.note", problem),
         _against(sources),
-        _charts([*(_OF_TRAINING if trained else _OF_EVALUATION), *_of_functions(sources)], sources),
-        el(
-            "details.more",
-            el("summary", "more figures: signal, gradient, truncation, verifier, sampler, held-out accuracy"),
-            _charts(_MORE_OF_TRAINING, sources),
-        )
-        if trained
-        else None,
+        _charts([*(_of_training(sources) if trained else _OF_EVALUATION), *_of_functions(sources)], sources),
+        _folded(sources) if trained else None,
         _groups(context),
     )
+
+
+def _of_training(sources: Sequence[_Source]) -> list[Figure]:
+    return [*_OF_TRAINING, *([_KL] if _logged(_KL, sources) else [])]
+
+
+def _folded(sources: Sequence[_Source]) -> list[Html]:
+    """Figures that are looked for when something is wrong."""
+    more: list[tuple[str, Sequence[Figure]]] = [
+        ("more figures: signal, truncation, verifier, sampler, held-out accuracy", _MORE_OF_TRAINING)
+    ]
+    if any(_logged(figure, sources) for figure in _OF_OPTIMIZER):
+        more.append(("optimizer: loss, learning rate, gradient norm, ratio, seconds per step", _OF_OPTIMIZER))
+    return [el("details.more", el("summary", told), _charts(figures, sources)) for told, figures in more]
+
+
+def _logged(figure: Figure, sources: Sequence[_Source]) -> bool:
+    """Whether a run has a figure of metrics.jsonl at any step."""
+    return any(record.get(figure.name) is not None for source in sources for record in source.logged.values())
 
 
 def _against(sources: Sequence[_Source]) -> Html | None:
@@ -195,7 +220,7 @@ def _groups(context: Context) -> Html:
         "section.panel",
         el("h3", "Groups per step"),
         el("ul.legend", [el("li", el(f"span.swatch.{key}"), label) for key, label in kinds]),
-        stacked_bars(counts, kinds, lambda step: context.link("step", step=step) or "#"),
+        el("div.scroll", stacked_bars(counts, kinds, lambda step: context.link("step", step=step) or "#")),
         el("p.quiet", _CAPTION if trained else _CAPTION_OF_EVALUATION),
     )
 

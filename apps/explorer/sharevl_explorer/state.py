@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlencode
 VIEWS = ("run", "step", "problem", "response", "compare", "try")
 OUTCOMES = ("", "wrong", "right", "mixed", "unknown")
 SIGNALS = ("", "own", "rescued", "none", "silent")
+MOVES = ("", "gains", "losses")
 PAGE_ROWS = 25
 
 
@@ -67,6 +68,8 @@ class State:
     """Compare: the earlier step; -1: the first, or of two runs the newest that both have."""
     last: int = -1
     """Compare: the later step; -1: the newest, or of two runs the newest that both have."""
+    moves: str = ""
+    """Compare: only problems whose accuracy rose, or only those whose fell; empty: all."""
 
     def to(self, view: str | None = None, **changes: Any) -> str:
         """The link to this state with changes."""
@@ -96,6 +99,7 @@ def parse(query: str) -> State:
         cell=state.cell if state.cell in CELLS else "gap",
         outcome=state.outcome if state.outcome in OUTCOMES else "",
         signal=state.signal if state.signal in SIGNALS else "",
+        moves=state.moves if state.moves in MOVES else "",
         page=max(state.page, 1),
     )
 

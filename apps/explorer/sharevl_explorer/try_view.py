@@ -25,7 +25,7 @@ def try_view(tryout: Tryout | None) -> Html:
         return empty("No model to ask", "Start the explorer with --model: sharevl-lite view RUN --model run")
     file = el("input", type="file", name="image", accept="image/*", data_most=IMAGE_BYTES)
     asked = el("textarea", name="question", rows=3, required=True, maxlength=QUESTION_CHARACTERS)
-    gold = el("textarea", name="answer", rows=1, maxlength=ANSWER_CHARACTERS, autocomplete="off")
+    gold = el("textarea", name="answer", rows=2, maxlength=ANSWER_CHARACTERS, autocomplete="off")
     told = "optional; with it the responses are rewarded. Several that are accepted: one a line"
     return el(
         "section.try",

@@ -77,9 +77,15 @@ async function show(place = here) {
   root.dataset.shown = location.search;
 }
 
+// Bars that are wider than the page begin at their end, where the newest steps are; a reader who went back stays there.
+const bars = () => page.querySelector(".scroll:has(> svg.bars)");
+const behind = (part) => part ? part.scrollWidth - part.clientWidth - part.scrollLeft : 0;
+
 function replace(html) {
+  const back = behind(bars());
   kept = page.querySelector("section.try:has(form)") ?? kept;
   page.innerHTML = html;
+  if (bars()) bars().scrollLeft = bars().scrollWidth - bars().clientWidth - back;
   const trial = page.querySelector("section.try:has(form)"), model = (part) => part?.querySelector("header").textContent;
   if (trial && model(trial) === model(kept)) trial.replaceWith(kept); // with its question, image and answers
   document.title = page.querySelector(".frame").dataset.title;
@@ -99,7 +105,7 @@ async function fail() {
 
 function lose() {
   tell(LOST);
-  mark("○ no connection");
+  mark(null);
   if (lost) return;
   lost = true;
   setTimeout(retry, EVERY);
@@ -110,14 +116,20 @@ async function retry() {
   if (!found) return setTimeout(retry, EVERY);
   lost = false;
   tell("");
-  mark();
+  mark(found);
   const same = root.dataset.shown === location.search;
   if (!same || page.querySelector(".frame").dataset.revision !== String(found.revision)) show(same ? here : returning);
 }
 
-function mark(text = `● live, ${new Date().toLocaleTimeString()}`) {
-  live.textContent = text;
-  live.title = "when the newest step was noticed";
+// Whether the run goes on, and when its newest step was written: by the day too where that was not today.
+function mark(found) {
+  if (!found) return void (live.textContent = "○ no connection", live.title = "");
+  const date = found.written === null ? null : new Date(1000 * found.written);
+  const today = date?.toDateString() === new Date().toDateString();
+  const step = date ? `, step ${found.step} at ${today ? date.toLocaleTimeString() : date.toLocaleString()}` : "";
+  const told = (found.ended ? "✓ finished" : "● live") + step;
+  if (live.textContent !== told) live.textContent = told;
+  live.title = (found.ended ? "the run has ended; " : "") + "the newest step, and when it was written";
 }
 
 const edited = () => [...page.querySelectorAll("form.filters [name]")].some((field) =>
@@ -135,9 +147,8 @@ async function follow() {
   if (!found) return lose();
   const later = newest >= 0 && found.step > newest;
   newest = found.step;
-  if (!live.textContent) mark();
+  mark(found);
   if (!frame || frame.dataset.revision === String(found.revision)) return;
-  mark();
   if (!reading()) return show();
   frame.dataset.revision = found.revision;
   if (later) offer(found.step);
@@ -255,6 +266,9 @@ root.addEventListener("submit", (event) => {
   if (event.target.method === "dialog") return;
   event.preventDefault();
   event.target.matches(".try") ? ask(event.target) : submit(event.target);
+});
+root.addEventListener("input", ({ target }) => { // a field for one answer a line is as high as what is in it
+  if (target.matches("form.try [name=answer]")) target.rows = Math.min(8, Math.max(2, target.value.split("\n").length));
 });
 root.addEventListener("change", (event) => {
   if (event.target.matches("form.try [type=file]")) preview(event.target);
