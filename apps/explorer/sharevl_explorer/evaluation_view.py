@@ -29,9 +29,9 @@ _MEANINGS = {
     "truncated": "share of responses cut at the length limit",
     "response_length": "tokens per response",
     "consistency": "the majority answers under all ways of asking say the same",
-    "all_right": "every response, in every way of asking, is right",
-    "all_wrong": "every response, in every way of asking, is wrong",
-    "mixed": "right and wrong responses, over all ways of asking",
+    "all_right": "the majority answer is right under all ways of asking",
+    "all_wrong": "the majority answer is right under no way of asking",
+    "mixed": "the majority answer is right under some ways of asking",
 }
 _COUNTS = {"not_verified": "not verified (left out)", "without_answer": "without a boxed answer", "tied_votes": "ties"}
 _PROTOCOL = ("target", "checkpoint", "data", "split", "engine", "temperature", "seed", "variants")
