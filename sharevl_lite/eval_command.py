@@ -91,11 +91,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     settings = _settings(options, overrides)
     subject = find_subject(options.target, settings)
-    if subject.run_dir is None and settings.recipe_file is None:
-        print("prompt, rewards and variants are the defaults; --recipe gives those of a training", file=sys.stderr)
     check_installed(subject.recipe)
     check_data(subject.recipe)
     check_inputs(subject.recipe, train=False)
+    if subject.run_dir is None and settings.recipe_file is None:
+        print("prompt, rewards and variants are the defaults; --recipe gives those of a training", file=sys.stderr)
     with without_collecting():
         from sharevl_lite.evaluate import evaluate, report
 
