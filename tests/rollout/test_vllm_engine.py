@@ -170,6 +170,7 @@ import torch
 from sharevl_lite.policy.hf import load_base, load_policy
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import load_recipe
+from sharevl_lite.rollout import vllm
 from sharevl_lite.rollout.engine import Sampling, SamplingRequest
 from sharevl_lite.rollout.vllm import VLLMRolloutEngine
 
@@ -190,12 +191,8 @@ responses = engine.sample([request], sampling)[0]
 tokens = {token for response in responses for token in response.token_ids}
 assert len(tokens) > 30, len(tokens)
 assert not tokens & set(policy.vision_token_ids)
-banned = VLLMRolloutEngine._parameters
-def without(self, request, sampling):
-    parameters = banned(self, request, sampling)
-    parameters.logit_bias = None
-    return parameters
-VLLMRolloutEngine._parameters = without
+banned = vllm.sampling_parameters
+vllm.sampling_parameters = lambda *asked: banned(*asked) | {"logit_bias": None}
 try:
     engine.sample([request], sampling)
 except ValueError as error:
