@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(with_knobs=words[:1] == ["train"] and not {"-h", "--help"}.isdisjoint(words))
     parser.refuse_unknown_command(words)
-    words, knobs = _knobs_apart(words, parser)
+    words, knobs = parser.set_knobs_apart(words)
     options, others = parser.parse_known_args(words)
     if options.command is None:
         parser.print_help()
@@ -43,24 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"sharevl-lite: {error}{_beside(error, options)}", file=sys.stderr)
         return EXIT_USAGE
     return code
-
-
-def _knobs_apart(words: Sequence[str], parser: _Parser) -> tuple[list[str], list[str]]:
-    """The words without the recipe's knobs, and these with their values: argparse does not know that the word after an
-    option that it does not know may be its value."""
-    command = parser.commands.get("".join(words[:1]), parser)
-    rest, knobs, left = list[str](), list[str](), list(words)
-    while left:
-        word = left.pop(0)
-        option, equals, _ = word.partition("=")
-        is_plain = option.removeprefix("--").replace("-", "_") in _PLAIN_KNOBS and not command.takes(option)
-        if not option.startswith("--") or not ("." in option or is_plain):
-            rest.append(word)
-            continue
-        knobs.append(word)
-        if not equals and left and not left[0].startswith("--"):
-            knobs.append(left.pop(0))
-    return rest, knobs
 
 
 def _beside(error: UserError, options: argparse.Namespace) -> str:
@@ -84,9 +66,20 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
 
-    def takes(self, option: str) -> bool:
-        """Whether it is one of the options."""
-        return option in self._option_string_actions
+    def set_knobs_apart(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The words without the recipe's knobs, and these with their values: argparse does not know that the word after
+        an option that it does not know may be its value."""
+        own = self.commands.get("".join(words[:1]), self)._option_string_actions
+        rest, knobs, left = list[str](), list[str](), list(words)
+        while left:
+            word = left.pop(0)
+            option, equals, _ = word.partition("=")
+            is_plain = option.removeprefix("--").replace("-", "_") in _PLAIN_KNOBS and option not in own
+            is_knob = option.startswith("--") and ("." in option or is_plain)
+            (knobs if is_knob else rest).append(word)
+            if is_knob and not equals and left and not left[0].startswith("--"):
+                knobs.append(left.pop(0))
+        return rest, knobs
 
     def refuse_unknown_command(self, words: Sequence[str]) -> None:
         """Ends the program where the first word is no command, with the one that was meant, or all."""
@@ -386,16 +379,12 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _view(options: argparse.Namespace, overrides: list[str]) -> int:
-    if overrides:
-        print(f"sharevl-lite: view takes no {' '.join(overrides)}", file=sys.stderr)
-        return EXIT_USAGE
     from sharevl_explorer.command import run
 
+    if overrides:
+        raise UserError(f"view takes no {' '.join(overrides)}")
     if options.model is not None and options.export:
-        print(
-            "sharevl-lite: view --export writes a file; --model needs a server. Leave one of them out.", file=sys.stderr
-        )
-        return EXIT_USAGE
+        raise UserError("view --export writes a file; --model needs a server. Leave one of them out.")
 
     def open_model() -> Any:
         from sharevl_lite.heavy_imports import without_collecting

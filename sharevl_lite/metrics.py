@@ -166,7 +166,7 @@ def percentile_95(values_X: torch.Tensor) -> float | None:
     """95th percentile of |values|; None of nothing."""
     if not values_X.numel():
         return None
-    return float(np.percentile(values_X.abs().double().numpy(), 95, method="nearest"))
+    return float(np.percentile(values_X.abs().double().cpu().numpy(), 95, method="nearest"))
 
 
 def peak_memory_mib() -> float:
