@@ -109,7 +109,7 @@ def tally_rollout(tally: Tally, rollout: Rollout) -> None:
 
 def tally_responses(tally: Tally, rollout: Rollout) -> None:
     """What responses are worth, in all and by each of the user's functions (with the share that it gave a number for,
-    which its mean is over), and how they look."""
+    which its mean is over), what these logged, and how they look."""
     scores = [score for block in rollout.scores for row in block for score in row]
     responses = [response for block in rollout.responses for row in block for response in row]
     known = [score for score in scores if score.failure is None]
@@ -121,6 +121,8 @@ def tally_responses(tally: Tally, rollout: Rollout) -> None:
         applied = torch.isfinite(values)
         tally.mean(f"reward/{name}", values[applied])
         tally.mean(f"reward/{name}/applied", applied)
+    for name in sorted({name for score in scores for name in score.metrics}):
+        tally.mean(f"log_metric/{name}", [score.metrics[name] for score in scores if name in score.metrics])
     tally.mean("response_length", [float(len(response.token_ids)) for response in responses])
     tally.mean("truncated", [float(response.truncated) for response in responses])
     tally.total("verifier_failures", len(scores) - len(known))

@@ -79,6 +79,7 @@ def response_row(
         sampling_logprobs=response.logprobs,
         rewards=_rewards(score),
         verification=_verification(score),
+        extra=score.extras,
     )
 
 

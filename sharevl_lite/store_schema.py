@@ -2,7 +2,7 @@
 
 A change of the columns raises `SCHEMA_VERSION`; a reader refuses versions that it does not know, and gives null for
 what an older version lacks. Version 2 added `scorer_logprobs`, a column of its own beside `scorers`: who reads figures
-reads no tokens along with them.
+reads no tokens along with them. Version 3 added `extra`, what reward functions logged about a response.
 
 In the split `train` a row without an advantage took no part in an update: its reward is not known, or (where
 `rewards.total` is there) it was cut off and the recipe masks such rows, or dynamic sampling replaced the problem.
@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from sharevl_lite.errors import UserError
 
-SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
 VERSION_KEY = b"sharevl_lite.schema_version"
 """Key of the version in the metadata of a file's schema."""
 STEP_FILE = re.compile(r"step_(\d{6,})\.parquet")
@@ -98,6 +98,8 @@ class RolloutRow:
     scorers: Sequence[Scorer] = ()
     scorer_logprobs: Sequence[Sequence[float] | None] | None = None
     """log pi_old(o_t | Qk) of each token, nats, per entry of `scorers`; None in it: pair not forwarded."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """What reward functions logged about the response, by column."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -159,6 +161,9 @@ SCHEMA = pa.schema(
             pa.list_(pa.list_(pa.float32())),
             "log pi_old(o_t | Qk) of each token, nats, per entry of scorers; null: not scored, or written by version 1",
         ),
+        _maybe(
+            "extra", pa.map_(pa.string(), pa.string()), "what reward functions logged, by column; null: version 1, 2"
+        ),
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION)},
 )
@@ -171,10 +176,9 @@ def version_fault(metadata: Mapping[bytes, bytes] | None) -> str | None:
         return "has no schema version, so this store did not write it; move it out of the run"
     if written in [str(version).encode() for version in READABLE_VERSIONS]:
         return None
-    known = " and ".join(map(str, READABLE_VERSIONS))
     return (
-        f"schema version {written.decode(errors='replace')}, and this program reads {known}; "
-        "read the run with the sharevl-lite that wrote it"
+        f"schema version {written.decode(errors='replace')}, and this program reads {min(READABLE_VERSIONS)} to "
+        f"{max(READABLE_VERSIONS)}; read the run with the sharevl-lite that wrote it"
     )
 
 
@@ -204,6 +208,8 @@ def _storable(value: Any) -> Any:
         return {**asdict(value), "functions": list(value.functions.items())}
     if isinstance(value, Verification | Scorer):
         return asdict(value)
+    if isinstance(value, Mapping):
+        return list(value.items())
     if isinstance(value, Sequence) and value and isinstance(value[0], Scorer):
         return [asdict(scorer) for scorer in value]
     return value

@@ -174,6 +174,7 @@ def _attempt(response: Response, score: Score, advantages: tuple[float, float] |
         failure=score.failure,
         adv_global=advantages[0] if advantages else None,
         adv_local=advantages[1] if advantages else None,
+        logged=score.extras,
     )
 
 

@@ -1,4 +1,4 @@
-"""Files as an older program wrote them: the columns of version 1, spelled out so that they stay as they were."""
+"""Files as older programs wrote them: their columns, spelled out so that they stay as they were."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,15 +47,27 @@ VERSION_1 = pa.schema(
     ],
     metadata={b"sharevl_lite.schema_version": b"1"},
 )
+VERSION_2 = pa.schema(
+    [*VERSION_1, pa.field("scorer_logprobs", pa.list_(pa.list_(pa.float32())))],
+    metadata={b"sharevl_lite.schema_version": b"2"},
+)
 
 
 def as_version_1(path):
     """Writes a step's file again as version 1 would have."""
-    table = pq.read_table(path).select(VERSION_1.names)
-    place = VERSION_1.names.index("schema_version")
-    ones = pa.array([1] * table.num_rows, pa.int32())
-    table = table.set_column(place, VERSION_1.field(place), ones)
-    pq.write_table(table.cast(VERSION_1), path, compression="zstd")
+    _rewrite(path, VERSION_1, 1)
+
+
+def as_version_2(path):
+    """Writes a step's file again as version 2 would have."""
+    _rewrite(path, VERSION_2, 2)
+
+
+def _rewrite(path, schema, version):
+    table = pq.read_table(path).select(schema.names)
+    place = schema.names.index("schema_version")
+    table = table.set_column(place, schema.field(place), pa.array([version] * table.num_rows, pa.int32()))
+    pq.write_table(table.cast(schema), path, compression="zstd")
 
 
 def as_version(path, version):

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from old_stores import as_version, as_version_1
+from old_stores import as_version, as_version_1, as_version_2
 from PIL import Image
 
 from sharevl_lite import store as store_module
@@ -53,6 +53,7 @@ def row(step=0, **changes):
             Scorer(variant_index=1, advantage=-1.2, mean_logprob=-0.85, gap=0.0),
         ],
         scorer_logprobs=[[-0.25, -2.5, -1.0], None],
+        extra={"judge says": "zu kurz 🙂", "tries": "[1, 2]"},
     )
     return replace(given, **changes)
 
@@ -99,6 +100,7 @@ def test_every_column_comes_back(tmp_path):
                 {"variant_index": 1, "advantage": -1.2, "mean_logprob": -0.85, "gap": 0.0, "clip_fraction": None},
             ],
             "scorer_logprobs": [[-0.25, -2.5, -1.0], None],
+            "extra": [("judge says", "zu kurz 🙂"), ("tries", "[1, 2]")],
         }
     ]
 
@@ -167,7 +169,7 @@ def test_a_step_without_rows_is_stored(tmp_path):
         ({"token_ids": [1]}, "row 1 has 1 token_ids and 3 sampling_logprobs"),
         ({"image_sha": ["0" * 64]}, "image 0{64} is not in the store; put_image comes before write"),
         ({"image_sha": ["../../etc"]}, "is no image name"),
-        ({"schema_version": 99}, "row 1 has schema_version 99, not 2"),
+        ({"schema_version": 99}, "row 1 has schema_version 99, not 3"),
         (
             {"scorer_logprobs": [[-0.5] * 3]},
             r"scorer_logprobs of lengths \[3\] for 2 scorers and 3 token_ids",
@@ -270,9 +272,7 @@ def test_another_schema_version_is_refused(run):
     path = run / "rollouts" / "train" / "step_000001.parquet"
     for version in (b"99", b"two"):
         as_version(path, version)
-        message = (
-            f"step_000001.parquet: schema version {version.decode()}, and this program reads 1 and 2; read the run"
-        )
+        message = f"step_000001.parquet: schema version {version.decode()}, and this program reads 1 to 3; read the run"
         with pytest.raises(StoreError, match=message):
             read(run)
     assert read(run, steps=[0]).num_rows == 3
@@ -284,15 +284,19 @@ def test_another_schema_version_is_refused(run):
         read(run)
 
 
-def test_what_version_1_lacks_is_null(run):
+@pytest.mark.parametrize(
+    ("version", "make", "lacking"),
+    [(1, as_version_1, ["scorer_logprobs", "extra"]), (2, as_version_2, ["extra"])],
+)
+def test_what_an_older_version_lacks_is_null(run, version, make, lacking):
     """A run of an older program, and one that a newer program went on with."""
     path = run / "rollouts" / "train" / "step_000000.parquet"
-    as_version_1(path)
+    make(path)
     table = read(run)
     assert table.schema.equals(SCHEMA, check_metadata=True)
-    assert table["schema_version"].to_pylist() == [1] * 3 + [SCHEMA_VERSION] * 9
-    assert table["scorer_logprobs"].null_count == 3
-    others = [name for name in SCHEMA.names if name not in ("schema_version", "step", "scorer_logprobs")]
+    assert table["schema_version"].to_pylist() == [version] * 3 + [SCHEMA_VERSION] * 9
+    assert [table[name].null_count for name in lacking] == [3] * len(lacking)
+    others = [name for name in SCHEMA.names if name not in ("schema_version", "step", *lacking)]
     assert read(run, steps=[0], columns=others) == read(run, steps=[1], columns=others)
 
 

@@ -3,8 +3,8 @@
     def short(prompts, completions, completion_ids, answer, **kwargs) -> list[float | None]: ...
 
 Called as TRL 1.15 does: by keyword, once per batch, with `prompts` and `completions` (text), `completion_ids`, one list
-per column of the data, and `trainer_state`. None for a sample means "does not apply". Async functions are awaited.
-TRL's `log_extra` and `log_metric` are not passed: give them a default if the function has them.
+per column of the data, `trainer_state`, and `log_metric` and `log_extra` of :mod:`sharevl_lite.rewards.reward_log`.
+None for a sample means "does not apply". Async functions are awaited.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from sharevl_lite.errors import UserError
 
 RewardFunction = Callable[..., Any]
 _MODULE = "sharevl_reward_"
-TRL_LOGGERS = frozenset({"log_extra", "log_metric"})
-"""Arguments that TRL passes and nobody does here."""
 
 
 class RewardFunctionError(UserError):
@@ -142,11 +140,9 @@ def check_arguments(function: RewardFunction, name: str, given: Collection[str])
     ]
     missing = [argument for argument in needed if argument not in given]
     if missing:
-        loggers = [argument for argument in missing if argument in TRL_LOGGERS]
-        hint = f"; {' and '.join(loggers)} of TRL's are not passed: write {loggers[0]}=None" if loggers else ""
         raise RewardFunctionError(
             f"reward function {name!r} needs {', '.join(missing)}, which the data does not have; there are "
-            f"{', '.join(sorted(given))}{hint}"
+            f"{', '.join(sorted(given))}"
         )
 
 

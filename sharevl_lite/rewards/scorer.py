@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,6 +24,7 @@ from sharevl_lite.rewards.functions import (
     load_reward_function,
 )
 from sharevl_lite.rewards.pool import VerifierPool
+from sharevl_lite.rewards.reward_log import RewardLog
 from sharevl_lite.rewards.verifier import Gold, Verdict, VerifierFailure
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _LOGGED_CHARACTERS = 200
 _PASSED_ANYWAY = frozenset({"prompt", "completion", "completion_ids", "answer"})  # TRL leaves the first three out, too
-OWN_ARGUMENTS = frozenset({"prompts", "completions", "trainer_state"})
+OWN_ARGUMENTS = frozenset({"prompts", "completions", "trainer_state", "log_metric", "log_extra"})
 """Arguments of every reward function that no column may have for a name."""
 _ALWAYS = OWN_ARGUMENTS | {"completion_ids", "answer"}
 
@@ -73,6 +74,10 @@ class Score:
     """What the verifier found; None when it failed."""
     failure: str | None
     """Why the verifier failed; None when it did not."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the functions logged by `log_metric` about the batch that the response was scored in."""
+    extras: Mapping[str, str] = field(default_factory=dict)
+    """What they logged by `log_extra` about the response."""
 
 
 class RewardScorer:
@@ -141,10 +146,13 @@ class RewardScorer:
         if not samples:
             return []
         outcomes = self._pool.verify_many([s.completion for s in samples], [s.answer for s in samples])
-        rewards = self._call_functions(samples, trainer_state)
+        log = RewardLog(len(samples))
+        rewards = self._call_functions(samples, trainer_state, log)
+        metrics = log.metrics
         return [
-            self._score_one(sample, outcome, {name: values[row] for name, values in rewards.items()})
+            replace(self._score_one(sample, outcome, functions), metrics=metrics, extras=log.extras_of(row))
             for row, (sample, outcome) in enumerate(zip(samples, outcomes, strict=True))
+            for functions in ({name: values[row] for name, values in rewards.items()},)
         ]
 
     def same_answers(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
@@ -172,7 +180,7 @@ class RewardScorer:
         total += sum(self._functions[name][0] * value for name, value in functions.items() if not math.isnan(value))
         return Score(total, accuracy, form, functions, verdict, failure)
 
-    def _call_functions(self, samples: Sequence[Sample], trainer_state: Any) -> dict[str, list[float]]:
+    def _call_functions(self, samples: Sequence[Sample], trainer_state: Any, log: RewardLog) -> dict[str, list[float]]:
         if not self._functions:
             return {}
         arguments: dict[str, Any] = {
@@ -182,6 +190,8 @@ class RewardScorer:
             "completion_ids": [list(s.completion_ids) for s in samples],
             "answer": [s.answer if isinstance(s.answer, str) else list(s.answer) for s in samples],
             "trainer_state": trainer_state,
+            "log_metric": log.log_metric,
+            "log_extra": log.log_extra,
         }
         return {
             name: call_reward_function(function, name, arguments, self._run)

@@ -107,6 +107,7 @@ def test_reward_functions_of_the_user_have_figures_with_what_they_are_over(tmp_p
         bonus = {"reward/bonus": 0.75} if step == 1 else {}
         records.append({"step": step, "reward": 0.5, **bonus, "reward/bonus/applied": 0.25 if step == 1 else 0.0})
         records[-1] |= {"reward/brevity": -0.5, "reward/brevity/applied": 1.0, "eval_reward/brevity": 0.1}
+        records[-1] |= {"log_metric/judge's <b>": 3.5, "eval_log_metric/late": 2}
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     index = Index([tmp_path])
 
@@ -119,6 +120,9 @@ def test_reward_functions_of_the_user_have_figures_with_what_they_are_over(tmp_p
     assert "step 1: reward/bonus, applied 0.250" in page
     assert "step 1: reward/bonus 0.75" in page
     assert "step 2: reward/bonus 0" not in page
+    assert "step 2: judge&#x27;s &lt;b&gt; 3.5" in page
+    assert "late" not in page
+    assert "step 2: late 2" in render(index, "?view=run&split=eval")
 
 
 def test_kl_is_shown_where_it_was_logged_and_the_optimizer_has_its_figures(tmp_path):

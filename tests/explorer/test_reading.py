@@ -216,3 +216,16 @@ def test_tall_pictures_keep_their_shape(page, served, tmp_path):
     store.write("train", 1, [row])
     opened(page, served(tmp_path / "run"), "?view=problem&step=1&problem=p-a", ".picture")
     assert page.locator(".card .picture").evaluate("image => getComputedStyle(image).objectFit") == "contain"
+
+
+def test_what_reward_functions_logged_about_a_response(tmp_path):
+    store = RolloutStore(tmp_path)
+    written = rows(store, 1, {"a": "one"})
+    said = {"judge": "too <b>long</b>", "marks": "[1, 2]"}
+    store.write("train", 1, [replace(row, extra=said if row.response_index == 0 else {}) for row in written])
+    index = Index([tmp_path])
+    shown = str(render(index, "?view=response&step=1&problem=p-a&response=0"))
+    assert "Logged by reward functions" in shown
+    assert "too &lt;b&gt;long&lt;/b&gt;" in shown
+    assert "[1, 2]" in shown
+    assert "Logged by" not in str(render(index, "?view=response&step=1&problem=p-a&response=1"))

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from old_stores import as_version, as_version_1
+from old_stores import as_version, as_version_1, as_version_2
 from pages import first_problem, opened
 from sharevl_explorer.index import Index
 from sharevl_explorer.queries import step_means
@@ -27,8 +27,9 @@ def copied(run, folder, change, pattern="step_*.parquet"):
 
 
 @pytest.mark.slow
-def test_a_store_of_version_1_opens_in_every_view(page, served, trained, tmp_path):
-    old = copied(trained, tmp_path / "old", as_version_1)
+@pytest.mark.parametrize("version", [as_version_1, as_version_2])
+def test_a_store_of_an_older_version_opens_in_every_view(page, served, trained, tmp_path, version):
+    old = copied(trained, tmp_path / "old", version)
     for query, there in VIEWS:
         filled = query.format(step=1, problem=first_problem(trained))
         opened(page, served(trained), filled, there)
@@ -36,17 +37,18 @@ def test_a_store_of_version_1_opens_in_every_view(page, served, trained, tmp_pat
         opened(page, served(old), filled, there)
         assert page.locator("details.note").count() == 0
         shown = page.locator("#sharevl .content").inner_text()
-        if "view=response" in query:
+        if "view=response" in query and version is as_version_1:
             assert "an older program wrote this step and kept means alone" in shown
             assert page.locator(".token").first.get_attribute("title").endswith("nats")
         else:
             assert shown.replace("old", trained.name) == today
 
 
+@pytest.mark.parametrize("version", [as_version_1, as_version_2])
 @pytest.mark.parametrize("pattern", ["step_000001.parquet", "step_000002.parquet"])
-def test_versions_may_be_mixed(trained, tmp_path, pattern):
+def test_versions_may_be_mixed(trained, tmp_path, pattern, version):
     """As after a resume by a newer program; whichever is read first."""
-    index = Index([copied(trained, tmp_path / "mixed", as_version_1, pattern)])
+    index = Index([copied(trained, tmp_path / "mixed", version, pattern)])
     assert index.unreadable == {}
     assert step_means(index, 0, "train") == step_means(Index([trained]), 0, "train")
 
@@ -59,7 +61,7 @@ def test_a_newer_version_is_named_and_the_rest_is_shown(page, served, trained, t
     note = page.locator("details.note").first
     note.locator("summary").click()
     assert "train/step_000002.parquet" in note.inner_text()
-    assert "schema version 99, and this program reads 1 and 2; read the run with the sharevl-lite" in note.inner_text()
+    assert "schema version 99, and this program reads 1 to 3; read the run with the sharevl-lite" in note.inner_text()
     for view in ("step", "problem", "response"):
         opened(page, served(newer), f"?view={view}&step=2&problem={first_problem(trained, 2)}")
         assert page.locator(".empty").count() == 1

@@ -99,6 +99,43 @@ def chat(completions, **kwargs):
     return [len(completion[0]["content"]) for completion in completions]
 
 
+def judged(completions, log_metric, log_extra, **kwargs):
+    import numpy as np
+
+    log_metric("confidence", np.float32(0.25))
+    log_metric("confidence", 0.75)
+    log_extra("judge says", [f"{len(text)} characters" for text in completions])
+    log_extra("marks", np.arange(len(completions)))
+    log_extra("note", [None] * (len(completions) - 1) + ["half a pair: " + chr(0xD83D)])
+    return [0.0] * len(completions)
+
+
+async def judged_later(completions, log_extra, **kwargs):
+    log_extra("later", [{"a": [1, None]}] * len(completions))
+    return [0.0] * len(completions)
+
+
+def logs_too_few(completions, log_extra, **kwargs):
+    log_extra("reason", ["good"])
+    return [0.0] * len(completions)
+
+
+def logs_one_text(completions, log_extra, **kwargs):
+    log_extra("reason", "ok")
+    return [0.0] * len(completions)
+
+
+def logs_twice(completions, log_extra, **kwargs):
+    log_extra("reason", list(completions))
+    log_extra("reason", list(completions))
+    return [0.0] * len(completions)
+
+
+def logs_words(completions, log_metric, **kwargs):
+    log_metric("confidence", "high")
+    return [0.0] * len(completions)
+
+
 constant = 3
 """
 
@@ -210,6 +247,10 @@ def test_an_array_is_a_list_of_rewards(folder):
         ("words", "returned 'good' for completion 0"),
         ("crashes", r"raised ZeroDivisionError: division by zero \(rewards.py, line 36; called with "),
         ("number", "returned a float; return a list of 2"),
+        ("logs_too_few", r"log_extra\('reason', ...\) got 1 values for 2 completions \(rewards.py, line \d+; called"),
+        ("logs_one_text", r"log_extra\('reason', ...\) wants a list, one value per completion, got 'ok'"),
+        ("logs_twice", r"log_extra\('reason', ...\) was called before for this batch"),
+        ("logs_words", r"log_metric\('confidence', ...\) wants a number, got 'high'"),
     ],
 )
 def test_a_function_that_misbehaves_is_named(folder, name, message):
@@ -230,6 +271,19 @@ def test_what_functions_need_is_looked_for_before_anything_is_sampled(folder):
             scorer.check_columns({"level", "solution", "prompts"})
     with RewardScorer(section()) as scorer:
         scorer.check_columns({"prompts"})  # nobody is called
+
+
+def test_what_functions_log_is_kept_with_the_scores(folder):
+    with RewardScorer(section(use("judged"), use("judged_later"))) as scorer:
+        scorer.check_columns({"answer"})
+        first, second = scorer.score([sample(GOOD), sample("x")])
+        (again,) = scorer.score([sample("xy")])
+    assert first.metrics == second.metrics == {"confidence": 0.5}
+    later = '{"a": [1, null]}'
+    assert first.extras == {"judge says": f"{len(GOOD)} characters", "marks": "0", "later": later}
+    note = "half a pair: ?"  # UTF-8, and so the store, has no half of one
+    assert second.extras == {"judge says": "1 characters", "marks": "1", "note": note, "later": later}
+    assert again.extras["judge says"] == "2 characters", "each batch has its own"
 
 
 def test_async_functions_and_instances_are_called(folder):

@@ -33,10 +33,21 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True, scope="session")
-def verifiers_are_handed_on():
-    """A run ends its idle verifier process; here the next run takes it over, and saves a second of imports."""
-    idle, start_new, kill_all = [], pool.WorkerProcess, pool._kill_all
+@pytest.fixture(scope="session")
+def idle_verifiers():
+    idle = []
+    yield idle
+    while idle:
+        idle.pop().kill()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def verifiers_are_handed_on(idle_verifiers):
+    """A run ends its idle verifier process; here the next run takes it over, and saves a second of imports.
+
+    By module, since tests of the pool itself may come between two modules of this folder.
+    """
+    idle, start_new, kill_all = idle_verifiers, pool.WorkerProcess, pool._kill_all
 
     def start(seconds):
         while idle:
@@ -56,8 +67,6 @@ def verifiers_are_handed_on():
         patch.setattr(pool, "WorkerProcess", start)
         patch.setattr(pool, "_kill_all", end)
         yield
-    while idle:
-        idle.pop().kill()
 
 
 @pytest.fixture

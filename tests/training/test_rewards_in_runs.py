@@ -20,12 +20,14 @@ BRIEF = {"data.eval": None, "train.rollouts": 2, "train.save_rollouts": None}
 REWARDS = '''
 from pathlib import Path
 
-def brevity(prompts, completions, completion_ids, answer, trainer_state, kind, **kwargs):
+def brevity(prompts, completions, completion_ids, answer, trainer_state, kind, log_metric, log_extra, **kwargs):
     """TRL's signature: text, ids and every column of the data, one entry per completion."""
     assert len(prompts) == len(completions) == len(completion_ids) == len(answer) == len(kind)
     assert all("<think>" not in prompt and "digit" in prompt for prompt in prompts)
     with Path(__file__).with_name("steps.txt").open("a") as file:
         print(trainer_state.global_step, len(completions), file=file)
+    log_metric("longest", max(map(len, completion_ids)))
+    log_extra("kind", [k if k == "even" else None for k in kind])
     return [None if k == "even" else -len(ids) / 10 for k, ids in zip(kind, completion_ids)]
 
 def silent(completions, **kwargs):
@@ -98,13 +100,16 @@ def test_a_user_function_in_a_run(recipe_file, tmp_path):
             value = dict(row["rewards"]["functions"])["brevity"]
             if "even" in row["variant_text"]:
                 assert value is None
+                assert row["extra"] == [("kind", "even")]
             else:
+                assert row["extra"] == []
                 assert value == -len(row["token_ids"]) / 10
                 values.append(value)
             base = 0.9 * row["rewards"]["accuracy"] + 0.1 * row["rewards"]["format"]
             assert row["rewards"]["total"] == pytest.approx(base + 0.5 * (value or 0.0))
         assert len(values) < len(rows), "this test needs a question about even digits"
         assert record["reward/brevity"] == pytest.approx(sum(values) / len(values))
+        assert record["log_metric/longest"] == max(len(row["token_ids"]) for row in rows)
         assert record["reward/brevity/applied"] == pytest.approx(len(values) / len(rows))
         totals = [row["rewards"]["total"] for row in rows]
         assert record["reward"] == pytest.approx(sum(totals) / len(totals))
@@ -117,7 +122,7 @@ def test_a_user_function_that_raises(recipe_file, capsys):
     assert main(["train", str(file)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("sharevl-lite: reward function 'broken' raised ZeroDivisionError: division by zero (")
-    assert "(rewards.py, line 16; called with " in error
+    assert "(rewards.py, line 18; called with " in error
     assert "Traceback" not in error
 
 

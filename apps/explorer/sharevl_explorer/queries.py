@@ -45,6 +45,10 @@ _TOKEN_LOGPROBS = """
 SELECT scorers, scorer_logprobs FROM read_parquet($path)
 WHERE problem_id = $problem AND variant_index = $variant AND response_index = $response
 """
+_EXTRA = """
+SELECT extra FROM read_parquet($path)
+WHERE problem_id = $problem AND variant_index = $variant AND response_index = $response
+"""
 _SHOWN_REWARD = "printf('%.2f', reward)::DOUBLE"
 """Bounds of the reward hold for what the table shows, so that 0.92 to 0.92 finds every 0.92."""
 _BOTH = """
@@ -150,15 +154,23 @@ def token_logprobs(index: Index, state: State) -> dict[int, list[float | None]]:
 
     Asked for one response only: over a step, these are most of the file. The step's file must be of version 2 or later.
     """
-    path = index.shard(state.run, state.split, state.step)
-    given = {"path": str(path), "problem": state.problem, "variant": state.variant, "response": state.response}
-    rows = [] if path is None else index.rows(_TOKEN_LOGPROBS, given)
     return {
         scorer["variant_index"]: values
-        for row in rows
+        for row in _of_response(index, state, _TOKEN_LOGPROBS)
         for scorer, values in zip(row["scorers"], row["scorer_logprobs"] or (), strict=False)
         if values is not None
     }
+
+
+def extra(index: Index, state: State) -> dict[str, str]:
+    """What reward functions logged about the state's response, by column. Its file must be of version 3 or later."""
+    return {name: value for row in _of_response(index, state, _EXTRA) for name, value in (row["extra"] or {}).items()}
+
+
+def _of_response(index: Index, state: State, sql: str) -> list[dict[str, Any]]:
+    path = index.shard(state.run, state.split, state.step)
+    given = {"path": str(path), "problem": state.problem, "variant": state.variant, "response": state.response}
+    return [] if path is None else index.rows(sql, given)
 
 
 def appearances(index: Index, split: str, problem: str) -> list[dict[str, Any]]:

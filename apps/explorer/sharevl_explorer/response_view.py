@@ -12,8 +12,11 @@ from sharevl_explorer.places import not_here, place, same_problem, step_keys
 from sharevl_explorer.prompt import prompt_as_sent
 from sharevl_explorer.prose import question
 from sharevl_explorer.prose import response as set_response
-from sharevl_explorer.queries import responses
+from sharevl_explorer.queries import extra, responses
 from sharevl_explorer.token_view import token_view
+
+_LOGGED = 4000
+"""Characters of one logged value that are shown."""
 
 
 def response_view(context: Context) -> Html:
@@ -47,7 +50,7 @@ def response_view(context: Context) -> Html:
             "div.columns",
             asked,
             el("div", _text(context, row), token_view(context, row)),
-            el("div", _verdict(row), _advantage(state.split, row)),
+            el("div", _verdict(row), _logged(context, row), _advantage(state.split, row)),
         ),
     )
 
@@ -96,6 +99,15 @@ def _verdict(row: dict[str, Any]) -> Html:
         el("dl.figures", [[el("dt", name), el("dd", number(value, 3))] for name, value in rewards]),
         el("p.quiet", "total is the weighted sum of the parts, which are shown without their weights"),
     )
+
+
+def _logged(context: Context, row: dict[str, Any]) -> Html | None:
+    """What reward functions said about the response by `log_extra`, a judge's reasons for one."""
+    said = extra(context.index, context.state) if row["schema_version"] >= 3 else {}
+    if not said:
+        return None
+    entries = [[el("dt", name), el("dd", el("bdi", value[:_LOGGED]))] for name, value in said.items()]
+    return el("section.panel", el("h3", "Logged by reward functions"), el("dl", entries))
 
 
 def _advantage(split: str, row: dict[str, Any]) -> Html:

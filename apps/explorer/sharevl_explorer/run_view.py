@@ -186,7 +186,8 @@ def _charts(figures: Sequence[Figure], sources: Sequence[_Source]) -> Html:
 
 
 def _of_functions(sources: Sequence[_Source]) -> list[Figure]:
-    """Of the user's reward functions: the mean, and what share of the responses it is over where not of all."""
+    """Of the user's reward functions: the mean, what share of the responses it is over where not of all, and what they
+    log themselves."""
     split = sources[0].context.state.split
     start = "reward/" if trains(split) else f"{split}_reward/"
     logged = [record for source in sources for record in source.logged.values()]
@@ -197,7 +198,9 @@ def _of_functions(sources: Sequence[_Source]) -> list[Figure]:
         figures.append(Figure(f"reward/{name}", mean, "mean over the responses that the function gave a number for"))
         if any(record.get(share, 1.0) < 1.0 for record in logged):
             figures.append(Figure(f"reward/{name}, applied", share, "share of the responses that have one", _SHARE))
-    return figures
+    own = "log_metric/" if trains(split) else f"{split}_log_metric/"
+    names = {key.removeprefix(own) for record in logged for key in record if key.startswith(own)}
+    return figures + [Figure(name, f"{own}{name}", "logged by a reward function") for name in sorted(names)]
 
 
 def _groups(context: Context) -> Html:

@@ -61,6 +61,8 @@ class Attempt:
     failure: str | None = None
     adv_global: float | None = None
     adv_local: float | None = None
+    logged: Mapping[str, str] = field(default_factory=dict)
+    """What reward functions logged about the response, by column."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ def _attempt(attempt: Attempt) -> Html:
     ]
     told: list[tuple[str, str | None]] = [(name, number(value)) for name, value in figures if value is not None]
     told += [("extracted", attempt.extracted), ("rule", attempt.rule), ("not verified", attempt.failure)]
+    told += attempt.logged.items()
     cut = " · cut at the limit" if attempt.truncated else ""
     return el(
         "section.attempt",
