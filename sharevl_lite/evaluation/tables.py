@@ -40,12 +40,22 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def _markdown(table: Table) -> str:
+    return "\n".join([f"## {table.title}", "", grid(table), "", *([table.notes, ""] if table.notes else [])])
+
+
+def grid(table: Table) -> str:
+    """The table alone, in Markdown."""
+
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(map(_cell, cells)) + " |"
 
     rule = "|" + "|".join("---" if table.is_words(place) else "---:" for place in range(len(table.header))) + "|"
-    lines = [f"## {table.title}", "", line(table.header), rule, *map(line, table.rows), ""]
-    return "\n".join([*lines, *([table.notes, ""] if table.notes else [])])
+    return "\n".join([line(table.header), rule, *map(line, table.rows)])
+
+
+def _cell(text: str) -> str:
+    """One line that Markdown neither splits nor takes for HTML: prompts ask for `<think>`, questions hold `<image>`."""
+    return text.replace("|", r"\|").replace("<", r"\<").replace("\n", " ")
 
 
 def show(console: Console, tables: Sequence[Table]) -> None:

@@ -18,7 +18,7 @@ from sharevl_lite import __version__, metrics_log
 from sharevl_lite.data.sources import HUB_ID
 from sharevl_lite.export.base import BaseModel
 from sharevl_lite.export.figures import figures_of
-from sharevl_lite.export.public import public
+from sharevl_lite.export.public import named, public
 from sharevl_lite.export.snippets import usage
 from sharevl_lite.export.source import Source
 from sharevl_lite.policy.hf import BUILTIN_PREFIX
@@ -143,14 +143,12 @@ def _data(source: Source) -> str:
     data, train = source.recipe.data, source.recipe.train
     file = source.run / DATA_FILE
     count = f"{json.loads(file.read_text())['problems']:,} problems" if file.is_file() else "problems"
-    held = (
-        f"held out: `{public(data.eval, 'eval')}`, split `{data.eval_split}`" if data.eval else "nothing was held out"
-    )
+    held = f"held out: {named(data.eval, data.eval_split)}" if data.eval else "nothing was held out"
     rollouts, begun = divmod(source.updates, train.updates_per_rollout)
     whole = "" if rollouts == train.rollouts else f" (the run's recipe asks for {train.rollouts})"
     rest = f" and {counted(begun, 'update')} of the next" if begun else ""
     return (
-        f"{count} of `{public(data.train, 'train')}`, split `{data.train_split}`; {held}. Trained on "
+        f"{count} of {named(data.train, data.train_split)}; {held}. Trained on "
         f"{counted(rollouts, 'rollout')} of {counted(train.problems_per_rollout, 'problem')}, "
         f"{counted(train.updates_per_rollout, 'update')} each{rest}{whole}{_rates(source)}."
     )

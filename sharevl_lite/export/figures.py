@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from sharevl_lite.evaluation.document import read as read_evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.saving import EVAL_DIR
 from sharevl_lite.evaluation.statistics import Figure
-from sharevl_lite.export.public import public
+from sharevl_lite.evaluation.tables import Table, grid
+from sharevl_lite.export.public import named, public
 from sharevl_lite.export.source import Source
 from sharevl_lite.heldout import SHARES
 from sharevl_lite.policy.hf import ADAPTER_FILE, adapter_digest
@@ -59,8 +61,7 @@ def _held_out(source: Source) -> Iterator[str]:
     yield "\n".join([f"| held out | {' | '.join(known)} |", "|---|" + "---|" * len(known), *rows])
     answered = int(known[next(reversed(known))].get("eval_responses") or 0)
     yield (
-        f"Protocol: {_asked(source, answered)} of `{public(recipe.data.eval or '', 'eval')}`, split "
-        f"`{recipe.data.eval_split}`, each as it is (plain) and as one variant of it, {section.samples} responses "
+        f"Protocol: {_asked(source, answered)} of {named(recipe.data.eval or '', recipe.data.eval_split)}, each as it is (plain) and as one variant of it, {section.samples} responses "
         f"to either; temperature {section.temperature}, top-p {section.top_p}, at most "
         f"{recipe.rollout.max_completion_length} tokens, seed {recipe.seed}, one run, engine "
         f"{recipe.rollout.engine}." + (f" {answered} responses in each column." if answered else "")
@@ -102,10 +103,12 @@ def _reports(source: Source) -> tuple[dict[str, Evaluation], list[str]]:
 
 
 def _evaluation(name: str, report: Evaluation) -> Iterator[str]:
-    protocol = "; ".join(f"{key}: {public(value, key)}" for key, value in report.protocol.items())
     rows = [f"| {figure} | {_share(found.value)} | {_interval(found)} |" for figure, found in report.metrics.items()]
     yield "\n".join([f"| evaluation `{name}` | value | interval |", "|---|---|---|", *rows])
-    yield f"Protocol: {protocol}."
+    known = {key: public(value, key) for key, value in report.protocol.items() if value is not None}
+    told = [(key, str(value).replace("\n", r"\n")) for key, value in known.items()]
+    protocol = grid(Table("", ("setting", "value"), told, words=("value",)))
+    yield f"<details><summary>Protocol of {html.escape(name)}</summary>\n\n{protocol}\n\n</details>"
 
 
 def _interval(figure: Figure) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from sharevl_lite.data.sources import SUFFIXES
+
 PLACES = frozenset({"path", "train", "eval", "start_from", "output_dir", "server_adapter_dir", "server_model"})
 """Keys of a recipe whose texts may be folders and files."""
 PLACES_OF_EVALUATIONS = frozenset({"target", "model", "adapter", "data"})
@@ -26,6 +28,12 @@ def public(value: Any, key: str = "") -> Any:
     if isinstance(value, str) and key in PLACES | PLACES_OF_EVALUATIONS:
         return _public_path(value)
     return value
+
+
+def named(source: str, split: str) -> str:
+    """A source of problems in Markdown, with its split; a single file is taken whole and has none."""
+    whole = PurePath(source).suffix in SUFFIXES
+    return f"`{_public_path(source)}`" + ("" if whole else f", split `{split}`")
 
 
 def _public_path(path: str) -> str:

@@ -138,10 +138,12 @@ def test_kl_is_shown_where_it_was_logged_and_the_optimizer_has_its_figures(tmp_p
             "grad_norm": 0.5,
             "seconds/step": 9.5,
         }
-        record |= {} if value is None else {"kl": value}
+        record |= {} if value is None else {"kl": value, "eval_accuracy_plain": 0.5}
         (tmp_path / name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
         page = render(Index([tmp_path / name]), "?view=run")
         assert ("step 1: KL 0.0040" in page) == (value is not None)
+        assert ("held-out, plain" in page) == ("held-out accuracy" in page) == (value is not None)
+        assert "held-out, variants" not in page
         optimizer = page.split("<summary>optimizer")[1].split("Groups per step")[0]
         told = dict(re.findall("<title>step 1: (.*?) ([^ ]*)</title>", optimizer))
         assert told.keys() == {"loss", "learning rate", "gradient norm", "mean ratio", "seconds per step"}

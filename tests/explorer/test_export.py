@@ -129,6 +129,22 @@ def test_an_export_does_not_follow(tmp_path, capsys):
     assert "--follow needs a server" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--port", "0"], ["--host", "::1"], ["--share"], ["--auth", "me:secret"]])
+def test_an_export_is_not_served(tmp_path, capsys, words):
+    assert main([str(tmp_path), "--export", str(tmp_path / "out.html"), *words]) == 2
+    assert f"{words[0]} needs a server" in capsys.readouterr().err
+
+
+def test_an_export_replaces_no_file_of_another_kind(tmp_path, capsys):
+    store = RolloutStore(tmp_path / "run")
+    store.write("train", 1, rows(store, 1, {"a": "one"}))
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text("mine")
+    assert main([str(tmp_path / "run"), "--export", str(log)]) == 2
+    assert f"--export {log}: a page is written, and replaces what is there; end it in .html" in capsys.readouterr().err
+    assert log.read_text() == "mine"
+
+
 def test_a_problem_of_other_steps_is_said_to_be_there(tmp_path, capsys):
     store, target = RolloutStore(tmp_path / "run"), tmp_path / "out.html"
     for step in range(1, 8):

@@ -24,7 +24,7 @@ def test_the_card_keeps_texts_and_drops_folders(run, export, tmp_path):
     recipe["reward"]["functions"] = [{"path": "../../home/alice/rewards.py:short", "weight": 0.0}]
     recipe["rollout"]["server_adapter_dir"] = "/mnt/alice/served"
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    protocol = {"data": "../../home/alice/rows.parquet", "prompt_template": "/no_think\n{problem} Use 1/2."}
+    protocol = {"data": "../../home/alice/rows.parquet", "prompt_template": "/no_think\n{problem} Use <b> 1/2."}
     evaluated(run, "mine", adapter_sha256=adapter_digest(run / "adapter"), model="models/base", **protocol)
     export(run, tmp_path / "out", "--format", "lora")
     text = ModelCard.load(tmp_path / "out" / "README.md").text
@@ -34,7 +34,9 @@ def test_the_card_keeps_texts_and_drops_folders(run, export, tmp_path):
     assert kept["model"]["lora"]["start_from"] == "first"
     assert kept["reward"]["functions"][0]["path"] == "rewards.py:short"
     assert kept["rollout"]["server_adapter_dir"] == "served"
-    assert "model: models/base; data: rows.parquet; prompt_template: /no_think\n{problem} Use 1/2." in text
+    settings = ["| model | models/base |", "| data | rows.parquet |"]
+    settings.append(r"| prompt_template | /no_think\n{problem} Use \<b> 1/2. |")
+    assert "\n".join(settings) in text
     assert "alice" not in text
 
 
@@ -62,7 +64,7 @@ def test_the_card(run, export, tmp_path):
     assert "4 responses to either; temperature 1.0, top-p 1.0, at most 32 tokens, seed 0" in text
     assert "| mean@8 | 0.625 | 0.500 to 0.750 |" in text
     assert "| pass@8 | 0.900 | - |" in text
-    assert "data: rows.parquet; samples: 8; seed: 5" in text
+    assert "| data | rows.parquet |\n| samples | 8 |\n| seed | 5 |" in text
     assert "arXiv preprint arXiv:2505.16673" in text
     (recipe,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     embedded, real = yaml.safe_load(recipe), yaml.safe_load((run / "recipe.yaml").read_text())
@@ -180,7 +182,7 @@ def test_the_card_says_how_many_problems_were_asked(run):
     assert "  problems: 4\n" in words
     (run / "recipe.yaml").write_text(words.replace("  problems: 4\n", "  problems: 256\n"))
     told = "\n".join(figures_of(find_source(run, "last")).paragraphs)
-    assert "Protocol: the first 4 problems of `builtin:digits`" in told
+    assert "Protocol: the first 4 problems of `builtin:digits`, split `test`, each as it is" in told
     assert "32 responses in each column." in told
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for record in metrics:
@@ -192,3 +194,14 @@ def test_the_card_says_how_many_problems_were_asked(run):
     (run / "data.json").write_text('{"problems": 2048, "fingerprint": "f"}')
     told = "\n".join(figures_of(find_source(run, "last")).paragraphs)
     assert "Protocol: the first problems (256 at most) of" in told
+
+
+def test_a_single_file_has_no_split(run, export, tmp_path):
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["data"]["eval"] = "data/mine.jsonl"
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    told = "\n".join(figures_of(find_source(run, "last")).paragraphs)
+    assert "problems of `data/mine.jsonl`, each as it is (plain)" in told
+    export(run, tmp_path / "out", "--format", "lora")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "of `builtin:digits`, split `train`; held out: `data/mine.jsonl`. Trained on" in text

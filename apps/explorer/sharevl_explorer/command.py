@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sharevl_explorer.index import Index
     from sharevl_explorer.trial import Tryout
 
+LOCAL_HOST = "127.0.0.1"
 _PAUSE = 1.0
 """Seconds between two looks for a run that has not begun."""
 
@@ -26,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `view`. Needs neither Gradio nor DuckDB."""
     parser.add_argument("run_dir", metavar="RUN", help="folder of a run, finished or training")
     parser.add_argument("--against", metavar="RUN2", help="a second run to compare it with")
-    parser.add_argument("--host", default="127.0.0.1", help="address to bind to (default: %(default)s)")
+    parser.add_argument("--host", help=f"address to bind to (default: {LOCAL_HOST})")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument("--follow", action="store_true", help="show new steps as they are written; waits for the first")
     parser.add_argument("--share", action="store_true", help="Gradio's public link")
@@ -49,21 +50,18 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
     """
     from sharevl_explorer.index import Index
 
-    auth = _login(options.auth)
+    auth, host = _login(options.auth), options.host or LOCAL_HOST
     runs = [options.run_dir, *([options.against] if options.against else [])]
     _check_folders(runs)
     if options.export:
-        if options.against:
-            raise StoreError("--export writes problems of one run; --against needs a server. Leave one of them out")
-        if options.follow:
-            raise StoreError("--export writes what is there now; --follow needs a server. Leave one of them out")
+        _check_export(options)
         _export(Index(runs), options)
         return
     if options.problem or options.step is not None or options.split is not None:
         raise StoreError(
             "--problem, --split and --step choose what --export OUT.html writes; a served page has them all"
         )
-    _check_address(options.host, options.port)
+    _check_address(host, options.port)
     try:
         index = _awaited(runs) if options.follow else Index(runs)
     except KeyboardInterrupt:
@@ -78,10 +76,25 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
     tryout = None if open_tryout is None else open_tryout()
     shown = {"follow": options.follow, "share": options.share, "auth": auth, "tryout": tryout}
     try:
-        serve(index, host=options.host, port=options.port, **shown)
+        serve(index, host=host, port=options.port, **shown)
     finally:
         if tryout is not None:
             tryout.close()
+
+
+def _check_export(options: argparse.Namespace) -> None:
+    """Raises StoreError where the file's name is another kind's, or an option means nothing without a server."""
+    target = Path(options.export)
+    if target.suffix.lower() not in (".html", ".htm") and not target.is_dir():
+        raise StoreError(f"--export {options.export}: a page is written, and replaces what is there; end it in .html")
+    if options.against:
+        raise StoreError("--export writes problems of one run; --against needs a server. Leave one of them out")
+    if options.follow:
+        raise StoreError("--export writes what is there now; --follow needs a server. Leave one of them out")
+    served = {"host": options.host, "port": options.port, "share": options.share or None, "auth": options.auth}
+    for name, value in served.items():
+        if value is not None:
+            raise StoreError(f"--export writes a file; --{name} needs a server. Leave one of them out")
 
 
 def _export(index: Index, options: argparse.Namespace) -> None:

@@ -50,6 +50,8 @@ _MORE_OF_TRAINING = (
     _CUT,
     Figure("verifier failures", "verifier_failures", "responses without a verdict"),
     Figure("sampler gap", "sampler_gap", "mean |log-prob of the sampler minus of the trainer|, nats per token"),
+)
+_HELD_OUT = (
     Figure("held-out, plain", "eval_accuracy_plain", "accuracy on untouched problems", _SHARE, "eval"),
     Figure("held-out, variants", "eval_accuracy_variants", "accuracy on drawn variants", _SHARE, "eval"),
 )
@@ -150,9 +152,10 @@ def _of_training(sources: Sequence[_Source]) -> list[Figure]:
 
 def _folded(sources: Sequence[_Source]) -> list[Html]:
     """Figures that are looked for when something is wrong."""
-    more: list[tuple[str, Sequence[Figure]]] = [
-        ("more figures: signal, truncation, verifier, sampler, held-out accuracy", _MORE_OF_TRAINING)
-    ]
+    more: list[tuple[str, Sequence[Figure]]] = []
+    held_out = [figure for figure in _HELD_OUT if _logged(figure, sources)]
+    named = ", held-out accuracy" if held_out else ""
+    more.append((f"more figures: signal, truncation, verifier, sampler{named}", [*_MORE_OF_TRAINING, *held_out]))
     if any(_logged(figure, sources) for figure in _OF_OPTIMIZER):
         more.append(("optimizer: loss, learning rate, gradient norm, ratio, seconds per step", _OF_OPTIMIZER))
     return [el("details.more", el("summary", told), _charts(figures, sources)) for told, figures in more]
