@@ -61,10 +61,11 @@ def _held_out(source: Source) -> Iterator[str]:
     yield "\n".join([f"| held out | {' | '.join(known)} |", "|---|" + "---|" * len(known), *rows])
     answered = int(known[next(reversed(known))].get("eval_responses") or 0)
     yield (
-        f"Protocol: {_asked(source, answered)} of {named(recipe.data.eval or '', recipe.data.eval_split)}, "
-        f"each as it is (plain) and as one variant of it, {section.samples} responses to either; temperature {section.temperature}, top-p {section.top_p}, at most "
-        f"{recipe.rollout.max_completion_length} tokens, seed {recipe.seed}, one run, engine "
-        f"{recipe.rollout.engine}." + (f" {answered} responses in each column." if answered else "")
+        f"Protocol: {_asked(source, answered)} of {named(recipe.data.eval or '', recipe.data.eval_split)}, each as it "
+        f"is (plain) and as one variant of it, {section.samples} responses to either; temperature "
+        f"{section.temperature}, top-p {section.top_p}, at most {recipe.rollout.max_completion_length} tokens, seed "
+        f"{recipe.seed}, one run, engine {recipe.rollout.engine}."
+        + (f" {answered} responses in each column." if answered else "")
     )
 
 
