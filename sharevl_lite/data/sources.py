@@ -84,6 +84,11 @@ def read_rows(source: str, *, split: str, columns: ColumnCheck) -> Iterator[RawR
             number += 1
 
 
+def has_splits(source: str) -> bool:
+    """Whether a split chooses among the rows of a source: a single file is taken whole. By its name alone."""
+    return Path(source).suffix not in SUFFIXES
+
+
 def count_rows(source: str, split: str) -> int | None:
     """Rows of a source, where that is known at once: by the footers of Parquet files, or the lines of small JSON-lines
     files. None of others, and of what cannot be read, which is told when it is."""

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from sharevl_lite.atomic import locked, write_atomically
 from sharevl_lite.config import Recipe
+from sharevl_lite.data.sources import has_splits
 from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.report import as_markdown
@@ -142,7 +143,8 @@ def _take(place: Place, stack: contextlib.ExitStack) -> bool:
 
 
 def default_name(recipe: Recipe, checkpoint: str | None) -> str:
-    """Such as `adapter-digits-test-4x`."""
-    data = Path(str(recipe.data.eval)).stem.removeprefix("builtin:")
-    parts = (checkpoint or "base", data, recipe.data.eval_split, f"{recipe.eval.samples}x")
+    """Such as `adapter-digits-test-4x`; a single file has no split: `adapter-mine-4x` of mine.jsonl."""
+    source = str(recipe.data.eval)
+    split = [recipe.data.eval_split] if has_splits(source) else []
+    parts = (checkpoint or "base", Path(source).stem.removeprefix("builtin:"), *split, f"{recipe.eval.samples}x")
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from sharevl_lite.data.sources import SUFFIXES
+from sharevl_lite.data.sources import has_splits
 
 PLACES = frozenset({"path", "train", "eval", "start_from", "output_dir", "server_adapter_dir", "server_model"})
 """Keys of a recipe whose texts may be folders and files."""
@@ -32,8 +32,7 @@ def public(value: Any, key: str = "") -> Any:
 
 def named(source: str, split: str) -> str:
     """A source of problems in Markdown, with its split; a single file is taken whole and has none."""
-    whole = PurePath(source).suffix in SUFFIXES
-    return f"`{_public_path(source)}`" + ("" if whole else f", split `{split}`")
+    return f"`{_public_path(source)}`" + (f", split `{split}`" if has_splits(source) else "")
 
 
 def _public_path(path: str) -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from sharevl_lite.evaluate import Settings, evaluate_target
 from sharevl_lite.evaluation.errors import EvaluationError
-from sharevl_lite.evaluation.saving import reserved_place
+from sharevl_lite.evaluation.saving import default_name, reserved_place
+from sharevl_lite.recipes import load_recipe
 
 MODEL = "builtin:digits-vl"
 KILLED = """
@@ -110,3 +111,16 @@ def test_an_evaluation_that_fails_frees_its_name(tmp_path, recipe_file, monkeypa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine.json", "mine.md"]
     with pytest.raises(EvaluationError, match=r"mine\.json: there already"):
         evaluate_target(MODEL, settings)
+
+
+@pytest.mark.parametrize(
+    ("data", "checkpoint", "name"),
+    [
+        ("builtin:digits", "checkpoint-20", "checkpoint-20-digits-test-4x"),
+        ("hub-name/geometry3k", None, "base-geometry3k-test-4x"),
+        ("some where/my rows.jsonl", "adapter", "adapter-my-rows-4x"),
+    ],
+)
+def test_the_name_says_what_was_asked_and_no_split_of_a_single_file(data, checkpoint, name):
+    recipe = load_recipe(overrides={"data.eval": data, "eval.samples": 4})
+    assert default_name(recipe, checkpoint) == name
