@@ -122,5 +122,5 @@ def test_an_evaluation_that_fails_frees_its_name(tmp_path, recipe_file, monkeypa
     ],
 )
 def test_the_name_says_what_was_asked_and_no_split_of_a_single_file(data, checkpoint, name):
-    recipe = load_recipe(overrides={"data.eval": data, "eval.samples": 4})
+    recipe = load_recipe(None, {"data.eval": data, "eval.samples": 4})
     assert default_name(recipe, checkpoint) == name
