@@ -49,8 +49,8 @@ def response_view(context: Context) -> Html:
         el(
             "div.columns",
             asked,
-            el("div", _text(context, row), token_view(context, row)),
-            el("div", _verdict(row), _logged(context, row), _advantage(state.split, row)),
+            el("div", _text(context, row), _logged(context, row), token_view(context, row)),
+            el("div", _verdict(row), _advantage(state.split, row)),
         ),
     )
 
