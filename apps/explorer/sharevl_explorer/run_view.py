@@ -152,10 +152,9 @@ def _of_training(sources: Sequence[_Source]) -> list[Figure]:
 
 def _folded(sources: Sequence[_Source]) -> list[Html]:
     """Figures that are looked for when something is wrong."""
-    more: list[tuple[str, Sequence[Figure]]] = []
     held_out = [figure for figure in _HELD_OUT if _logged(figure, sources)]
-    named = ", held-out accuracy" if held_out else ""
-    more.append((f"more figures: signal, truncation, verifier, sampler{named}", [*_MORE_OF_TRAINING, *held_out]))
+    title = "more figures: signal, truncation, verifier, sampler" + (", held-out accuracy" if held_out else "")
+    more: list[tuple[str, Sequence[Figure]]] = [(title, [*_MORE_OF_TRAINING, *held_out])]
     if any(_logged(figure, sources) for figure in _OF_OPTIMIZER):
         more.append(("optimizer: loss, learning rate, gradient norm, ratio, seconds per step", _OF_OPTIMIZER))
     return [el("details.more", el("summary", told), _charts(figures, sources)) for told, figures in more]
