@@ -63,8 +63,10 @@ class Adapted(NamedTuple):
     def gradients(
         self, x_TI: Tensor, low_TR: Tensor, dy_TO: Tensor, back_TR: Tensor, dtype: torch.dtype
     ) -> tuple[None, None, Float[Tensor, "R I"], Float[Tensor, "O R"]]:
-        """Gradients of :attr:`tensors`, none for what is frozen. (With beta 0 only the shape of what `addmm` adds to
-        counts.)"""
+        """Gradients of :attr:`tensors` as `dtype`, None for what is frozen.
+
+        (With beta 0 only the shape of what `addmm` adds to counts.)
+        """
         da_RI = torch.addmm(self.a_RI, back_TR.T, x_TI, beta=0, alpha=self.scale)
         db_OR = torch.addmm(self.b_OR, dy_TO.T, low_TR, beta=0, alpha=self.scale)
         return None, None, da_RI.to(dtype), db_OR.to(dtype)
