@@ -19,6 +19,9 @@ CONFIGS = "configs"
 WHERE = "recipes to start from are in configs/ of the repository (git clone)"
 CARD_GIB = 24
 
+Step = tuple[str, str]
+"""A command to type, empty where the step is no command, and what it does."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -85,46 +88,60 @@ def next_steps(
     gpu: bool,
     planned: bool,
     begun: bool = False,
-) -> list[tuple[str, str]]:
-    """Commands to type, each with what it does; a step that is no command has none.
+) -> list[Step]:
+    """What to do next, first things first.
 
     `asked` is the recipe that was looked at, with its knobs; `gpu`, whether there is one here; `planned`, whether the
     checks are for a GPU on another machine; `begun`, whether the recipe's folder holds a run, which is gone on with.
     """
-    failures = [check.name for check in checks if check.status == "failure"]
-    failed = ", ".join(failures)
+    failed = [check.name for check in checks if check.status == "failure"]
     if planned:
-        lower = "lower what is said above and look again, or take a larger GPU"
-        if any(not name.startswith("memory") for name in failures):
-            lower = f"mend what FAILed: {failed}"
-        return [("", lower)] if failed else [(f"{command} train {asked}", "on that machine")] if asked else []
-    if asked is not None and not failed:
+        return _on_the_planned_machine(command, asked, failed)
+    if asked is None:
+        return [_mend(failed)] if failed else _without_a_recipe(command, found, gpu=gpu)
+    if not failed:
         return [
             (f"{command} train {asked} --dry-run", "its first prompt, and what a step takes; loads no weights"),
             _train(command, asked, "trains it", begun),
         ]
-    if asked is None and failed:
-        return [("", f"mend what FAILed: {failed}")]
+    mend = ("", f"mend what FAILed ({', '.join(failed)}), or use a machine that has it")
+    return [mend] if gpu else [mend, _plan(command, asked), _demo(command, found)]
+
+
+def _on_the_planned_machine(command: str, asked: str | None, failed: Sequence[str]) -> list[Step]:
+    if not failed:
+        return [(f"{command} train {asked}", "on that machine")] if asked else []
+    if all(name.startswith("memory") for name in failed):
+        return [("", "lower what is said above and look again, or take a larger GPU")]
+    return [_mend(failed)]
+
+
+def _without_a_recipe(command: str, found: Sequence[Candidate], *, gpu: bool) -> list[Step]:
+    """The demo, and a look at a larger recipe: whether it fits this GPU, or one on another machine."""
+    demo = _demo(command, found)
     large = next((_shown(each.file) for each in found if not each.demo and (each.hindrance is None) is gpu), None)
-    if gpu and asked is None:
-        look = [(f"{command} doctor {large}", "a larger recipe: its memory here")] if large else []
-        return [_demo(command, found), *look]
-    plan = f"{command} doctor {asked or large or 'RECIPE.yaml'} --memory-gib {CARD_GIB}"
-    elsewhere = (plan, f"whether it fits a GPU of {CARD_GIB} GiB on another machine")
-    if asked is None:
-        return [_demo(command, found), elsewhere]
-    mend = ("", f"mend what FAILed ({failed}), or use a machine that has it")
-    return [mend] if gpu else [mend, elsewhere, _demo(command, found)]
+    if not gpu:
+        return [demo, _plan(command, large or "RECIPE.yaml")]
+    return [demo, (f"{command} doctor {large}", "a larger recipe: its memory here")] if large else [demo]
 
 
-def _demo(command: str, found: Sequence[Candidate]) -> tuple[str, str]:
+def _mend(failed: Sequence[str]) -> Step:
+    return "", f"mend what FAILed: {', '.join(failed)}"
+
+
+def _plan(command: str, recipe: str) -> Step:
+    meaning = f"whether it fits a GPU of {CARD_GIB} GiB on another machine"
+    return f"{command} doctor {recipe} --memory-gib {CARD_GIB}", meaning
+
+
+def _demo(command: str, found: Sequence[Candidate]) -> Step:
     demo = next((each for each in found if each.hindrance is None and each.demo), None)
     if demo is None:
         return f"{command} eval builtin:digits-vl --data builtin:digits --samples 1", f"asks the demo's model; {WHERE}"
     return _train(command, _shown(demo.file), "trains the demo's small model, in minutes on a CPU", demo.begun)
 
 
-def _train(command: str, recipe: str, meaning: str, begun: bool) -> tuple[str, str]:
+def _train(command: str, recipe: str, meaning: str, begun: bool) -> Step:
     if begun:
         return f"{command} train {recipe} --resume auto", "goes on with the run that is there"
     return f"{command} train {recipe}", meaning

@@ -26,24 +26,46 @@ from sharevl_lite.recipes import load_recipe
 
 RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
 DATA_FILE, TOKENIZER_FILE, PROMPT_FILE = "data.json", "tokenizer.json", "prompt.json"
-# What a resumed run may change: nothing that decides what is asked, rewarded or optimised, but for the learning rate:
-# who sees a run diverge goes back to a checkpoint and on at a lower one. ROUNDING is only about how sums are grouped:
-# the run goes on as it would have, but not bit for bit. LENGTH may change where no step that was made depends on it.
-CHECKPOINTING = ("model.gradient_checkpointing", "model.checkpointing_layers")
-SAVING = ("train.save_rollouts", "train.save_total_limit", "train.report_to", "train.push_to_hub")
-REPORTING = frozenset({*SAVING, "train.score_skipped"})
-ROUNDING = frozenset({"train.token_budget", "rollout.batch_size", *CHECKPOINTING})
-SERVERS = frozenset(f"rollout.server_{knob}" for knob in ("urls", "model", "adapter_dir", "timeout_seconds", "retries"))
-ENGINE = frozenset({"rollout.vllm_gpu_memory_utilization", "rollout.vllm_enforce_eager", "rollout.max_sampler_gap"})
-VERIFIER = frozenset({"reward.timeout_seconds", "reward.workers"})
-CHOICES = "data.columns.choices"
 RATE, START, LENGTH = "train.learning_rate", "model.lora.start_from", "train.rollouts"
-MOST_TOLD = 5
-PLAIN_WORD = re.compile(r"[\w./][\w./:@+-]*", re.ASCII)
+CHOICES = "data.columns.choices"
 PLACES = frozenset({"data.train", "data.eval", "model.path"})
-RESUMABLE_CHANGES = REPORTING | ROUNDING | SERVERS | ENGINE | VERIFIER | {"train.hub_model_id", RATE, LENGTH, CHOICES}
+HARMLESS = frozenset(
+    {
+        "train.save_rollouts",
+        "train.save_total_limit",
+        "train.report_to",
+        "train.push_to_hub",
+        "train.hub_model_id",
+        "train.score_skipped",
+        "rollout.server_urls",
+        "rollout.server_model",
+        "rollout.server_adapter_dir",
+        "rollout.server_timeout_seconds",
+        "rollout.server_retries",
+        "rollout.vllm_gpu_memory_utilization",
+        "rollout.vllm_enforce_eager",
+        "rollout.max_sampler_gap",
+        "reward.timeout_seconds",
+        "reward.workers",
+    }
+)
+"""Knobs that decide nothing of what is asked, rewarded or optimised."""
+ROUNDING = frozenset(
+    {
+        "train.token_budget",
+        "rollout.batch_size",
+        "model.gradient_checkpointing",
+        "model.checkpointing_layers",
+    }
+)
+"""Knobs about how sums are grouped: the run goes on as it would have, but not bit for bit."""
+RESUMABLE_CHANGES = HARMLESS | ROUNDING | {RATE, LENGTH, CHOICES}
+"""What a resumed run may change. The learning rate decides, but who sees a run diverge goes back to a checkpoint and on
+at a lower one. The length may change where no step that was made depends on it."""
 STEADY = frozenset({"constant", "constant_with_warmup"})
 """Schedules whose rate at a step does not depend on how many come after it."""
+MOST_TOLD = 5
+PLAIN_WORD = re.compile(r"[\w./][\w./:@+-]*", re.ASCII)
 
 logger = logging.getLogger(__name__)
 
@@ -194,27 +216,37 @@ def _decided_by_length(recipe: Recipe) -> str | None:
 
 
 def _check_same_recipe(started: Recipe, recipe: Recipe, recipe_file: Path) -> None:
+    """Raises RunError where the run cannot go on with what changed; warns of what it goes on with."""
     before, now = _flat(started.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
-    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-    changed = [k for k in changed if not (k in PLACES and _may_be_moved(before.get(k), now.get(k)))]
+    changed = _changed(before, now)
     if list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR):
-        changed = [k for k in changed if k != START]  # its weights have gone into the run's own
-    wrong = [key for key in changed if key not in RESUMABLE_CHANGES]
+        changed = [key for key in changed if key != START]  # its weights have gone into the run's own
     _tell_moves(recipe, before, now)
-    if not wrong and is_finished(recipe):
-        return  # it does not go on
-    if not wrong and ROUNDING.intersection(changed):
-        logger.warning("%s changed: the run goes on, but not bit for bit", ", ".join(ROUNDING.intersection(changed)))
-    if not wrong and RATE in changed:
-        logger.warning("%s was %g; the run goes on with %g", RATE, before[RATE], now[RATE])
-    if not wrong and CHOICES in changed:  # of training problems check_same_data sees what it makes
-        logger.warning("%s was %s, now %s: held-out questions may differ", CHOICES, before[CHOICES], now[CHOICES])
+    wrong = [key for key in changed if key not in RESUMABLE_CHANGES]
     if wrong:
         told = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in wrong[:MOST_TOLD])
         raise RunError(
             f"{recipe_file}: the run was started with another recipe ({told}); go on {_as_it_was(before, wrong)}, or "
             "start another with --name NAME"
         )
+    if not is_finished(recipe):  # else it does not go on
+        _tell_changes(changed, before, now)
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Knobs whose values are not the same; a folder or file that may only have been moved is."""
+    unequal = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return [key for key in unequal if not (key in PLACES and _may_be_moved(before.get(key), now.get(key)))]
+
+
+def _tell_changes(changed: list[str], before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Warns of what a run goes on with that makes it another than it would have been."""
+    if rounding := [key for key in changed if key in ROUNDING]:
+        logger.warning("%s changed: the run goes on, but not bit for bit", ", ".join(rounding))
+    if RATE in changed:
+        logger.warning("%s was %g; the run goes on with %g", RATE, before[RATE], now[RATE])
+    if CHOICES in changed:  # of training problems check_same_data sees what it makes
+        logger.warning("%s was %s, now %s: held-out questions may differ", CHOICES, before[CHOICES], now[CHOICES])
 
 
 def _tell_moves(recipe: Recipe, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -288,21 +320,21 @@ def check_same_data(recipe: Recipe, problems: list[Problem], held_out: list[Prob
     if "problems" not in started or all(started[key] == now[key] for key in ("problems", "fingerprint")):
         return
     then, count = started["problems"], len(problems)
-    skipping = ""
+    hint = ""
     read = {problem.columns.choices for problem in problems} - {None}
     if then == count and read:
-        skipping = (
+        hint = (
             " Where the data is as it was, an older version asked without the options of column "
             f"{min(map(str, read))!r}: go on without them with --{CHOICES} null, or start another run with them."
         )
     if recipe.data.on_bad_row == "skip" and count > then:
-        skipping = (
+        hint = (
             " Where the data is as it was, rows that an older version skipped are good now, such as those with a list "
             "of accepted answers: take them out."
         )
     raise RunError(
         f"{recipe.data.train} {_not_what(recipe, started, now)}: a resumed run would "
-        f"ask other problems. Restore the data, or start another run with --name NAME{_onward(recipe)}.{skipping}"
+        f"ask other problems. Restore the data, or start another run with --name NAME{_onward(recipe)}.{hint}"
     )
 
 

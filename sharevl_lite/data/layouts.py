@@ -176,26 +176,32 @@ def choose_layout(where: str, present: Iterable[str], columns: ColumnNames) -> L
         DataError: A wanted column is missing and no layout, or more than one, fits; or both columns of options exist.
     """
     there = list(present)
-    layout = _without_choices(where, there, columns.model_copy(update={"choices": FOUND}))
+    layout = _base_layout(where, there, columns.model_copy(update={"choices": FOUND}))
     written = WRITTEN.tells <= set(there)
     choices = None if written else _choices(where, there, layout.columns, columns.choices)
     return replace(layout, columns=layout.columns.model_copy(update={"choices": choices}))
 
 
-def _without_choices(where: str, there: list[str], columns: ColumnNames) -> Layout:
-    """The layout by the other columns."""
+def _base_layout(where: str, there: list[str], columns: ColumnNames) -> Layout:
+    """The layout, whatever its column of options: as named, as `sharevl-lite variants` writes it, or a known one."""
     asked = Layout("as named", frozenset(), columns)
-    named = columns != ColumnNames()
     complete = set(asked.wanted.values()) <= set(there)
     if not complete and WRITTEN.tells <= set(there):
         return WRITTEN
-    if named or complete:
+    if columns != ColumnNames():
         check_columns(where, there, asked.wanted)
-        plain = [layout for layout in LAYOUTS if layout.columns == columns and layout.tells <= set(there)]
-        return asked if named or not plain else max(plain, key=lambda layout: len(layout.tells))
+        return asked
     fitting = [layout for layout in LAYOUTS if layout.tells <= set(there)]
+    if complete:
+        plain = [layout for layout in fitting if layout.columns == columns]
+        return max(plain, key=lambda layout: len(layout.tells), default=asked)
     if not fitting:
-        check_columns(where, there, asked.wanted)
+        check_columns(where, there, asked.wanted)  # raises: one is missing
+    return _best(where, there, fitting)
+
+
+def _best(where: str, there: list[str], fitting: list[Layout]) -> Layout:
+    """The layout that most columns tell. Raises DataError where that is more than one."""
     most = max(len(layout.tells) for layout in fitting)
     best = [layout for layout in fitting if len(layout.tells) == most]
     if "decoded_image" in there:  # MathVista's own table has the path beside the picture

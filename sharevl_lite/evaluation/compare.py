@@ -128,28 +128,36 @@ def _known(one: float | None, other: float | None) -> bool:
 
 
 def _measures(first: Evaluation, second: Evaluation, rewards: Sequence[str]) -> dict[str, Measure]:
-    """The figures that both have: of the plain questions, mean@n of every other kind, and agreement."""
-    samples = sorted({first.samples, second.samples})
-    plain = measures(samples[0], rewards)
-    if len(samples) > 1:  # with --force: what does not depend on the number of responses
-        plain = {"mean": mean_right, **{name: each for name, each in plain.items() if "@" not in name}}
+    """The figures that both have: of the plain questions, mean@n of every other kind and source, and agreement."""
+    plain = _plain_measures(first, second, rewards)
     mean = next(iter(plain))
-    of_all = {name: _of_plain(name, measure) for name, measure in plain.items()}
     pooled = is_pooled(first) or is_pooled(second)
-    found = {} if pooled else dict(of_all)
-    for kind in first.kinds:
-        if kind != "plain" and kind in second.kinds:
-            found[f"{mean} {kind}"] = _of_kind(kind)
-    for name in (mean, "truncated") if pooled else (mean,):
-        for source in first.sources:
-            if source in second.sources:
-                found[f"{name} [{source}]"] = _of_source(source, of_all[name])
-    # Whether majorities agree depends on how many votes there are, and in how many ways.
-    alike = len(samples) == 1 and first.kinds.keys() == second.kinds.keys()
-    for name in ("consistency", "all_right", "all_wrong") if alike else ():
-        if name in first.metrics and name in second.metrics:
-            found[name] = _of_agreement(name)
-    return found
+    kinds = [kind for kind in first.kinds if kind in second.kinds and kind != "plain"]
+    sources = [source for source in first.sources if source in second.sources]
+    of_sources = [(name, source) for name in ((mean, "truncated") if pooled else (mean,)) for source in sources]
+    return {
+        **({} if pooled else plain),
+        **{f"{mean} {kind}": _of_kind(kind) for kind in kinds},
+        **{f"{name} [{source}]": _of_source(source, plain[name]) for name, source in of_sources},
+        **{name: _of_agreement(name) for name in _shared_agreements(first, second)},
+    }
+
+
+def _plain_measures(first: Evaluation, second: Evaluation, rewards: Sequence[str]) -> dict[str, Measure]:
+    """The figures of the plain questions, the mean first; of unequal numbers of responses (with --force) only those
+    that do not depend on the number."""
+    found = measures(min(first.samples, second.samples), rewards)
+    if first.samples != second.samples:
+        found = {"mean": mean_right, **{name: each for name, each in found.items() if "@" not in name}}
+    return {name: _of_plain(name, measure) for name, measure in found.items()}
+
+
+def _shared_agreements(first: Evaluation, second: Evaluation) -> list[str]:
+    """Whether majorities agree depends on how many votes there are, and in how many ways."""
+    if first.samples != second.samples or first.kinds.keys() != second.kinds.keys():
+        return []
+    figures = ("consistency", "all_right", "all_wrong")
+    return [name for name in figures if name in first.metrics and name in second.metrics]
 
 
 def _of_plain(name: str, measure: Callable[[Asked], float | None]) -> Measure:

@@ -37,10 +37,9 @@ class Adapted(NamedTuple):
         return self[:4]
 
     @classmethod
-    def of(cls, tensors: Sequence[Any], scale: float) -> Adapted:
-        """The layer of :attr:`tensors`."""
-        weight_OI, bias_O, a_RI, b_OR = tensors
-        return cls(weight_OI, bias_O, a_RI, b_OR, scale)
+    def each_of(cls, tensors: Sequence[Any], scales: Sequence[float]) -> list[Adapted]:
+        """The layers whose :attr:`tensors` stand one after the other."""
+        return [cls._make((*tensors[4 * k : 4 * k + 4], scale)) for k, scale in enumerate(scales)]
 
     def narrowed(self) -> Adapted:
         """With an adapter of W's precision."""
@@ -53,16 +52,24 @@ class Adapted(NamedTuple):
         y_TO.addmm_(low_TR, self.b_OR.T, alpha=self.scale)
         return y_TO, low_TR
 
-    def back(self, dy_TO: Float[Tensor, "T O"], onto: Float[Tensor, "T I"] | None = None) -> tuple[Tensor, Tensor]:
+    def input_gradient(
+        self, dy_TO: Float[Tensor, "T O"], onto: Float[Tensor, "T I"] | None = None
+    ) -> tuple[Float[Tensor, "T I"], Float[Tensor, "T R"]]:
         """The gradient of x, added to `onto` in place where that is given, and dy B, which that of A reads."""
         back_TR = dy_TO @ self.b_OR
         dx_TI = dy_TO @ self.weight_OI if onto is None else onto.addmm_(dy_TO, self.weight_OI)
         return dx_TI.addmm_(back_TR, self.a_RI, alpha=self.scale), back_TR
 
-    def slopes(self, x_TI: Tensor, low_TR: Tensor, dy_TO: Tensor, back_TR: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of A and B. (With beta 0 only the shape of what `addmm` adds to counts.)"""
+    def gradients(
+        self, x_TI: Tensor, low_TR: Tensor, dy_TO: Tensor, back_TR: Tensor, dtype: torch.dtype
+    ) -> tuple[None, None, Float[Tensor, "R I"], Float[Tensor, "O R"]]:
+        """Gradients of :attr:`tensors` as `dtype`, None for what is frozen.
+
+        (With beta 0 only the shape of what `addmm` adds to counts.)
+        """
         da_RI = torch.addmm(self.a_RI, back_TR.T, x_TI, beta=0, alpha=self.scale)
-        return da_RI, torch.addmm(self.b_OR, dy_TO.T, low_TR, beta=0, alpha=self.scale)
+        db_OR = torch.addmm(self.b_OR, dy_TO.T, low_TR, beta=0, alpha=self.scale)
+        return None, None, da_RI.to(dtype), db_OR.to(dtype)
 
 
 class LoRALinear(torch.autograd.Function):
@@ -71,11 +78,12 @@ class LoRALinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "... I"], scale: float, *tensors: Any) -> Float[Tensor, "... O"]:
         """The output, of W's precision. `tensors`: of :class:`Adapted`."""
-        layer = Adapted.of(tensors, scale).narrowed()
+        layer = Adapted._make((*tensors, scale))
+        ctx.scale, ctx.shape, ctx.dtypes = scale, x.shape, (x.dtype, layer.a_RI.dtype)
+        layer = layer.narrowed()
         x_TI = x.reshape(-1, x.shape[-1]).to(layer.weight_OI.dtype)
         y_TO, low_TR = layer.apply(x_TI)
         ctx.save_for_backward(x_TI, low_TR, *layer.tensors)
-        ctx.scale, ctx.shape, ctx.dtypes = scale, x.shape, (x.dtype, tensors[2].dtype, tensors[3].dtype)
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -83,16 +91,15 @@ class LoRALinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Float[Tensor, "... O"]) -> tuple[Tensor | None, ...]:
         """Gradients of x (where anything before it trains), A and B."""
         x_TI, low_TR, *tensors = ctx.saved_tensors
-        layer, (x_dtype, a_dtype, b_dtype) = Adapted.of(tensors, ctx.scale), ctx.dtypes
+        layer, (x_dtype, dtype) = Adapted._make((*tensors, ctx.scale)), ctx.dtypes
         dy_TO = dy.reshape(-1, dy.shape[-1]).to(layer.weight_OI.dtype)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx_TI, back_TR = layer.back(dy_TO)
+            dx_TI, back_TR = layer.input_gradient(dy_TO)
             dx = dx_TI.view(ctx.shape).to(x_dtype)
         else:
             back_TR = dy_TO @ layer.b_OR
-        da, db = layer.slopes(x_TI, low_TR, dy_TO, back_TR)
-        return dx, None, None, None, da.to(a_dtype), db.to(b_dtype)
+        return dx, None, *layer.gradients(x_TI, low_TR, dy_TO, back_TR, dtype)
 
 
 class LoRAMLP(torch.autograd.Function):
@@ -103,39 +110,35 @@ class LoRAMLP(torch.autograd.Function):
         ctx: Any, x: Float[Tensor, "... I"], scales: tuple[float, ...], *tensors: Any
     ) -> Float[Tensor, "... I"]:
         """The output. `tensors`: of gate, up and down, one after the other."""
-        gate, up, down = layers = [
-            Adapted.of(tensors[4 * k : 4 * k + 4], scale).narrowed() for k, scale in enumerate(scales)
-        ]
+        layers = Adapted.each_of(tensors, scales)
+        ctx.scales, ctx.shape, ctx.dtypes = scales, x.shape, (x.dtype, layers[0].a_RI.dtype)
+        gate, up, down = layers = [layer.narrowed() for layer in layers]
         x_TI = x.reshape(-1, x.shape[-1]).to(gate.weight_OI.dtype)
         gate_TJ, gate_low_TR = gate.apply(x_TI)
         up_TJ, up_low_TR = up.apply(x_TI)
         y_TI, down_low_TR = down.apply(swiglu(gate_TJ, up_TJ))
-        lows = (gate_low_TR, up_low_TR, down_low_TR)
-        ctx.save_for_backward(x_TI, gate_TJ, up_TJ, *lows, *(part for layer in layers for part in layer.tensors))
-        ctx.scales, ctx.shape, ctx.dtypes = scales, x.shape, (x.dtype, tensors[2].dtype)
+        made = x_TI, gate_TJ, up_TJ, gate_low_TR, up_low_TR, down_low_TR
+        ctx.save_for_backward(*made, *(tensor for layer in layers for tensor in layer.tensors))
         return y_TI.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Float[Tensor, "... I"]) -> tuple[Tensor | None, ...]:
         """Gradients of x, and of A and B of each layer."""
-        x_TI, gate_TJ, up_TJ, *saved = ctx.saved_tensors
-        lows, tensors, (x_dtype, dtype) = saved[:3], saved[3:], ctx.dtypes
-        gate, up, down = (Adapted.of(tensors[4 * k : 4 * k + 4], scale) for k, scale in enumerate(ctx.scales))
+        x_TI, gate_TJ, up_TJ, gate_low_TR, up_low_TR, down_low_TR, *tensors = ctx.saved_tensors
+        (gate, up, down), (x_dtype, dtype) = Adapted.each_of(tensors, ctx.scales), ctx.dtypes
         dy_TI = dy.reshape(-1, dy.shape[-1]).to(down.weight_OI.dtype)
-        dh_TJ, down_back_TR = down.back(dy_TI)
+        dh_TJ, down_back_TR = down.input_gradient(dy_TI)
         h_TJ, dgate_TJ, dup_TJ = swiglu_backward(dh_TJ, gate_TJ, up_TJ)
-        dx_TI, gate_back_TR = gate.back(dgate_TJ)
-        dx_TI, up_back_TR = up.back(dup_TJ, dx_TI)
-        slopes = (
-            *gate.slopes(x_TI, lows[0], dgate_TJ, gate_back_TR),
-            *up.slopes(x_TI, lows[1], dup_TJ, up_back_TR),
-            *down.slopes(h_TJ, lows[2], dy_TI, down_back_TR),
+        dx_TI, gate_back_TR = gate.input_gradient(dgate_TJ)
+        dx_TI, up_back_TR = up.input_gradient(dup_TJ, onto=dx_TI)
+        return (
+            dx_TI.view(ctx.shape).to(x_dtype),
+            None,
+            *gate.gradients(x_TI, gate_low_TR, dgate_TJ, gate_back_TR, dtype),
+            *up.gradients(x_TI, up_low_TR, dup_TJ, up_back_TR, dtype),
+            *down.gradients(h_TJ, down_low_TR, dy_TI, down_back_TR, dtype),
         )
-        da_gate, db_gate, da_up, db_up, da_down, db_down = (slope.to(dtype) for slope in slopes)
-        dx = dx_TI.view(ctx.shape).to(x_dtype)
-        none = None, None
-        return dx, None, *none, da_gate, db_gate, *none, da_up, db_up, *none, da_down, db_down
 
 
 def adapted_linear(x: Float[Tensor, "... I"], layer: Adapted) -> Float[Tensor, "... O"]:
@@ -146,8 +149,6 @@ def adapted_linear(x: Float[Tensor, "... I"], layer: Adapted) -> Float[Tensor, "
 
 def adapted_mlp(x: Float[Tensor, "... I"], gate: Adapted, up: Adapted, down: Adapted) -> Float[Tensor, "... I"]:
     """The MLP, differentiable once in x and in A and B of each layer."""
-    layers = gate, up, down
-    out: Tensor = LoRAMLP.apply(
-        x, tuple(layer.scale for layer in layers), *(t for layer in layers for t in layer.tensors)
-    )
+    scales = gate.scale, up.scale, down.scale
+    out: Tensor = LoRAMLP.apply(x, scales, *gate.tensors, *up.tensors, *down.tensors)
     return out

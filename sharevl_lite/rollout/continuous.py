@@ -19,32 +19,32 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 
-class Rooms:
-    """Memory for the keys and values of a rollout: [rows, H, tokens, D], as large as they can become, each the same.
+class BufferPool:
+    """Preallocated buffers of the KV cache of a rollout: [rows, H, tokens, D], as large as they can become, all alike.
 
-    A layer whose rows leave or join moves into a spare room, and its own is the next layer's. A GPU's allocator would
-    find no use for what is freed when everything grows: it would reserve several times what is needed.
+    A layer whose rows leave or join is copied into a free buffer, and its old one is the next layer's. A GPU's
+    allocator would find no use for what is freed when everything grows: it would reserve several times what is needed.
     """
 
     def __init__(self, rows: int, tokens: int) -> None:
         self.rows, self.tokens = rows, tokens
-        self._spare: dict[tuple[int, int], list[Tensor]] = {}
+        self._free: dict[tuple[int, int], list[Tensor]] = {}
 
-    def take(self, like_BHLD: Float[Tensor, "B H L D"]) -> Float[Tensor, "R H C D"]:
-        """A room for such keys or values; its contents are undefined."""
+    def acquire(self, like_BHLD: Float[Tensor, "B H L D"]) -> Float[Tensor, "R H C D"]:
+        """A buffer for such keys or values; its contents are undefined."""
         _, heads, _, size = like_BHLD.shape
-        spare = self._spare.get((heads, size))
-        return spare.pop() if spare else like_BHLD.new_empty(self.rows, heads, self.tokens, size)
+        free = self._free.get((heads, size))
+        return free.pop() if free else like_BHLD.new_empty(self.rows, heads, self.tokens, size)
 
-    def give(self, room_RHCD: Float[Tensor, "R H C D"]) -> None:
-        """Takes a room back that nobody reads any more."""
-        self._spare.setdefault((room_RHCD.shape[1], room_RHCD.shape[3]), []).append(room_RHCD)
+    def release(self, buffer_RHCD: Float[Tensor, "R H C D"]) -> None:
+        """Takes a buffer back that nobody reads any more."""
+        self._free.setdefault((buffer_RHCD.shape[1], buffer_RHCD.shape[3]), []).append(buffer_RHCD)
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values of one layer with room for tokens to come, where `DynamicLayer` copies all for each new token.
+class PreallocatedLayer(DynamicLayer):
+    """Keys and values of one layer in buffers of a fixed capacity, where `DynamicLayer` copies all for each new token.
 
-    The first `rows` and `length` of each room are filled.
+    The first `rows` and `length` of each buffer are filled.
     """
 
     def __init__(
@@ -52,16 +52,19 @@ class RoomyLayer(DynamicLayer):
     ) -> None:
         super().__init__()
         self.lazy_initialization(keys_RHCD, values_RHCD)
-        self.rooms = keys_RHCD, values_RHCD
+        self.buffers = keys_RHCD, values_RHCD
         self._rows = rows
-        self.keys, self.values = (room[:rows, :, :length] for room in self.rooms)
+        self._set_length(length)
+
+    def _set_length(self, length: int) -> None:
+        self.keys, self.values = (buffer[: self._rows, :, :length] for buffer in self.buffers)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes new keys and values [B, H, N, D] behind the others; gives all. RuntimeError where no room is left."""
+        """Writes new keys and values [B, H, N, D] behind the others; gives all. RuntimeError beyond the capacity."""
         start, added = self.get_seq_length(), key_states.shape[2]
-        for room, new in zip(self.rooms, (key_states, value_states), strict=True):
-            room[: self._rows].narrow(2, start, added).copy_(new)
-        self.keys, self.values = (room[: self._rows, :, : start + added] for room in self.rooms)
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[: self._rows].narrow(2, start, added).copy_(new)
+        self._set_length(start + added)
         return self.keys, self.values
 
 
@@ -83,10 +86,10 @@ class Context:
         self.mask_BL = pad(self.mask_BL, (0, new_BN.shape[1]), value=1)
 
 
-def join(parts: Sequence[tuple[Context, Sequence[int]]], rooms: Rooms) -> Context:
-    """Some rows of some contexts, one after the other, without padding that all have; each layer in rooms of its own.
+def join(parts: Sequence[tuple[Context, Sequence[int]]], pool: BufferPool) -> Context:
+    """Some rows of some contexts, one after the other, without padding that all have; each layer in buffers of its own.
 
-    The contexts are used up: the memory of each of their layers is given back as soon as it has been copied.
+    The contexts are used up: the buffers of each of their layers are released as soon as they have been copied.
     """
     device = parts[0][0].ids_BL.device
     contexts = [context for context, _ in parts]
@@ -104,11 +107,7 @@ def join(parts: Sequence[tuple[Context, Sequence[int]]], rooms: Rooms) -> Contex
     layers: list[CacheLayerMixin] = []
     for _ in range(len(contexts[0].cache)):
         old = [context.cache.layers.pop(0) for context in contexts]
-        keys = _gather([layer.keys for layer in old], rows_of, width - 1, rooms)
-        values = _gather([layer.values for layer in old], rows_of, width - 1, rooms)
-        layers.append(RoomyLayer(keys, values, sum(map(len, rows_of)), width - 1))
-        for room in (room for layer in old if isinstance(layer, RoomyLayer) for room in layer.rooms):
-            rooms.give(room)
+        layers.append(_join_layer(old, rows_of, width - 1, pool))
     return Context(
         align(pick([context.ids_BL for context in contexts])),
         align(masks),
@@ -117,16 +116,29 @@ def join(parts: Sequence[tuple[Context, Sequence[int]]], rooms: Rooms) -> Contex
     )
 
 
+def _join_layer(
+    old: list[CacheLayerMixin], rows_of: list[Int[Tensor, "R"]], length: int, pool: BufferPool
+) -> PreallocatedLayer:
+    """Rows of some layers, the last `length` tokens of each, in new buffers; those of the old layers are released."""
+    keys_RHCD = _gather([layer.keys for layer in old], rows_of, length, pool)
+    values_RHCD = _gather([layer.values for layer in old], rows_of, length, pool)
+    for layer in old:
+        if isinstance(layer, PreallocatedLayer):
+            for buffer in layer.buffers:
+                pool.release(buffer)
+    return PreallocatedLayer(keys_RHCD, values_RHCD, sum(map(len, rows_of)), length)
+
+
 def _gather(
-    parts: list[Float[Tensor, "B H L D"]], rows_of: list[Int[Tensor, "R"]], width: int, rooms: Rooms
+    parts: list[Float[Tensor, "B H L D"]], rows_of: list[Int[Tensor, "R"]], length: int, pool: BufferPool
 ) -> Float[Tensor, "R H C D"]:
-    """A room with rows of some tensors, the last `width` tokens of each (padded with zeros)."""
-    room = rooms.take(parts[0])
+    """A buffer with rows of some tensors, the last `length` tokens of each (padded with zeros)."""
+    buffer = pool.acquire(parts[0])
     start = 0
     for part, rows in zip(parts, rows_of, strict=True):
-        kept = min(width, part.shape[2])
+        kept = min(length, part.shape[2])
         end = start + len(rows)
-        room[start:end, :, : width - kept] = 0.0
-        room[start:end, :, width - kept : width] = part[rows, :, part.shape[2] - kept :]
+        buffer[start:end, :, : length - kept] = 0.0
+        buffer[start:end, :, length - kept : length] = part[rows, :, part.shape[2] - kept :]
         start = end
-    return room
+    return buffer

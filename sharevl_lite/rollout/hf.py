@@ -24,7 +24,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 
 from sharevl_lite.policy.packed import PackedPolicy, cache_argument
 from sharevl_lite.policy.prompts import EncodedPrompt
-from sharevl_lite.rollout.continuous import Context, Rooms, join
+from sharevl_lite.rollout.continuous import BufferPool, Context, join
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids, response_seed
 from sharevl_lite.rollout.errors import RolloutError
 
@@ -118,7 +118,7 @@ class HFRolloutEngine:
         size = self.batch_size
         waiting = deque(group[start : start + size] for group in groups for start in range(0, len(group), size))
         longest = max((row.request.prompt.prefix.ids_P.numel() for group in groups for row in group), default=0)
-        rooms = Rooms(min(size, sum(map(len, groups))), longest + sampling.max_completion_length)
+        pool = BufferPool(min(size, sum(map(len, groups))), longest + sampling.max_completion_length)
         running: list[Row] = []
         context: Context | None = None
         with self.policy.autocast(), without_own_settings(self.policy.base), without_cudnn_attention():
@@ -133,7 +133,7 @@ class HFRolloutEngine:
                     parts = [(context, staying)] if context is not None and staying else []
                     context = None  # an ended one gives its memory back before others are read
                     running = [running[place] for place in staying] + joining
-                    context = join([*parts, self._read(joining)] if joining else parts, rooms)
+                    context = join([*parts, self._read(joining)] if joining else parts, pool)
                 self._go_on(running, context, sampling)
 
     def _read(self, rows: list[Row]) -> tuple[Context, list[int]]:

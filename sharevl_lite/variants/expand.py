@@ -19,7 +19,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -69,18 +69,17 @@ def expand_problem(
     if difficulty == "plainer":
         return [Variant(index=k, text=problem.text, images=problem.images) for k in range(share.num_variants)]
     rng = draw_by(seed, problem.id, visit)
-    keeps = share.original == "kept" and difficulty == "usual"
-    originals = [problem.text] if keeps else []
-    pool = _pool(problem, with_original=share.original == "sampled" and difficulty == "usual")
-    texts = originals + _draw_texts(pool, share.num_variants - len(originals), rng)
-    section = share.transforms if difficulty == "usual" else _harder(problem, share)
-    draws: list[tuple[bool, Transform | None]] = [(False, None) for _ in originals]
-    draws += [_draw_transform(problem, section, rng, progress) for _ in texts[len(originals) :]]
-    guarded = any(due for due, _ in draws) and holds_back(problem, share.transforms)
+    usual = difficulty == "usual"
+    kept = [problem.text] if usual and share.original == "kept" else []
+    pool = _pool(problem, with_original=usual and share.original == "sampled")
+    section = share.transforms if usual else _harder(problem, share)
+    drawn = _draw_texts(pool, share.num_variants - len(kept), rng)
+    draws = [NO_DRAW] * len(kept) + [_draw_transform(problem, section, rng, progress) for _ in drawn]
+    guarded = any(draw.due for draw in draws) and holds_back(problem, share.transforms)
     # Noise is drawn last: which texts and transforms are drawn does not depend on the size of an image.
     return [
-        replace(as_asked(index, text, problem, transform, rng), guarded=due and guarded)
-        for index, (text, (due, transform)) in enumerate(zip(texts, draws, strict=True))
+        replace(as_asked(index, text, problem, draw.transform, rng), guarded=draw.due and guarded)
+        for index, (text, draw) in enumerate(zip(kept + drawn, draws, strict=True))
     ]
 
 
@@ -119,7 +118,9 @@ def draw_by(seed: int, problem_id: str, visit: int | str) -> np.random.Generator
 
 def _pool(problem: Problem, *, with_original: bool) -> tuple[str, ...]:
     """Texts to draw from; the original stands in where there are no rewrites."""
-    return (problem.text, *problem.variants) if with_original else problem.variants or (problem.text,)
+    if with_original or not problem.variants:
+        return (problem.text, *problem.variants)
+    return problem.variants
 
 
 def _draw_texts(pool: tuple[str, ...], count: int, rng: np.random.Generator) -> list[str]:
@@ -129,19 +130,27 @@ def _draw_texts(pool: tuple[str, ...], count: int, rng: np.random.Generator) -> 
     return [pool[index] for index in (*order, *again)]
 
 
-def _draw_transform(
-    problem: Problem, section: TransformSection, rng: np.random.Generator, progress: float
-) -> tuple[bool, Transform | None]:
+class _Draw(NamedTuple):
     """Whether a transform was to be drawn, and which; None where the problem bears none."""
+
+    due: bool
+    transform: Transform | None
+
+
+NO_DRAW = _Draw(False, None)
+
+
+def _draw_transform(problem: Problem, section: TransformSection, rng: np.random.Generator, progress: float) -> _Draw:
+    """A transform with the section's probability."""
     if not problem.images or not section.kinds or rng.random() >= section.probability:
-        return False, None
+        return NO_DRAW
     kinds = allowed_kinds(problem, section)  # looks at the images: only where something is drawn
     if not kinds:
-        return True, None
-    drawn: Transform | None = TRANSFORMS[kinds[rng.integers(len(kinds))]]
-    if isinstance(drawn, GaussianNoise):
-        drawn = drawn.weaker(noise_strength(section.noise_decay, progress))
-    return True, drawn
+        return _Draw(True, None)
+    transform: Transform = TRANSFORMS[kinds[rng.integers(len(kinds))]]
+    if isinstance(transform, GaussianNoise):
+        return _Draw(True, transform.weaker(noise_strength(section.noise_decay, progress)))
+    return _Draw(True, transform)
 
 
 def noise_strength(decay: str, progress: float) -> float:

@@ -140,7 +140,7 @@ def test_what_will_not_do_is_told_before_the_merge(run, export, hub, tmp_path, m
     monkeypatch.delenv("HF_TOKEN")
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr("sharevl_lite.export.command.write_merged", None)  # would raise
+    monkeypatch.setattr("sharevl_lite.export.writers.write_merged", None)  # would raise
     assert told in export(run, tmp_path / "out", "--push-to-hub", *words, code=2)
 
 

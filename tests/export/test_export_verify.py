@@ -7,7 +7,7 @@ import torch
 from export_files import ADAPTER, scale_adapter
 from safetensors.torch import load_file, save_file
 
-from sharevl_lite.export import adapter, command, verify
+from sharevl_lite.export import adapter, verify, writers
 from sharevl_lite.export.arithmetic import float32_arithmetic
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -73,9 +73,9 @@ def damaged(monkeypatch):
             honest(base, changes, folder, size)
             how(folder)
 
-        monkeypatch.setattr(command, "write_merged", write)
+        monkeypatch.setattr(writers, "write_merged", write)
 
-    honest = command.write_merged
+    honest = writers.write_merged
     return arrange
 
 

@@ -9,7 +9,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 import sharevl_lite.rollout.hf as sampler
-from sharevl_lite.rollout.continuous import Context, Rooms, RoomyLayer, join
+from sharevl_lite.rollout.continuous import BufferPool, Context, PreallocatedLayer, join
 from sharevl_lite.rollout.hf import HFRolloutEngine
 
 LENGTH = 30
@@ -134,7 +134,7 @@ def test_join_aligns_rows_on_their_last_tokens(tokens):
     one, other = context([3, 9, 5], 9, seed=1), context([4, 2], 6, seed=2)
     rows = [(one, 2), (one, 0), (other, 0), (other, 1), (other, 0)]
     expected = [(c.ids_BL[row, -n:], 10 * n) for c, row in rows for n in [int(c.mask_BL[row].sum())]]
-    joined = join([(one, [2, 0]), (other, [0, 1, 0])], Rooms(5, tokens))
+    joined = join([(one, [2, 0]), (other, [0, 1, 0])], BufferPool(5, tokens))
     assert joined.ids_BL.shape == (5, 5)  # the row of nine tokens is not among them
     keys, values = joined.cache.layers[0].keys, joined.cache.layers[0].values
     assert keys.shape == values.shape == (5, 2, 4, 3)
@@ -147,48 +147,48 @@ def test_join_aligns_rows_on_their_last_tokens(tokens):
     assert len(one.cache) == len(other.cache) == 0  # their memory is given back
 
 
-def test_a_roomy_layer_grows_in_its_own_memory():
+def test_a_preallocated_layer_grows_in_its_own_memory():
     draw = torch.Generator().manual_seed(0)
-    room = torch.randn(2, 3, 2, 10, 4, generator=draw)
-    roomy, plain = RoomyLayer(room[0], room[1], 2, 4), DynamicLayer()  # the third row is nobody's
-    plain.update(room[0][:2, :, :4].clone(), room[1][:2, :, :4].clone())
-    third = room[:, 2].clone()
+    buffers = torch.randn(2, 3, 2, 10, 4, generator=draw)
+    layer, plain = PreallocatedLayer(buffers[0], buffers[1], 2, 4), DynamicLayer()  # the third row is nobody's
+    plain.update(buffers[0][:2, :, :4].clone(), buffers[1][:2, :, :4].clone())
+    third = buffers[:, 2].clone()
     for new in (1, 3, 1, 1):
         keys, values = torch.randn(2, 2, 2, new, 4, generator=draw)
-        for mine, theirs in zip(roomy.update(keys, values), plain.update(keys, values), strict=True):
+        for mine, theirs in zip(layer.update(keys, values), plain.update(keys, values), strict=True):
             assert torch.equal(mine, theirs)
-        assert roomy.get_seq_length() == plain.get_seq_length()
-        assert roomy.get_mask_sizes(1) == plain.get_mask_sizes(1)
-        assert roomy.keys.data_ptr() == room.data_ptr()
-    assert torch.equal(room[:, 2], third)
+        assert layer.get_seq_length() == plain.get_seq_length()
+        assert layer.get_mask_sizes(1) == plain.get_mask_sizes(1)
+        assert layer.keys.data_ptr() == buffers.data_ptr()
+    assert torch.equal(buffers[:, 2], third)
     with pytest.raises(RuntimeError, match="exceeds dimension size"):
-        roomy.update(keys, values)
+        layer.update(keys, values)
 
 
-def test_padding_is_zero_in_a_room_that_others_have_left():
+def test_padding_is_zero_in_a_buffer_that_others_have_left():
     """Values under a mask count as 0 times what they are, and 0 times infinity is none."""
-    rooms = Rooms(2, 6)
-    rooms.give(torch.full((2, 2, 6, 3), torch.inf))
-    rooms.give(torch.full((2, 2, 6, 3), torch.inf))
-    joined = join([(context([2], 2, seed=3), [0]), (context([5], 5, seed=4), [0])], rooms)
+    pool = BufferPool(2, 6)
+    pool.release(torch.full((2, 2, 6, 3), torch.inf))
+    pool.release(torch.full((2, 2, 6, 3), torch.inf))
+    joined = join([(context([2], 2, seed=3), [0]), (context([5], 5, seed=4), [0])], pool)
     for part in (joined.cache.layers[0].keys, joined.cache.layers[0].values):
         assert part.shape == (2, 2, 4, 3)
         assert torch.equal(part[0, :, :3], torch.zeros(2, 3, 3))
         assert part.isfinite().all()
 
 
-def test_a_rollout_has_one_room_more_than_its_layers(policy, monkeypatch):
+def test_a_rollout_has_one_buffer_more_than_its_layers(policy, monkeypatch):
     """However often rows leave and join; what a GPU's allocator is asked for does not depend on it."""
     made = []
-    take = Rooms.take
+    acquire = BufferPool.acquire
 
-    def count(rooms, like_BHLD):
-        spare = sum(map(len, rooms._spare.values()))
-        room = take(rooms, like_BHLD)
-        made.append((tuple(room.shape), room.data_ptr(), spare == 0))
-        return room
+    def count(pool, like_BHLD):
+        free = sum(map(len, pool._free.values()))
+        buffer = acquire(pool, like_BHLD)
+        made.append((tuple(buffer.shape), buffer.data_ptr(), free == 0))
+        return buffer
 
-    monkeypatch.setattr(Rooms, "take", count)
+    monkeypatch.setattr(BufferPool, "acquire", count)
     asked = requests(policy, count=6)
     sample(policy, asked, 12)
     layers = policy.base.config.get_text_config().num_hidden_layers
