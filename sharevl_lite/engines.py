@@ -39,9 +39,9 @@ def check_engine(recipe: Recipe) -> None:
 def check_servers(recipe: Recipe) -> None:
     """With `engine: server`, looks at every server. Raises RolloutError where one is not as the recipe needs it."""
     if recipe.rollout.engine == "server":
-        from sharevl_lite.rollout.server import check_servers as look
+        from sharevl_lite.rollout import server
 
-        look(recipe)
+        server.check_servers(recipe)
 
 
 def tell_wait(console: Console, recipe: Recipe, part: Literal["model", "sampler"]) -> None:

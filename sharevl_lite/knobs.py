@@ -119,8 +119,8 @@ def find_knob(key: str) -> Knob | None:
     return next((knob for knob in knobs() if knob.key == key), None)
 
 
-def nearest_keys(key: str, limit: int = 3) -> list[str]:
-    """Valid dotted keys that an unknown `key` may have meant, best first; empty when nothing is near.
+def nearest_keys(key: str) -> list[str]:
+    """Up to three valid dotted keys that an unknown `key` may have meant, best first; empty when nothing is near.
 
     The last part of the key counts more than where it stands: `num_variants` at the top level and
     `train.num_variants` both find `share.num_variants`. A section of that name is meant where no sibling is near. What
@@ -131,11 +131,11 @@ def nearest_keys(key: str, limit: int = 3) -> list[str]:
     names = [name for name in _names() if not wanted.startswith(f"{name}.")]
     siblings = {_leaf(name): name for name in names if name.rpartition(".")[0] == section}
     in_full = OTHER_NAMES.get(".".join(wanted.split(".")[-2:]), ()) if section else ()
-    near_siblings = [siblings[found] for found in difflib.get_close_matches(leaf, siblings, limit, cutoff=0.65)]
+    near_siblings = [siblings[found] for found in difflib.get_close_matches(leaf, siblings, 3, cutoff=0.65)]
     same_leaf = [name for name in names if _leaf(name) == leaf and not (near_siblings and name in sections())]
     near_leaves = difflib.get_close_matches(leaf, sorted({_leaf(name) for name in names}), 1, cutoff=0.75)
     elsewhere = [name for name in names if _leaf(name) in near_leaves]
-    return (list(in_full) or same_leaf or list(OTHER_NAMES.get(leaf, ())) or near_siblings or elsewhere)[:limit]
+    return (list(in_full) or same_leaf or list(OTHER_NAMES.get(leaf, ())) or near_siblings or elsewhere)[:3]
 
 
 def _leaf(key: str) -> str:

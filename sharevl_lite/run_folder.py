@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from sharevl_lite.policy.folder import resolve_model_path
 from sharevl_lite.policy.weights_digest import weights_digests
 from sharevl_lite.recipe_yaml import parse
 from sharevl_lite.recipes import load_recipe
+from sharevl_lite.together import is_main_process
 
 RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
 DATA_FILE, TOKENIZER_FILE, PROMPT_FILE = "data.json", "tokenizer.json", "prompt.json"
@@ -80,7 +80,7 @@ def held(run_dir: Path) -> Iterator[None]:
 
     Raises RunError where it cannot be made, or another process trains in it.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         yield
         return
     with contextlib.ExitStack() as stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -11,6 +12,11 @@ from sharevl_lite.errors import ToldError, UserError
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes and speaks for all, by the RANK that torchrun sets; needs no torch."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def in_all(work: Callable[[], T], gather: Callable[[Any], list[Any]], process: int) -> T:

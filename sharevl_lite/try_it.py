@@ -19,6 +19,7 @@ from sharevl_lite.data.errors import RowFault
 from sharevl_lite.data.images import ImageReader
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
 from sharevl_lite.evaluation.subject import check_model, locate
+from sharevl_lite.image_files import png_bytes
 from sharevl_lite.policy.hf import load_adapter, load_policy
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
@@ -105,7 +106,7 @@ class Tester:
         texts = [prompt.text for prompt in prompts]
         attempts = _plain(responses) if trial.answer is None else self._rewarded(trial.answer, texts, responses)
         return tuple(
-            AskedVariant(variant.text, variant.transform, tuple(_png(image) for image in variant.images), tuple(row))
+            AskedVariant(variant.text, variant.transform, tuple(map(png_bytes, variant.images)), tuple(row))
             for variant, row in zip(variants, attempts, strict=True)
         )
 
@@ -193,9 +194,3 @@ def _decoded(data: bytes) -> Image.Image:
         return ImageReader().read(data, None)[0]
     except RowFault as fault:
         raise TrialError(f"The image cannot be used: {fault}.") from fault
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue()

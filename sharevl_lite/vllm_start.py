@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process could neither share the memory nor end with this one
@@ -20,6 +21,14 @@ def set_environment() -> None:
     """Sets :data:`ENVIRONMENT`; before vLLM is imported."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def whole_prompts(longest: int) -> dict[str, Any]:
+    """vLLM's settings for prompts that are read whole, of sequences of up to `longest` tokens.
+
+    A prompt read in pieces winds its request's random numbers back, which vLLM 0.31 cannot do on a CPU.
+    """
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, longest)}
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from typing import Any, overload
 from PIL import ExifTags, Image, ImageOps
 
 from sharevl_lite.data.errors import RowFault
+from sharevl_lite.image_files import png_bytes
 
 EIGHT_BIT_MODES = frozenset(
     {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
@@ -106,7 +107,7 @@ class ImageReader:
         return LazyImages(self._one(entry, folder, f"image {index} (from 0)") for index, entry in enumerate(cell))
 
     def _one(self, entry: Any, folder: Path | None, label: str) -> EncodedImage:
-        data = _as_png(_to_rgb(entry, label)) if isinstance(entry, Image.Image) else _encoded(entry, folder, label)
+        data = png_bytes(_to_rgb(entry, label)) if isinstance(entry, Image.Image) else _encoded(entry, folder, label)
         key = hashlib.sha256(data).digest()
         if key not in self._checked:
             self._checked[key] = EncodedImage(data, _decode(data, label).size)
@@ -117,12 +118,12 @@ class ImageReader:
 
 def encoded_images(images: Sequence[Image.Image]) -> tuple[bytes, ...]:
     """Each image's file: as it was read, or as PNG where it came as pixels."""
-    return images.encoded if isinstance(images, LazyImages) else tuple(_as_png(image) for image in images)
+    return images.encoded if isinstance(images, LazyImages) else tuple(png_bytes(image) for image in images)
 
 
 def shown_images(images: Sequence[Image.Image]) -> tuple[bytes, ...]:
     """Each image as a file in which every reader sees the pixels of training: its own, or a PNG of what it shows."""
-    return tuple(data if _is_plain(data) else _as_png(_decode(data, "the image")) for data in encoded_images(images))
+    return tuple(data if _is_plain(data) else png_bytes(_decode(data, "the image")) for data in encoded_images(images))
 
 
 def _is_plain(data: bytes) -> bool:
@@ -134,12 +135,6 @@ def _is_plain(data: bytes) -> bool:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
         opaque = not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
         return opaque and not turned
-
-
-def _as_png(image: Image.Image) -> bytes:
-    file = BytesIO()
-    image.save(file, format="PNG", compress_level=1)
-    return file.getvalue()
 
 
 def _encoded(entry: Any, folder: Path | None, label: str) -> bytes:

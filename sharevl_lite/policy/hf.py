@@ -80,13 +80,11 @@ def check_supported(path: str) -> None:
     _check_attention(path, config)
 
 
-def load_policy(
-    section: ModelSection, *, seed: int, temperature: float = 1.0, device: torch.device | None = None
-) -> PackedPolicy:
-    """Base model plus a fresh adapter whose random half is fixed by `seed`."""
+def load_policy(section: ModelSection, *, seed: int, temperature: float = 1.0) -> PackedPolicy:
+    """Base model plus a fresh adapter whose random half is fixed by `seed`, on this process's device."""
     from peft import LoraConfig, get_peft_model
 
-    model, processor = load_base(section, device or default_device())
+    model, processor = load_base(section, default_device())
     lora = section.lora
     config = LoraConfig(
         r=lora.rank,

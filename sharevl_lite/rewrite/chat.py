@@ -5,7 +5,6 @@ Three kinds of models stand behind the protocol: an OpenAI-compatible endpoint, 
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections import Counter
@@ -14,6 +13,7 @@ from functools import partial
 from io import BytesIO
 from typing import Any, Protocol
 
+from sharevl_lite.image_files import data_url
 from sharevl_lite.rewrite.cache import Reply, ReplyCache
 from sharevl_lite.rewrite.errors import VariantsError
 
@@ -120,7 +120,7 @@ def openai_message(request: ChatRequest) -> dict[str, Any]:
     content: list[dict[str, Any]] = [
         {"type": "text", "text": part}
         if isinstance(part, str)
-        else {"type": "image_url", "image_url": {"url": f"data:{_mime(part)};base64,{base64.b64encode(part).decode()}"}}
+        else {"type": "image_url", "image_url": {"url": data_url(part, _mime(part))}}
         for part in request.parts
     ]
     return {"role": "user", "content": content}

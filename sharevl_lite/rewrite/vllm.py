@@ -17,7 +17,7 @@ from sharevl_lite.rewrite.cache import Reply
 from sharevl_lite.rewrite.chat import ChatRequest, NoReplyError, openai_message
 from sharevl_lite.rewrite.errors import VariantsError
 from sharevl_lite.rewrite.fingerprint import model_identity
-from sharevl_lite.vllm_start import set_environment, starting_vllm, threads_of_vllm
+from sharevl_lite.vllm_start import set_environment, starting_vllm, threads_of_vllm, whole_prompts
 
 LONGEST_PROMPT = 16384
 """Tokens of a question with its images; a longer context of the model would only cost memory."""
@@ -102,11 +102,6 @@ class VLLMModel(BatchedModel):
 
 
 def _on_a_cpu(longest: int) -> dict[str, Any]:
-    """A GiB for keys and values; prompts read whole, because vLLM 0.31 cannot wind random numbers back on a CPU."""
+    """A GiB for keys and values, and prompts read whole."""
     memory = {"kv_cache_memory_bytes": 2**30, "gpu_memory_utilization": 0.3}
-    return {
-        **memory,
-        "enforce_eager": True,
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(4096, longest),
-    }
+    return {**memory, "enforce_eager": True, **whole_prompts(longest)}

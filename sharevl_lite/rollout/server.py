@@ -17,9 +17,6 @@ bit.
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
-import os
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -30,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed
 
 from sharevl_lite import event_loop
+from sharevl_lite.image_files import data_url, png_bytes
 from sharevl_lite.policy.hf import save_adapter
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest, end_ids
 from sharevl_lite.rollout.errors import RolloutError
@@ -41,11 +39,10 @@ from sharevl_lite.rollout.limits import (
     sampling_parameters,
 )
 from sharevl_lite.rollout.server_client import Refusal, ServerClient, Unavailable, new_http, patiently
-from sharevl_lite.rollout.server_pool import GENERATE, KEY_VARIABLE, ServerPool, look_at_servers
+from sharevl_lite.rollout.server_pool import GENERATE, ServerPool, look_at_servers
+from sharevl_lite.together import is_main_process
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from sharevl_lite.config import Recipe
     from sharevl_lite.policy.packed import PackedPolicy
 
@@ -79,13 +76,13 @@ class ServerRolloutEngine:
         self._concurrency = section.batch_size
         self._retries = section.server_retries
         self._longest = recipe.max_sequence_length
-        self._http = new_http(section.server_timeout_seconds, os.environ.get(KEY_VARIABLE))
+        self._http = new_http(section.server_timeout_seconds)
         self._pool = ServerPool(
             recipe, self._http, retries=self._retries, dtype=engine_dtype(policy), max_images=max_images
         )
         self._loop = event_loop.LoopThread("rollout-server")
         self._base = (section.server_adapter_dir or recipe.run_dir / SERVED_DIR).absolute()
-        if section.server_adapter_dir is None and _is_main():
+        if section.server_adapter_dir is None and is_main_process():
             shutil.rmtree(self._base, ignore_errors=True)  # what a killed run left there
         self._prefix = f"{recipe.name}-{secrets.token_hex(4)}"
         self._synced = 0
@@ -111,7 +108,7 @@ class ServerRolloutEngine:
 
     def close(self) -> None:
         """Takes the adapter from the servers and its files from the folder, and ends all connections."""
-        if _is_main() and self._name:
+        if is_main_process() and self._name:
             self._loop.run(self._pool.unload(self._name))
             shutil.rmtree(self._folder(self._name), ignore_errors=True)
         self._loop.run(self._http.aclose())
@@ -183,7 +180,8 @@ class ServerRolloutEngine:
         return RolloutError(f"{server.url} refused a request ({refusal}); {self._pool.how_to_start(server)}")
 
     def _body(self, request: SamplingRequest, sampling: Sampling) -> dict[str, Any]:
-        pictures = [{"type": "image_url", "url": _data_url(picture)} for picture in request.prompt.pictures]
+        files = [png_bytes(picture.convert("RGB")) for picture in request.prompt.pictures]  # the pixels as they are
+        pictures = [{"type": "image_url", "url": data_url(file)} for file in files]
         return {
             "model": self._name,
             "token_ids": self._unexpanded(request),
@@ -253,21 +251,10 @@ class _Drawn:
         return cls(ids, logprobs, str(choice["finish_reason"]))
 
 
-def _data_url(picture: Image) -> str:
-    """The pixels as they are."""
-    file = io.BytesIO()
-    picture.convert("RGB").save(file, format="PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _is_main() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def _from_main(make: Any) -> str:
     """What the main process makes, on all of them. Raises there and here the RolloutError that it raised."""
     box: list[Any] = [None, None]
-    if _is_main():
+    if is_main_process():
         try:
             box[0] = make()
         except RolloutError as error:

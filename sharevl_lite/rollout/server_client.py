@@ -7,6 +7,7 @@ and :func:`patiently` tries again after a growing pause. Whatever will be the sa
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ from sharevl_lite.rollout.errors import RolloutError
 
 Result = TypeVar("Result")
 
+KEY_VARIABLE = "VLLM_API_KEY"
 CONNECT_SECONDS = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 LONGEST_RETRY_AFTER = 600.0
@@ -128,8 +130,9 @@ def pause(number: int, after: float | None = None) -> float:
     return max(longest * random.uniform(0.5, 1.0), min(after or 0.0, LONGEST_RETRY_AFTER))
 
 
-def new_http(timeout_seconds: float, key: str | None) -> httpx.AsyncClient:
-    """Connections without a bound of their own: the engine bounds the requests under way."""
+def new_http(timeout_seconds: float) -> httpx.AsyncClient:
+    """Connections with the user's key, without a bound of their own: the engine bounds the requests under way."""
+    key = os.environ.get(KEY_VARIABLE)
     return httpx.AsyncClient(
         headers={} if key is None else {"Authorization": f"Bearer {key}"},
         timeout=httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds)),

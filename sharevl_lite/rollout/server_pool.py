@@ -6,7 +6,6 @@ A server that was restarted has lost the adapter and answers 404; it is checked 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from sharevl_lite.rollout.server_client import Refusal, ServerClient, Unavailabl
 if TYPE_CHECKING:
     from sharevl_lite.config import Recipe
 
-KEY_VARIABLE = "VLLM_API_KEY"
 GENERATE = "/inference/v1/generate"
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 SWITCHES = {GENERATE: "--enable-scale-out", LOAD: "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"}
@@ -168,7 +166,7 @@ async def look_at_servers(recipe: Recipe) -> None:
     """A quick look at every server before anything is loaded. Raises RolloutError."""
     section = recipe.rollout
     timeout = min(FIRST_LOOK_SECONDS, section.server_timeout_seconds)
-    async with new_http(timeout, os.environ.get(KEY_VARIABLE)) as http:
+    async with new_http(timeout) as http:
         await ServerPool(recipe, http, retries=min(FIRST_LOOK_RETRIES, section.server_retries)).look()
 
 

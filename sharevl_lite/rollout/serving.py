@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from sharevl_lite import event_loop
 from sharevl_lite.policy.hf import adapter_digest, resolve_model_path
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.server_client import new_http
-from sharevl_lite.rollout.server_pool import KEY_VARIABLE, ServerPool
+from sharevl_lite.rollout.server_pool import ServerPool
 
 if TYPE_CHECKING:
     from sharevl_lite.config import Recipe
@@ -51,7 +50,7 @@ def served(recipe: Recipe, adapter: Path | None) -> Iterator[str]:
 
 async def _hand_over(recipe: Recipe, adapter: Path | None) -> str:
     name = name_of(recipe, adapter)
-    async with new_http(recipe.rollout.server_timeout_seconds, os.environ.get(KEY_VARIABLE)) as http:
+    async with new_http(recipe.rollout.server_timeout_seconds) as http:
         pool = ServerPool(recipe, http, retries=min(2, recipe.rollout.server_retries))
         await pool.look()
         if adapter is not None:
@@ -66,5 +65,5 @@ async def _hand_over(recipe: Recipe, adapter: Path | None) -> str:
 
 
 async def _take_back(recipe: Recipe, name: str) -> None:
-    async with new_http(recipe.rollout.server_timeout_seconds, os.environ.get(KEY_VARIABLE)) as http:
+    async with new_http(recipe.rollout.server_timeout_seconds) as http:
         await ServerPool(recipe, http, retries=0).unload(name)

@@ -38,7 +38,7 @@ from sharevl_lite.rollout.limits import (
     sampling_parameters,
     vllm_rank,
 )
-from sharevl_lite.vllm_start import set_environment, starting_vllm, threads_of_vllm
+from sharevl_lite.vllm_start import set_environment, starting_vllm, threads_of_vllm, whole_prompts
 
 if TYPE_CHECKING:
     from sharevl_lite.config import Recipe
@@ -108,9 +108,7 @@ class VLLMRolloutEngine:
         if self._can_sleep:
             captured = {} if section.vllm_enforce_eager else {"compilation_config": graphs(section.batch_size)}
             return {**share, "enable_sleep_mode": True, **captured}
-        # A prompt read in pieces winds its request's random numbers back, which vLLM 0.31 cannot do on a CPU.
-        most = max(4096, recipe.max_sequence_length)
-        return {**share, "enable_chunked_prefill": False, "max_num_batched_tokens": most}
+        return {**share, **whole_prompts(recipe.max_sequence_length)}
 
     def sample(self, requests: Sequence[SamplingRequest], sampling: Sampling) -> list[list[Response]]:
         """`count` responses to each request, in order.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import struct
 from pathlib import Path
 from typing import NamedTuple
 
 from sharevl_explorer.markup import Html, el
+from sharevl_lite.image_files import data_url
 
 TALLEST = 260
 """Pixels, as `.picture` in the style sheet."""
@@ -56,6 +56,5 @@ def _read(path: Path, identity: str) -> _Kept:
     width, height = struct.unpack(">II", data[16:24]) if data.startswith(_PNG) and len(data) > 24 else (0, 0)
     if not (width and height):
         raise OSError(f"{path}: no PNG image")
-    encoded = "data:image/png;base64," + base64.b64encode(data).decode()
-    shown = el("image", href=encoded, width=width, height=height)
+    shown = el("image", href=data_url(data), width=width, height=height)
     return _Kept(el("symbol", shown, id=identity, viewBox=f"0 0 {width} {height}"), width, height)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-
 from sharevl_explorer.figures import number
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import counted, empty
@@ -17,6 +15,7 @@ from sharevl_explorer.trial import (
     Attempt,
     Tryout,
 )
+from sharevl_lite.image_files import data_url
 
 
 def try_view(tryout: Tryout | None) -> Html:
@@ -72,17 +71,17 @@ def _variant(j: int, variant: AskedVariant, original: AskedVariant) -> Html:
         "article.card",
         el("h3", f"Q{j}", el("span.quiet", f" {variant.transform or 'no transform'}")),
         [
-            el("img.picture", src=_source(data), alt=f"image {n + 1} of variant {j}, {variant.transform or 'as it is'}")
+            el(
+                "img.picture",
+                src=data_url(data),
+                alt=f"image {n + 1} of variant {j}, {variant.transform or 'as it is'}",
+            )
             for n, data in enumerate(variant.images)
         ],
         el("p.asked", question(variant.text) if same else word_diff(original.text, variant.text)),
         el("p.quiet", f"{counted(len(variant.attempts), 'response')}{right}"),
         [_attempt(attempt) for attempt in variant.attempts],
     )
-
-
-def _source(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _attempt(attempt: Attempt) -> Html:
