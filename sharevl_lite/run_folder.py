@@ -229,8 +229,10 @@ def _check_same_recipe(started: Recipe, recipe: Recipe, recipe_file: Path) -> No
             f"{recipe_file}: the run was started with another recipe ({told}); go on {_as_it_was(before, wrong)}, or "
             "start another with --name NAME"
         )
-    if not is_finished(recipe):  # else it does not go on
+    if not is_finished(recipe):
         _tell_changes(changed, before, now)
+    elif changed:
+        logger.warning("%s: of no effect, for the run is finished", ", ".join(changed))
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -200,10 +200,12 @@ def test_where_the_length_decides_every_step_it_stays(trained, small_recipe, cha
     assert is_finished(small_recipe("run", **{**BRIEF, **changes, "train.rollouts": 2}))
 
 
-def test_a_finished_run_without_checkpoints_is_not_said_to_go_on(trained):
+def test_a_finished_run_without_checkpoints_is_not_said_to_go_on(trained, caplog):
     run, _ = trained(1)
     shutil.rmtree(run / "checkpoints")
-    _, told = trained(1, resume="auto")
+    _, told = trained(1, resume="auto", **{"train.learning_rate": 1e-5, "reward.workers": 2})
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "sharevl_lite.run_folder"]
+    assert said == "reward.workers, train.learning_rate: of no effect, for the run is finished"
     assert f"{run} is finished; to train on, start another run with --name NAME --model.lora.start_from {run}." in told
 
 
