@@ -102,7 +102,9 @@ def test_a_finished_run_is_not_said_to_go_on(small_recipe, caplog):
         caplog.clear()
         (run / "summary.json").write_text("{}")
         prepare(changed, "auto")
-    assert not caplog.records
+    assert [record.getMessage() for record in caplog.records] == [
+        "train.learning_rate, train.token_budget: of no effect, for the run is finished"
+    ]
 
 
 @pytest.mark.parametrize(
