@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, say so. A second one stops at once."""
+"""Ctrl-C and SIGTERM: finish the step, save, say so. A second one stops at once. What callbacks stop ends alike."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class InterruptCallback(TrainerCallback):
-    """Ends training at the next rollout boundary after a signal to any of the processes.
+    """Ends training at the next rollout boundary, with a checkpoint, after a signal to any of the processes or where
+    another callback has set `should_training_stop` (transformers' EarlyStoppingCallback does).
 
     A rollout has `updates_per_rollout` steps. `gather` gives a value of every process, so that all stop together. Use
-    as a context around training.
+    as a context around training, behind all other callbacks.
     """
 
     def __init__(
-        self, updates_per_rollout: int, gather: Callable[[bool], list[bool]], say: Callable[[str], None]
+        self, updates_per_rollout: int, gather: Callable[[Any], list[Any]], say: Callable[[str], None]
     ) -> None:
         self.updates_per_rollout = updates_per_rollout
         self.gather = gather
         self.say = say
         self.asked = False
         self.interrupted = False
+        self.stopped = False
+        """Whether a callback asked for the end; the Trainer's own asks after the last step."""
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> InterruptCallback:
@@ -48,10 +51,24 @@ class InterruptCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """At a rollout's last update, all processes agree whether to stop."""
-        if state.global_step % self.updates_per_rollout:
-            return control
-        if any(self.gather(self.asked)):
-            self.interrupted = True
-            control.should_save = True
-            control.should_training_stop = True
+        return self._decide(state, control)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """The same, for callbacks that stop by what was logged."""
+        return self._decide(state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """The same, for callbacks that stop by an evaluation."""
+        return self._decide(state, control)
+
+    def _decide(self, state: Any, control: Any) -> Any:
+        if state.global_step == 0:
+            return control  # an evaluation before the training, which clears what was asked for
+        self.stopped = self.stopped or control.should_training_stop
+        control.should_training_stop = False  # in the middle of a rollout it has to wait
+        if state.global_step % self.updates_per_rollout == 0:
+            votes = self.gather((self.asked, self.stopped))
+            self.interrupted, self.stopped = (any(vote) for vote in zip(*votes, strict=True))
+            control.should_training_stop = self.interrupted or self.stopped
+            control.should_save = control.should_save or control.should_training_stop
         return control

@@ -210,7 +210,9 @@ def _train(
         console.print(_greeting(recipe, trainer, done), highlight=False, markup=False, soft_wrap=True)
     display.start(done)
     interrupt = InterruptCallback(
-        recipe.train.updates_per_rollout, trainer.gather, lambda text: console.print(text, style="bold")
+        recipe.train.updates_per_rollout,
+        trainer.gather,
+        lambda text: console.print(text, style="bold", soft_wrap=True),
     )
     trainer.add_callback(interrupt)
     try:
@@ -230,6 +232,9 @@ def _train(
         if main:
             console.print(f"Saved after step {trainer.rollouts_done}. Continue with --resume auto.", soft_wrap=True)
         return RunResult(run_dir, None)
+    if main and trainer.rollouts_done < recipe.train.rollouts:
+        told = f"A callback ended the run after step {trainer.rollouts_done} of {recipe.train.rollouts}"
+        console.print(f"{told}; --resume auto goes on.", highlight=False, soft_wrap=True)
     _settle(recipe, trainer)
     summary = None
     if main:
@@ -305,7 +310,7 @@ def _summarise(recipe: Recipe, records: list[dict[str, Any]]) -> dict[str, Any]:
     for name in AVERAGED:
         summary[name] = sum(record[name] for record in steps) / len(steps)
     updates = steps[-1]["update"]
-    summary["adapter_update"] = evaluations[-1].get(OF_UPDATE, updates) if evaluations else updates
+    summary["adapter_update"] = int(evaluations[-1].get(OF_UPDATE, updates) if evaluations else updates)
     for when, record in (("before", evaluations[0]), ("after", evaluations[-1])) if evaluations else ():
         rewards = [name.removeprefix("eval_") for name in record if name.startswith("eval_reward")]
         for name in (*SHARES, *rewards):
@@ -319,6 +324,8 @@ def _greeting(recipe: Recipe, trainer: ShareGRPOTrainer, done: int) -> str:
     share, train_ = recipe.share, recipe.train
     trained = sum(p.numel() for p in trainer.policy.parameters() if p.requires_grad)
     start = f"resuming after step {done}" if done else "starting"
+    processes = trainer.accelerator.num_processes
+    start += f" in {processes} processes" if processes > 1 else ""
     told = (
         f"{recipe.name}: {start}; {counted(train_.rollouts, 'step')} of "
         f"{counted(train_.problems_per_rollout, 'problem')} x {counted(share.num_variants, 'variant')} x "

@@ -169,10 +169,12 @@ def has_steps(run_dir: Path) -> bool:
 
 
 def is_finished(recipe: Recipe) -> bool:
-    """Whether the run has come to the end that the recipe asks for."""
-    file = recipe.run_dir / RECIPE_FILE
-    ended = (recipe.run_dir / SUMMARY_FILE).is_file()
-    return ended and (not file.is_file() or load_recipe(file).train.rollouts == recipe.train.rollouts)
+    """Whether the run has come to the end that the recipe asks for. One that a callback ended before has not."""
+    summary, file = recipe.run_dir / SUMMARY_FILE, recipe.run_dir / RECIPE_FILE
+    if not summary.is_file():
+        return False
+    asked = load_recipe(file).train.rollouts if file.is_file() else recipe.train.rollouts
+    return asked == recipe.train.rollouts <= json.loads(summary.read_text("utf-8")).get("steps", asked)
 
 
 def words_on_more(recipe: Recipe) -> str:

@@ -1,4 +1,4 @@
-"""A run may become longer or shorter where no step that was made depends on its length."""
+"""A run may become longer or shorter where no step that was made depends on its length; callbacks may end it."""
 
 import json
 import shutil
@@ -232,3 +232,42 @@ def test_when_to_save_may_change(trained):
     assert saved(run) == [2, 6]
     trained(5, resume="auto", **{"train.save_rollouts": 4})
     assert saved(run) == [6, 8, 10]  # the newest three
+
+
+class Stops(TrainerCallback):
+    """Asks for the end at an event, the first time after so many updates."""
+
+    def __init__(self, event, updates):
+        self.updates = updates
+        setattr(self, event, self.stop)
+
+    def stop(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step >= self.updates
+
+
+@pytest.mark.parametrize(("event", "updates"), [("on_step_begin", 0), ("on_step_end", 1), ("on_log", 1)])
+def test_a_run_that_a_callback_ends_is_whole_and_can_go_on(trained, event, updates):
+    """The first update asks; the rollout has two."""
+    whole, _ = trained(3, "whole")
+    run, told = trained(3, callbacks=[Stops(event, updates)])
+    assert "A callback ended the run after step 1 of 3; --resume auto goes on." in told
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["steps"], summary["adapter_update"]) == (1, 2)
+    (checkpoint,) = list_checkpoints(run / "checkpoints")
+    assert update_of(checkpoint) == 2
+    saved = [(folder / "adapter_model.safetensors").read_bytes() for folder in (checkpoint, run / "adapter")]
+    assert saved[0] == saved[1]
+    _, told = trained(3, resume="auto")
+    assert "resuming after step 1" in told
+    assert_same_training(run, whole)
+
+
+def test_a_callback_that_ends_a_run_by_an_evaluation(trained, small_recipe):
+    changes = {"data.eval": "builtin:digits", "eval.every_rollouts": 1}
+    run, told = trained(3, callbacks=[Stops("on_evaluate", 3)], **changes)
+    assert "A callback ended the run after step 2 of 3" in told
+    assert [record["update"] for record in figures(run) if "eval_accuracy" in record] == [0, 2, 4]
+    assert [update_of(path) for path in list_checkpoints(run / "checkpoints")][-1] == 4
+    summary = json.loads((run / "summary.json").read_text())
+    assert isinstance(summary["adapter_update"], int)
+    assert not is_finished(small_recipe("run", **{"train.rollouts": 3}))
