@@ -54,9 +54,9 @@ class LossScale:
             return True
         if not self.enabled:
             raise LossScaleError(
-                "gradients are not finite; the update was not applied and earlier checkpoints are whole. Lower "
-                "train.learning_rate and go on with --resume auto, or look for what is extreme in the step's responses "
-                "and rewards"
+                "gradients are not finite; the update was not applied. Lower train.learning_rate and go on from a "
+                "checkpoint with --resume auto (without one the run starts again), or look for what is extreme in the "
+                "step's responses and rewards"
             )
         for parameter in trained:
             parameter.grad = None

@@ -207,9 +207,9 @@ def _apply_overrides(draft: _Draft, overrides: Sequence[str] | Mapping[str, Any]
         _set(draft, tuple(key.split(".")), meant, spelled)
 
 
-def _pair_words(words: Iterable[str], draft: _Draft) -> Iterator[tuple[str, str]]:
-    """(`--key`, value) of each override on a command line."""
-    rest = list(words)
+def _pair_words(words: Iterable[Any], draft: _Draft) -> Iterator[tuple[str, str]]:
+    """(`--key`, value) of each override on a command line; in a script's list a value may be a number."""
+    rest = list(map(str, words))
     while rest:
         word = rest.pop(0)
         key, equals, value = word.partition("=")

@@ -71,6 +71,7 @@ from sharevl_lite.run_folder import (
     kept_model,
     prepare,
     reopen,
+    reward_digests,
     words_on_more,
 )
 from sharevl_lite.schedule import check_enough
@@ -275,7 +276,8 @@ def _rewind(recipe: Recipe, trainer: ShareGRPOTrainer, checkpoint: Path | None) 
     reopen(run_dir)
     write_atomically(run_dir / RECIPE_FILE, dump_recipe(recipe).encode())
     held_out, model = trainer.eval_dataset, weights_digests(recipe.model.path) or kept_model(recipe)
-    write_json(run_dir / DATA_FILE, data_record(list(trainer.problems), held_out and list(held_out), model))
+    record = data_record(list(trainer.problems), held_out and list(held_out), model, reward_digests(recipe))
+    write_json(run_dir / DATA_FILE, record)
     if checkpoint is None or not (run_dir / TOKENIZER_FILE).is_file():
         keep_tokenizer(trainer.policy.processor, run_dir / TOKENIZER_FILE)
     if checkpoint is None or not (run_dir / PROMPT_FILE).is_file():

@@ -22,6 +22,7 @@ from sharevl_lite.policy.folder import resolve_model_path
 from sharevl_lite.policy.weights_digest import weights_digests
 from sharevl_lite.recipe_yaml import parse
 from sharevl_lite.recipes import load_recipe
+from sharevl_lite.rewards.functions import digest_of_file
 from sharevl_lite.together import is_main_process
 
 RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
@@ -310,11 +311,17 @@ def check_same_model(recipe: Recipe) -> None:
 
 
 def check_same_data(recipe: Recipe, problems: list[Problem], held_out: list[Problem] | None = None) -> None:
-    """Raises RunError where the run was started with other problems, or with other held-out ones.
+    """Raises RunError where the run was started with other problems, or with other held-out ones; warns where the file
+    of a reward function is another.
 
-    Of held-out problems older programs kept nothing.
+    Of held-out problems and rewards older programs kept nothing.
     """
     started, now = _started(recipe), data_record(problems, held_out)
+    rewards = started.get("rewards", {})
+    changed = [name for name, digest in reward_digests(recipe).items() if rewards.get(name, digest) != digest]
+    if changed:
+        told = "rewards of the steps before do not compare with those to come"
+        logger.warning("reward.functions: the file of %s has changed; %s", " and ".join(changed), told)
     if "eval" in started and "eval" in now and started["eval"] != now["eval"]:
         raise RunError(
             f"{recipe.data.eval} {_not_what(recipe, started['eval'], now['eval'])}: held-out figures of before and "
@@ -366,14 +373,23 @@ def kept_model(recipe: Recipe) -> dict[str, str]:
 
 
 def data_record(
-    problems: list[Problem], held_out: list[Problem] | None = None, model: dict[str, str] | None = None
+    problems: list[Problem],
+    held_out: list[Problem] | None = None,
+    model: dict[str, str] | None = None,
+    rewards: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What is kept of the problems, the held-out ones and the base model (its `weights_digests`), to know them
-    again."""
+    """What is kept of the problems, the held-out ones, the base model (its `weights_digests`) and the user's reward
+    functions (their :func:`reward_digests`), to know them again."""
     record: dict[str, Any] = {"problems": len(problems), "fingerprint": fingerprint(problems)}
     if held_out is not None:
         record["eval"] = data_record(held_out)
-    return record | {"model": model} if model else record
+    return record | {name: kept for name, kept in (("model", model), ("rewards", rewards)) if kept}
+
+
+def reward_digests(recipe: Recipe) -> dict[str, str]:
+    """A digest of the file of each of the user's reward functions, by the function's name."""
+    functions = zip(recipe.reward.names, recipe.reward.functions, strict=True)
+    return {name: digest_of_file(function.path) for name, function in functions}
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sharevl_lite.evaluation.document import Scalar
 from sharevl_lite.evaluation.statistics import LEVEL
 from sharevl_lite.policy.hf import adapter_digest
 from sharevl_lite.policy.packed import PackedPolicy
-from sharevl_lite.rewards.functions import find_function
+from sharevl_lite.rewards.functions import digest_of_file
 from sharevl_lite.store import pixel_sha
 from sharevl_lite.versions import installed_version
 
@@ -133,8 +133,7 @@ def _rewards(recipe: Recipe) -> dict[str, Scalar]:
         return {}
     weights = {"accuracy": section.accuracy_weight, "format": section.format_weight}
     weights |= {name: entry.weight for name, entry in zip(section.names, section.functions, strict=True)}
-    files = [find_function(entry.path)[0] for entry in section.functions]
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files]
+    digests = [digest_of_file(entry.path) for entry in section.functions]
     return {
         "reward_weights": ", ".join(f"{name}={weight}" for name, weight in weights.items()),
         "reward_functions": ", ".join(f"{n}={digest}" for n, digest in zip(section.names, digests, strict=True)),

@@ -62,6 +62,14 @@ def find_function(spec: str) -> tuple[Path, str]:
     return path, name
 
 
+def digest_of_file(spec: str) -> str:
+    """16 hex digits that tell whether the file of `file.py:function` is the same; not what it imports.
+
+    Raises RewardFunctionError as :func:`find_function` does.
+    """
+    return hashlib.sha256(find_function(spec)[0].read_bytes()).hexdigest()[:16]
+
+
 def call_reward_function(
     function: RewardFunction, name: str, arguments: dict[str, Any], run: Callable[[Coroutine[Any, Any, Any]], Any]
 ) -> list[float]:
