@@ -34,7 +34,7 @@ from sharevl_lite.progress import shown_progress
 from sharevl_lite.records import keep_frame, keep_tokenizer
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.run import typed_command
-from sharevl_lite.run_folder import PROMPT_FILE, TOKENIZER_FILE
+from sharevl_lite.run_files import PROMPT_FILE, TOKENIZER_FILE
 
 
 @dataclass(frozen=True)

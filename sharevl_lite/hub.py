@@ -24,8 +24,9 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from sharevl_lite.errors import UserError, in_one_line
+from sharevl_lite.policy.folder import ADAPTER_CONFIG, ADAPTER_FILE
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_FILE)
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 RETRY_SECONDS = (2.0, 10.0, 60.0)
 """Pauses before an upload is taken up again after a fault of the network or the server."""

@@ -20,6 +20,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ from sharevl_lite.records import keep_frame, keep_tokenizer
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.rewards.functions import RewardFunctionError
 from sharevl_lite.rollout.errors import RolloutError
-from sharevl_lite.run_folder import (
+from sharevl_lite.run_files import (
     ADAPTER_DIR,
     DATA_FILE,
     METRICS_FILE,
@@ -61,6 +62,8 @@ from sharevl_lite.run_folder import (
     RECIPE_FILE,
     SUMMARY_FILE,
     TOKENIZER_FILE,
+)
+from sharevl_lite.run_folder import (
     RunError,
     check_same_data,
     check_same_model,
@@ -76,6 +79,7 @@ from sharevl_lite.run_folder import (
 )
 from sharevl_lite.schedule import check_enough
 from sharevl_lite.store import RolloutStore
+from sharevl_lite.together import is_main_process
 from sharevl_lite.trainer import BEST_SPLIT, ShareGRPOTrainer
 from sharevl_lite.variants.expand import words_on_repeats
 from sharevl_lite.wording import counted
@@ -109,7 +113,7 @@ def train(
     # Notebooks set FORCE_COLOR for what they start, and rich takes their pipes for a terminal that moves its cursor.
     on_screen = None if sys.stdout.isatty() else False
     recipe = with_local_paths(recipe)
-    console = console or Console(quiet=os.environ.get("RANK", "0") != "0", force_terminal=on_screen)
+    console = console or Console(quiet=not is_main_process(), force_terminal=on_screen)
     run_dir = recipe.run_dir
     _check_services(recipe)
     with held(run_dir):
@@ -210,11 +214,8 @@ def _train(
     if main:
         console.print(_greeting(recipe, trainer, done), highlight=False, markup=False, soft_wrap=True)
     display.start(done)
-    interrupt = InterruptCallback(
-        recipe.train.updates_per_rollout,
-        trainer.gather,
-        lambda text: console.print(text, style="bold", soft_wrap=True),
-    )
+    say = partial(console.print, style="bold", soft_wrap=True)
+    interrupt = InterruptCallback(recipe.train.updates_per_rollout, trainer.gather, say)
     trainer.add_callback(interrupt)
     try:
         with interrupt:

@@ -23,10 +23,9 @@ from sharevl_lite.policy.weights_digest import weights_digests
 from sharevl_lite.recipe_yaml import parse
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rewards.functions import digest_of_file
+from sharevl_lite.run_files import ADAPTER_DIR, DATA_FILE, METRICS_FILE, RECIPE_FILE, SUMMARY_FILE
 from sharevl_lite.together import is_main_process
 
-RECIPE_FILE, SUMMARY_FILE, METRICS_FILE, ADAPTER_DIR = "recipe.yaml", "summary.json", "metrics.jsonl", "adapter"
-DATA_FILE, TOKENIZER_FILE, PROMPT_FILE = "data.json", "tokenizer.json", "prompt.json"
 RATE, START, LENGTH = "train.learning_rate", "model.lora.start_from", "train.rollouts"
 CHOICES = "data.columns.choices"
 PLACES = frozenset({"data.train", "data.eval", "model.path"})

@@ -24,6 +24,8 @@ from PIL import Image, UnidentifiedImageError
 
 from sharevl_lite.atomic import TEMPORARY, remove_stale_temporaries, sync_directory, write_atomically
 from sharevl_lite.store_schema import (
+    IMAGES_DIR,
+    ROLLOUTS_DIR,
     SCHEMA,
     SCHEMA_VERSION,
     STEP_FILE,
@@ -142,7 +144,7 @@ class RolloutStore:
     def _image_path(self, sha: str) -> Path:
         if not _SHA.fullmatch(sha):
             raise StoreError(f"{sha!r} is no image name; it is the sha256 that put_image returned, 64 hex digits")
-        return self.run_dir / "images" / f"{sha}.png"
+        return self.run_dir / IMAGES_DIR / f"{sha}.png"
 
     def _check(self, path: Path, step: int, rows: Sequence[RolloutRow]) -> None:
         for number, row in enumerate(rows):
@@ -209,7 +211,7 @@ def scan(run: str | Path, split: str = "train", *, steps: Iterable[int] | None =
 def _split_dir(run: Path, split: str) -> Path:
     if not _SPLIT.fullmatch(split):
         raise StoreError(f"{split!r} is no name of a split; use letters, digits, `.`, `_` and `-`")
-    return run / "rollouts" / split
+    return run / ROLLOUTS_DIR / split
 
 
 def _step_files(folder: Path) -> list[tuple[int, Path]]:
@@ -221,7 +223,7 @@ def _step_files(folder: Path) -> list[tuple[int, Path]]:
 def _nothing_there(run: Path, split: str) -> str:
     if not run.is_dir():
         return f"{run}: no such run folder"
-    folder = run / "rollouts"
+    folder = run / ROLLOUTS_DIR
     names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     held = [name for name in names if not name.startswith(TEMPORARY) and _step_files(folder / name)]
     if not held:

@@ -23,6 +23,8 @@ SCHEMA_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
 VERSION_KEY = b"sharevl_lite.schema_version"
 """Key of the version in the metadata of a file's schema."""
+ROLLOUTS_DIR, IMAGES_DIR = "rollouts", "images"
+"""Of a run: a folder for each split, and the pictures."""
 STEP_FILE = re.compile(r"step_(\d{6,})\.parquet")
 """Names of the files of a split, one a step; temporaries do not match."""
 

@@ -40,6 +40,7 @@ SCORING = (
     "out of prose), the texts are nearly equal, or math-verify says so; no model as judge"
 )
 """Of 0.7.3: `extract_anwser_tag`, `relax_exact_match` and `parse_mcq` of its `_task_utils/reasoning_utils.py`."""
+TEMPLATE_FILE = "prompt.json"
 STANDARD_ERROR = 2  # the process's own: in a notebook sys.stderr is no file
 SERVER_HINT = (
     "Start the server with --generation-config vllm as well: lmms-eval asks the chat endpoint, which else fills in a "
@@ -85,10 +86,10 @@ def command_line(subject: Subject, benchmarks: Sequence[str], *, limit: int | No
     """The harness's command as it would be run, for reading: neither harness nor server are needed."""
     model = name_of(subject.recipe, subject.adapter)
     words = command(["lmms-eval"], subject.recipe, benchmarks, model=model, output=Path("lmms-eval"), limit=limit)
-    lines = [f"# prompt.json holds {prompt_json(subject.recipe)}"]
+    lines = [f"# {TEMPLATE_FILE} holds {prompt_json(subject.recipe)}"]
     if subject.adapter is not None:
         lines.append(f"# the server offers {subject.adapter} as {model} while this runs")
-    return "\n".join([*lines, shell_line(words, environment(Path("prompt.json")))])
+    return "\n".join([*lines, shell_line(words, environment(Path(TEMPLATE_FILE)))])
 
 
 def run_suite(
@@ -118,7 +119,7 @@ def _run_saved(
     place: Place,
     limit: int | None,
 ) -> Evaluation:
-    prompt, output = place.responses / "prompt.json", place.responses / "lmms-eval"
+    prompt, output = place.responses / TEMPLATE_FILE, place.responses / "lmms-eval"
     with served(subject.recipe, subject.adapter) as model:
         words = command(harness, subject.recipe, benchmarks, model=model, output=output, limit=limit)
         prompt.write_text(prompt_json(subject.recipe), "utf-8")

@@ -20,6 +20,7 @@ from sharevl_lite.data.images import ImageReader
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
 from sharevl_lite.evaluation.subject import check_model, locate
 from sharevl_lite.image_files import png_bytes
+from sharevl_lite.policy.folder import ADAPTER_CONFIG
 from sharevl_lite.policy.hf import load_adapter, load_policy
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
@@ -30,12 +31,12 @@ from sharevl_lite.rewrite.filters import sift
 from sharevl_lite.rewrite.rules import rewrite_by_rules
 from sharevl_lite.rollout.engine import Response, Sampling, SamplingRequest
 from sharevl_lite.rollout.hf import HFRolloutEngine
-from sharevl_lite.run_folder import RECIPE_FILE, RunError
+from sharevl_lite.run_files import RECIPE_FILE
+from sharevl_lite.run_folder import RunError
 from sharevl_lite.share import hierarchical_advantage
 from sharevl_lite.variants import expand_problem
 
 RUN = "run"
-ADAPTER_CONFIG = "adapter_config.json"
 SPARE_REWRITES = 2
 """Rewrites made beyond those asked for, since filters reject some."""
 

@@ -13,7 +13,8 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.evaluation.settings import Settings
 from sharevl_lite.policy.folder import RULE, check_folder, is_missing, near, resolve_model_path
 from sharevl_lite.recipes import load_recipe
-from sharevl_lite.run_folder import ADAPTER_DIR, RECIPE_FILE, RunError
+from sharevl_lite.run_files import ADAPTER_DIR, RECIPE_FILE
+from sharevl_lite.run_folder import RunError
 
 ALL_ROWS = sys.maxsize
 

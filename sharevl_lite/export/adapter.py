@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sharevl_lite.export.base import BaseModel
 from sharevl_lite.export.errors import ExportError
-from sharevl_lite.policy.hf import ADAPTER_FILE
+from sharevl_lite.policy.folder import ADAPTER_FILE
 
 PEFT_PREFIX = "base_model.model."
 UNSUPPORTED = (

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from sharevl_lite.errors import in_one_line
 from sharevl_lite.export.errors import ExportError
-from sharevl_lite.policy.hf import BUILTIN_PREFIX, resolve_model_path
+from sharevl_lite.policy.folder import BUILTIN_PREFIX, CONFIG_FILE, resolve_model_path
 from sharevl_lite.policy.weights_digest import INDEX, SINGLE, weights_digests
-from sharevl_lite.run_folder import DATA_FILE
+from sharevl_lite.run_files import DATA_FILE
 
+GENERATION_CONFIG = "generation_config.json"
 COPIED = (
-    "config.json",
-    "generation_config.json",
+    CONFIG_FILE,
+    GENERATION_CONFIG,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -42,7 +43,7 @@ COPIED = (
     "NOTICE*",
 )
 """Files of a model that are neither weights nor its card."""
-PROCESSING = tuple(name for name in COPIED if name not in ("config.json", "generation_config.json"))
+PROCESSING = tuple(name for name in COPIED if name not in (CONFIG_FILE, GENERATION_CONFIG))
 """Those of them that an adapter needs beside it."""
 
 
@@ -104,7 +105,7 @@ def find_base(name: str, *, mergeable: bool = True) -> BaseModel:
     """
     folder, commit = _fetch(name)
     base = BaseModel(name, folder, commit)
-    config = _read_json(folder / "config.json")
+    config = _read_json(folder / CONFIG_FILE)
     if mergeable and "quantization_config" in config:
         method = config["quantization_config"].get("quant_method", "quantised")
         raise ExportError(

@@ -23,7 +23,7 @@ from sharevl_lite.export.snippets import usage
 from sharevl_lite.export.source import Source
 from sharevl_lite.policy.hf import BUILTIN_PREFIX
 from sharevl_lite.recipe_yaml import dump as dump_yaml
-from sharevl_lite.run_folder import DATA_FILE, METRICS_FILE
+from sharevl_lite.run_files import DATA_FILE, METRICS_FILE
 from sharevl_lite.wording import counted
 
 CARD = "README.md"

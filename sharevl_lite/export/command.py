@@ -15,7 +15,7 @@ from sharevl_lite.export.snippets import VLLM_NOTE, llama_command, vllm_command,
 from sharevl_lite.export.source import Source, find_source
 from sharevl_lite.export.writers import write
 from sharevl_lite.hub import ADAPTER_FILES, ModelUpload
-from sharevl_lite.run_folder import RECIPE_FILE
+from sharevl_lite.run_files import RECIPE_FILE
 
 FULL = ("merged-16bit", "merged-4bit")
 """The formats that are a whole model of transformers."""

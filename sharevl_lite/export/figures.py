@@ -20,7 +20,7 @@ from sharevl_lite.export.public import named, public
 from sharevl_lite.export.source import Source
 from sharevl_lite.heldout import SHARES
 from sharevl_lite.policy.hf import ADAPTER_FILE, adapter_digest
-from sharevl_lite.run_folder import DATA_FILE, METRICS_FILE
+from sharevl_lite.run_files import DATA_FILE, METRICS_FILE
 from sharevl_lite.wording import counted
 
 

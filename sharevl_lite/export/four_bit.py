@@ -21,12 +21,13 @@ from typing import Any
 import torch
 
 from sharevl_lite.export import verify
-from sharevl_lite.export.base import PROCESSING, BaseModel
+from sharevl_lite.export.base import GENERATION_CONFIG, PROCESSING, BaseModel
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.export.merge import copy_files
+from sharevl_lite.policy.folder import CONFIG_FILE
 from sharevl_lite.policy.hf import four_bits, text_layers
 
-SAME = (*PROCESSING, "generation_config.json")
+SAME = (*PROCESSING, GENERATION_CONFIG)
 """The base's files that are the same beside packed weights; `config.json` gains a section."""
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -88,8 +89,8 @@ def pack(merged: Path, base: BaseModel, folder: Path, max_shard_bytes: int) -> N
 def copy_beside(base: BaseModel, folder: Path) -> None:
     """The base's other files, over those written with the weights; its `config.json` says how they are packed."""
     copy_files(base, folder)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
     config["quantization_config"] = packing_of(base).to_dict()
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     for file in folder.glob("*.safetensors"):
-        file.chmod((folder / "config.json").stat().st_mode)  # safetensors' own is for the user alone
+        file.chmod((folder / CONFIG_FILE).stat().st_mode)  # safetensors' own is for the user alone

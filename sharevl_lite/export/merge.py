@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from sharevl_lite.export.adapter import LowRank, merged
 from sharevl_lite.export.base import INDEX, SINGLE, BaseModel, StoredTensor, read_tensor
+from sharevl_lite.policy.folder import CONFIG_FILE
 
 
 def write_merged(base: BaseModel, changes: Mapping[str, LowRank], folder: Path, max_shard_bytes: int) -> None:
@@ -28,7 +29,7 @@ def write_merged(base: BaseModel, changes: Mapping[str, LowRank], folder: Path, 
             if name in changes:
                 tensors[name] = merged(tensors[name], changes[name])
         save_file(tensors, str(folder / file), metadata={"format": "pt"})
-        (folder / file).chmod((folder / "config.json").stat().st_mode)  # safetensors' own is for the user alone
+        (folder / file).chmod((folder / CONFIG_FILE).stat().st_mode)  # safetensors' own is for the user alone
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in base.tensors.values())

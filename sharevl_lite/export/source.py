@@ -13,7 +13,7 @@ from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, CHECKPOINTS_DIR, list_ch
 from sharevl_lite.config import Recipe
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.recipes import load_recipe
-from sharevl_lite.run_folder import ADAPTER_DIR, DATA_FILE, METRICS_FILE, RECIPE_FILE, SUMMARY_FILE
+from sharevl_lite.run_files import ADAPTER_DIR, DATA_FILE, METRICS_FILE, RECIPE_FILE, SUMMARY_FILE
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from sharevl_lite.export.base import COPIED, BaseModel, read_tensor, stored_tens
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.export.probes import Probe, encode
 from sharevl_lite.export.source import Source
-from sharevl_lite.policy.hf import ADAPTER_FILE, default_device
+from sharevl_lite.policy.folder import ADAPTER_FILE
+from sharevl_lite.policy.hf import default_device
 
 TOLERANCES = {"F64": 0.01, "F32": 0.01, "F16": 0.1, "BF16": 0.3}
 """Largest error of the logits in units of the adapter's effect, both as root mean squares, by the stored type.

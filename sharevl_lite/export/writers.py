@@ -18,6 +18,7 @@ from sharevl_lite.export.probes import Probe, find_probes
 from sharevl_lite.export.settings import Settings
 from sharevl_lite.export.source import Source
 from sharevl_lite.hub import ADAPTER_FILES
+from sharevl_lite.policy.folder import ADAPTER_CONFIG
 
 LORA_TOLERANCE = 0.01
 """Of an adapter that is copied, as a share of its effect."""
@@ -44,9 +45,9 @@ def _write_adapter(settings: Settings, source: Source, base: BaseModel, folder: 
         if not (source.adapter / name).is_file():
             raise ExportError(f"{source.adapter}: holds no {name}; choose another one with --checkpoint")
         shutil.copyfile(source.adapter / name, folder / name)
-    config = json.loads((folder / ADAPTER_FILES[0]).read_text("utf-8"))
+    config = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
     config["base_model_name_or_path"] = base.public_name
-    (folder / ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     copy_files(base, folder, PROCESSING)
     verify.check_files(base, folder, PROCESSING)
     probes = find_probes(source, settings.prompts)

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sharevl_lite.checkpoints import CHECKPOINTS_DIR
 from sharevl_lite.config_model import LoraSection, ModelSection
 from sharevl_lite.errors import first_line
 from sharevl_lite.policy.errors import PolicyError
-from sharevl_lite.policy.folder import ADAPTER_CONFIG, ADAPTER_FILE, CONFIG_FILE, RUN_RECIPE, folder_on_disk
+from sharevl_lite.policy.folder import ADAPTER_CONFIG, ADAPTER_FILE, CONFIG_FILE, folder_on_disk
+from sharevl_lite.run_files import ADAPTER_DIR, RECIPE_FILE
 
 KNOB = "model.lora.start_from"
 LAYER_A = re.compile(r".*\.language_model\.layers\.(\d+)\.(?:\w+\.)*(\w+)\.lora_A\.weight")
@@ -50,8 +52,8 @@ def adapter_folder(lora: LoraSection) -> Path:
     """
     named = Path(lora.start_from or "")
     folder = named
-    if not (folder / ADAPTER_FILE).is_file() and (folder / "adapter" / ADAPTER_FILE).is_file():
-        folder = folder / "adapter"
+    if not (folder / ADAPTER_FILE).is_file() and (folder / ADAPTER_DIR / ADAPTER_FILE).is_file():
+        folder = folder / ADAPTER_DIR
     if not (folder / ADAPTER_FILE).is_file():
         raise PolicyError(f"{KNOB}: {_no_adapter(named)}")
     try:
@@ -78,8 +80,8 @@ def _no_adapter(named: Path) -> str:
             f"{named}: no such folder{hint}; name a run or the folder of an adapter (`hf download ID --local-dir DIR` "
             "brings one from the Hub)"
         )
-    checkpoints = sorted(named.glob(f"checkpoints/*/{ADAPTER_FILE}"), key=lambda file: file.stat().st_mtime)
-    if (named / RUN_RECIPE).is_file() and checkpoints:
+    checkpoints = sorted(named.glob(f"{CHECKPOINTS_DIR}/*/{ADAPTER_FILE}"), key=lambda file: file.stat().st_mtime)
+    if (named / RECIPE_FILE).is_file() and checkpoints:
         return f"{named} holds no adapter yet, for the run has not ended; name its checkpoint {checkpoints[-1].parent}"
     return f"{named} holds no adapter (no {ADAPTER_FILE} in it); name a run that has ended, or the folder of an adapter"
 

@@ -7,17 +7,21 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from sharevl_lite.checkpoints import CHECKPOINTS_DIR
 from sharevl_lite.policy.errors import PolicyError
+from sharevl_lite.run_files import ADAPTER_DIR, DATA_FILE, METRICS_FILE, RECIPE_FILE
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_MODELS = {"digits-vl": "assets/digits-vl"}
-CONFIG_FILE, ADAPTER_CONFIG, RUN_RECIPE = "config.json", "adapter_config.json", "recipe.yaml"
-ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "config.json"
+"""Of a model, as transformers saves it."""
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+"""Of an adapter, as PEFT saves it."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 """With an organisation or without."""
 RUNS = "runs"
 """Where training writes by default."""
-OF_RUNS = ("adapter", "checkpoints", "data.json", "metrics.jsonl", "rollouts")
+OF_RUNS = (ADAPTER_DIR, CHECKPOINTS_DIR, DATA_FILE, METRICS_FILE, "rollouts")
 """What a run's folder holds beside its recipe, any of it: a recipe alone is somebody's own."""
 RULE = (
     "What is here is taken as it is; ./x, ~/x, /x, a/b/c, names under runs/ or beside runs, and names of runs in runs/ "
@@ -65,12 +69,12 @@ def check_folder(path: str) -> None:
         )
     if not folder.exists() or (folder / CONFIG_FILE).is_file():
         return
-    run = folder.parent if folder.name == "adapter" else folder
+    run = folder.parent if folder.name == ADAPTER_DIR else folder
     export = f"export it (sharevl-lite export {run} --to DIR) and name DIR"
-    if (folder / RUN_RECIPE).is_file():
+    if (folder / RECIPE_FILE).is_file():
         what = f"a run, not a model); {export}, or train on from it with model.lora.start_from: {path}"
     elif (folder / ADAPTER_CONFIG).is_file():
-        merged = export if (run / RUN_RECIPE).is_file() else "merge it with its model and name that"
+        merged = export if (run / RECIPE_FILE).is_file() else "merge it with its model and name that"
         what = f"an adapter, not a model); {merged}, or train on from it with model.lora.start_from: {path}"
     elif folder.is_dir():
         what = f"a folder without {CONFIG_FILE}); give the folder of a model as transformers saves it, or a Hub id"
@@ -111,4 +115,4 @@ def _folders_of(parent: Path) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / RUN_RECIPE).is_file() and any((folder / name).exists() for name in OF_RUNS)
+    return (folder / RECIPE_FILE).is_file() and any((folder / name).exists() for name in OF_RUNS)

@@ -33,6 +33,7 @@ from sharevl_lite.data.images import ImageReader
 from sharevl_lite.data.layouts import Layout
 from sharevl_lite.data.loading import iterate_problems
 from sharevl_lite.data.problem import Problem
+from sharevl_lite.data.sources import OWN_DATA, OWN_MANIFEST
 from sharevl_lite.rewrite.cache import ReplyCache
 from sharevl_lite.rewrite.chat import CachedChat
 from sharevl_lite.rewrite.check import SolverCheck
@@ -45,7 +46,7 @@ from sharevl_lite.rewrite.report import Report
 from sharevl_lite.rewrite.rewriters import ModelRewriter, Rewriter, RulesRewriter
 from sharevl_lite.rewrite.settings import Settings
 
-MANIFEST, REPORT = "manifest.json", "report.md"
+REPORT = "report.md"
 REMEMBERED_IMAGES = 256
 
 
@@ -110,7 +111,7 @@ def make_variants(
 
 def _existing(out: Path, recorded: dict[str, Any]) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text("utf-8"))
+        manifest: dict[str, Any] = json.loads((out / OWN_MANIFEST).read_text("utf-8"))
         there = manifest["settings"]
     except (OSError, ValueError, KeyError) as error:
         raise VariantsError(f"--out {out}: exists and is no folder of ours; give another name or remove it") from error
@@ -155,8 +156,8 @@ async def _run(
                 progress(1)
         cost = {**rewriter.cost(), **(check.cost() if check is not None else {})}
     require_some(settings.data, counts["problems"], skipped)
-    (folder / "data").mkdir()
-    writer.finish(folder / "data" / f"{settings.split}-00000-of-00001.parquet")
+    (folder / OWN_DATA).mkdir()
+    writer.finish(folder / OWN_DATA / f"{settings.split}-00000-of-00001.parquet")
     manifest = {
         "settings": recorded,
         "prompt_sha256": hashlib.sha256(INSTRUCTION.encode()).hexdigest() if settings.rewriter != "rules" else None,
@@ -169,7 +170,7 @@ async def _run(
         "cost": {**cost, "wall_seconds": round(time.monotonic() - started, 2)},
     }
     write_atomically(folder / REPORT, report.text(manifest).encode())
-    write_json(folder / MANIFEST, manifest, indent=2)
+    write_json(folder / OWN_MANIFEST, manifest, indent=2)
     return manifest
 
 

@@ -114,7 +114,7 @@ def test_unreadable_shards_are_listed_and_tried_again(tmp_path, capsys):
     assert index.unreadable == {}
     as_version(path, b"99")
     assert index.refresh()
-    assert "schema version 99, and this program reads 1 and 2" in index.unreadable[path]
+    assert "schema version 99, and this program reads 1 to 3" in index.unreadable[path]
     assert index.steps(0, "train") == []
 
 

@@ -18,6 +18,7 @@ from sharevl_explorer.index import Index
 from sharevl_explorer.page import render
 from sharevl_explorer.trial import Desk, TrialError, Tryout
 from sharevl_explorer.try_view import answers, refused
+from sharevl_lite.run_files import RECIPE_FILE, SUMMARY_FILE
 
 _IMAGE = re.compile(r"([0-9a-f]{64})\.png")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -46,8 +47,8 @@ def news(index: Index) -> dict[str, Any]:
 
 def _has_ended(run: Path) -> bool:
     """A run writes a summary at its end, and takes it away to go on; an evaluation's document is written last."""
-    evaluated = document_of(run).is_file() and not (run / "recipe.yaml").exists()
-    return (run / "summary.json").is_file() or evaluated
+    evaluated = document_of(run).is_file() and not (run / RECIPE_FILE).exists()
+    return (run / SUMMARY_FILE).is_file() or evaluated
 
 
 def build(index: Index, *, follow: bool, tryout: Tryout | None = None) -> gr.Blocks:

@@ -16,6 +16,7 @@ from sharevl_explorer.index import Index
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import Context, counted, trains
 from sharevl_explorer.queries import step_means
+from sharevl_lite.run_files import METRICS_FILE, RECIPE_FILE
 
 _VERSION = 1
 """Of documents, as `sharevl_lite.evaluation.document` writes them."""
@@ -68,7 +69,7 @@ def document_of(folder: Path) -> Path:
 def is_evaluation(index: Index, run: int, split: str) -> bool:
     """Whether a folder holds one evaluation: no run's files, and one step that no update learns from."""
     folder = index.runs[run]
-    written = any((folder / name).exists() for name in ("recipe.yaml", "metrics.jsonl"))
+    written = any((folder / name).exists() for name in (RECIPE_FILE, METRICS_FILE))
     splits = index.splits(run)
     return not written and not any(map(trains, splits)) and split in splits and len(index.steps(run, split)) == 1
 

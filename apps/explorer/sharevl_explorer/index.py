@@ -30,7 +30,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sharevl_lite.store_schema import STEP_FILE, StoreError, version_fault
+from sharevl_lite.store_schema import ROLLOUTS_DIR, STEP_FILE, StoreError, version_fault
 
 SILENT_SPREAD = 1e-9
 """As in `sharevl_kernels.hierarchical_advantage`, which is not imported here: it needs torch."""
@@ -203,13 +203,13 @@ class Index:
 
     def damaged(self, run: int, split: str) -> list[int]:
         """Steps whose files cannot be read."""
-        folder = self.runs[run] / "rollouts" / split
+        folder = self.runs[run] / ROLLOUTS_DIR / split
         names = [STEP_FILE.fullmatch(path.name) for path in self.unreadable if path.parent == folder]
         return [int(name[1]) for name in names if name]
 
     def _listed(self) -> Iterator[Shard]:
         for number, run in enumerate(self.runs):
-            for path in sorted((run / "rollouts").glob("*/step_*.parquet")):
+            for path in sorted((run / ROLLOUTS_DIR).glob("*/step_*.parquet")):
                 match = STEP_FILE.fullmatch(path.name)
                 try:
                     stat = path.stat()

@@ -12,6 +12,7 @@ from sharevl_explorer.album import Album
 from sharevl_explorer.index import Index
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.state import State
+from sharevl_lite.store_schema import IMAGES_DIR
 
 _SHA = re.compile(r"[0-9a-f]{64}")
 OUTCOMES = {
@@ -57,7 +58,7 @@ class Context:
 def picture(context: Context, sha: str, alt: str, kind: str = "") -> Html:
     """An image of the run; a missing one leaves a labelled frame."""
     run = context.state.run
-    path = context.index.runs[run] / "images" / f"{sha}.png" if _SHA.fullmatch(sha) else None
+    path = context.index.runs[run] / IMAGES_DIR / f"{sha}.png" if _SHA.fullmatch(sha) else None
     if path is not None and path.is_file():
         if context.album is None:
             return el(f"img.picture{kind}", src=f"/run-image/{run}/{sha}.png", alt=alt, loading="lazy")

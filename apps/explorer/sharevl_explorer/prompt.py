@@ -17,9 +17,9 @@ from typing import NamedTuple
 from yaml import YAMLError
 
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.recipe_file import FILE, recipe_of
+from sharevl_explorer.recipe_file import recipe_of
+from sharevl_lite.run_files import PROMPT_FILE, RECIPE_FILE
 
-FRAME_FILE = "prompt.json"
 _IMAGE, _SHOWN_IMAGE = "<image>", "▣"
 _MARKS = "The model's chat template, which the run does not keep, puts its marks around the turns"
 
@@ -45,7 +45,9 @@ def prompt_as_sent(run: Path, question: str) -> Html:
         frame = _frame_of(run)
         shown = _turns_shown(_turns(run, question)) if frame is None else _text_shown(frame, question)
     except (KeyError, OSError, TypeError, ValueError, YAMLError) as error:
-        told = str(error) if type(error) is ValueError else f"{FILE} cannot be used ({type(error).__name__}: {error})"
+        told = str(error)
+        if type(error) is not ValueError:
+            told = f"{RECIPE_FILE} cannot be used ({type(error).__name__}: {error})"
         shown = [el("p.note", f"not known: {told[:300]}")]
     return el("details.prompt", el("summary", "prompt as sent"), shown)
 
@@ -68,7 +70,7 @@ def _turns_shown(turns: list[Turn]) -> list[Html]:
 
 def _frame_of(run: Path) -> Frame | None:
     """What the run keeps; None where it keeps nothing. Raises ValueError where that cannot be used."""
-    path = run / FRAME_FILE
+    path = run / PROMPT_FILE
     return _read(str(path), path.stat().st_mtime_ns) if path.is_file() else None
 
 
@@ -79,9 +81,9 @@ def _read(path: str, written: int) -> Frame:
         kept = json.loads(Path(path).read_text(encoding="utf-8"))
         frame = Frame(**{name: kept[name] for name in Frame._fields})
     except (KeyError, OSError, TypeError, ValueError) as error:  # the file may be anyone's
-        raise ValueError(f"{FRAME_FILE} cannot be used ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{PROMPT_FILE} cannot be used ({type(error).__name__}: {error})") from error
     if not all(isinstance(part, str) for part in frame):
-        raise ValueError(f"{FRAME_FILE} cannot be used: {', '.join(Frame._fields)} are not texts")
+        raise ValueError(f"{PROMPT_FILE} cannot be used: {', '.join(Frame._fields)} are not texts")
     return frame
 
 
@@ -89,14 +91,14 @@ def _turns(run: Path, question: str) -> list[Turn]:
     """The turns before the response. Raises ValueError with the reason where the recipe does not tell them."""
     recipe = recipe_of(run)
     if recipe is None:
-        raise ValueError(f"the folder holds no {FILE}, which has the template")
+        raise ValueError(f"the folder holds no {RECIPE_FILE}, which has the template")
     template, system = recipe["data"]["prompt_template"], recipe["data"]["system_prompt"]
     try:
         fields = [part for part in Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
-        raise ValueError(f"data.prompt_template of {FILE} does not format: {error}") from error
+        raise ValueError(f"data.prompt_template of {RECIPE_FILE} does not format: {error}") from error
     if [part[1:] for part in fields] != [("problem", "", None)]:  # the file may be anyone's
-        raise ValueError(f"data.prompt_template of {FILE} does not hold {{problem}} once and nothing else")
+        raise ValueError(f"data.prompt_template of {RECIPE_FILE} does not hold {{problem}} once and nothing else")
     return [*([] if system is None else [Turn("system", str(system))]), Turn("user", template.format(problem=question))]
 
 

@@ -6,12 +6,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-FILE = "recipe.yaml"
+from sharevl_lite.run_files import RECIPE_FILE
 
 
 def recipe_of(run: Path) -> Any:
     """What the run's recipe says; None where the folder has none. Raises OSError and YAMLError as reading it does."""
-    path = run / FILE
+    path = run / RECIPE_FILE
     return _read(str(path), path.stat().st_mtime_ns) if path.is_file() else None
 
 

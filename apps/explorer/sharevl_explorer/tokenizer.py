@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sharevl_explorer.recipe_file import recipe_of
-
-FILE = "tokenizer.json"
+from sharevl_lite.run_files import RECIPE_FILE, TOKENIZER_FILE
 
 
 def tokenizer_of(run: Path) -> tuple[Any, str | None]:
@@ -20,7 +19,7 @@ def tokenizer_of(run: Path) -> tuple[Any, str | None]:
     try:
         found, looked = _find(run)
         if found is None:
-            return None, f"no {FILE} in {looked}"
+            return None, f"no {TOKENIZER_FILE} in {looked}"
         return _read(str(found), found.stat().st_mtime_ns), None
     except Exception as error:  # the library raises its own bare Exception; the page shows numbers and why
         return None, f"the tokenizer cannot be read ({type(error).__name__}: {str(error)[:200]})"
@@ -28,25 +27,22 @@ def tokenizer_of(run: Path) -> tuple[Any, str | None]:
 
 def _find(run: Path) -> tuple[Path | None, str]:
     """The file, and where it was looked for, in words."""
-    if (run / FILE).is_file():
-        return run / FILE, str(run)
+    if (run / TOKENIZER_FILE).is_file():
+        return run / TOKENIZER_FILE, str(run)
     recipe = recipe_of(run)
     if recipe is None:
-        return None, f"{run}, and no recipe.yaml that names its model"
+        return None, f"{run}, and no {RECIPE_FILE} that names its model"
     model = str(recipe["model"]["path"])
     if model.startswith("builtin:"):
         folder = Path(str(files("sharevl_lite"))) / "assets" / model.removeprefix("builtin:")
     else:
         folder = Path(model)
-    if (folder / FILE).is_file():
-        return folder / FILE, str(folder)
+    if (folder / TOKENIZER_FILE).is_file():
+        return folder / TOKENIZER_FILE, str(folder)
     if folder.is_dir() or model.startswith("builtin:"):
         return None, f"{run} or {folder}"
-    cached = _cached(model)
-    return (
-        cached,
-        f"{run}, and {model} is no folder here and not in the Hub's local cache; hf download {model} {FILE} brings it",
-    )
+    brings = f"hf download {model} {TOKENIZER_FILE} brings it"
+    return _cached(model), f"{run}, and {model} is no folder here and not in the Hub's local cache; {brings}"
 
 
 def _cached(model: str) -> Path | None:
@@ -55,7 +51,7 @@ def _cached(model: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(model, FILE)
+        found = try_to_load_from_cache(model, TOKENIZER_FILE)
     except HFValidationError:  # a path of another machine
         return None
     return Path(found) if isinstance(found, str) else None
