@@ -119,6 +119,7 @@ def test_presets_stand_above_the_file_and_below_every_spelling_of_an_override(wr
     [
         ["--share.num-variants", "3", "--train.learning-rate=1e-5", "--data.eval", "null"],
         ["--share.num_variants=3", "--train.learning_rate", "1e-5", "--data.eval=~"],
+        ["--share.num_variants", 3, "--train.learning_rate", 1e-5, "--data.eval", "null"],
         {"share.num_variants": 3, "train.learning-rate": 1e-5, "data.eval": None},
         {"share.num-variants": "3", "train.learning_rate": "1e-5", "data.eval": "null"},
         {"share": {"num_variants": 3}, "train": {"learning-rate": 1e-5}, "data": {"eval": None}},

@@ -93,6 +93,7 @@ def test_a_user_function_in_a_run(recipe_file, tmp_path):
     file = recipe_file(**{**BRIEF, "reward.functions": functions})
     assert main(["train", str(file)]) == 0
     run = tmp_path / "small"
+    assert json.loads((run / "data.json").read_text())["rewards"].keys() == {"brevity"}
     for record in steps_of(run):
         rows = store.read(run, steps=[record["step"]]).to_pylist()
         values = []

@@ -18,7 +18,7 @@ from sharevl_lite.policy.weights_digest import PIECE, PROBES, weights_digests
 from sharevl_lite.recipes import dump_recipe
 from sharevl_lite.rewards.functions import RewardFunctionError
 from sharevl_lite.run import RunError
-from sharevl_lite.run_folder import check_same_data, check_same_model, data_record, prepare
+from sharevl_lite.run_folder import check_same_data, check_same_model, data_record, prepare, reward_digests
 
 pytestmark = pytest.mark.slow
 FEW = {"train.rollouts": 2, "train.problems_per_rollout": 2, "train.problems_per_update": 2, "data.eval": None}
@@ -91,6 +91,23 @@ def test_what_is_no_checkpoint_is_told_with_what_there_is(small_recipe, tmp_path
     with pytest.raises(RunError, match=told):
         prepare(recipe, elsewhere)
     assert prepare(recipe, run / "checkpoints" / "checkpoint-4").name == "checkpoint-4"
+
+
+def test_a_reward_file_that_has_changed_is_told(small_recipe, tmp_path, caplog):
+    """And not refused: who mends a judge wants to go on. Older programs kept no digest."""
+    source = tmp_path / "reward.py"
+    source.write_text("def mine(completions, **columns):\n    return [1.0] * len(completions)\n")
+    recipe = small_recipe(**{"reward.functions": [{"path": f"{source}:mine"}]})
+    problems = [Problem("a", "What?", (), "5")]
+    recipe.run_dir.mkdir(parents=True)
+    kept = data_record(problems, rewards=reward_digests(recipe))
+    for record in ({name: value for name, value in kept.items() if name != "rewards"}, kept):
+        (recipe.run_dir / "data.json").write_text(json.dumps(record))
+        check_same_data(recipe, problems)
+    assert not caplog.records
+    source.write_text(source.read_text().replace("1.0", "-5.0"))
+    check_same_data(recipe, problems)
+    assert "reward.functions: the file of mine has changed; rewards of the steps before do not compare" in caplog.text
 
 
 def test_a_finished_run_is_not_said_to_go_on(small_recipe, caplog):

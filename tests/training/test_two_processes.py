@@ -51,7 +51,8 @@ def test_two_processes_replace_and_choose_as_one_does(command, finish_in_two, fi
     changes |= {"share.difficulty.solved": 0.6, "share.difficulty.unsolved": 0.4}
     changes |= {"share.num_responses": 2, "reward.format_weight": 0.0}  # so that some problems are silent
     finish_here(command(name="one", **changes))
-    finish_in_two(command(name="two", **changes))
+    said = finish_in_two(command(name="two", **changes))
+    assert "two: starting in 2 processes; 4 steps of" in said.stdout
     one, two = (
         [record for record in metrics_log.read(tmp_path / name / "metrics.jsonl") if "loss" in record]
         for name in ("one", "two")
