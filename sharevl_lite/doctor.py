@@ -30,7 +30,7 @@ from sharevl_lite.policy.hf import BUILTIN_PREFIX, has_bfloat16
 from sharevl_lite.precheck import look
 from sharevl_lite.run_folder import holds_run
 from sharevl_lite.versions import installed_version
-from sharevl_lite.wording import counted
+from sharevl_lite.wording import counted, typed_command
 
 MARKS: dict[Status, str] = {"ok": "ok", "warning": "warn", "failure": "FAIL", "skipped": "skip"}
 LEAST_DISK = 2 * GIB
@@ -97,8 +97,6 @@ def diagnose(recipe: Recipe | None, asked: str | None, *, memory_gib: float | No
         checks.append(recipes_check(found))
     code = report(checks, as_json=as_json)
     if not as_json:
-        from sharevl_lite.run import typed_command
-
         planned = memory_gib is not None
         begun = recipe is not None and holds_run(recipe.run_dir)
         _tell(next_steps(typed_command(), asked, checks, found, gpu=gpu, planned=planned, begun=begun))

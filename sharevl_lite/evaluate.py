@@ -33,8 +33,8 @@ from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.progress import shown_progress
 from sharevl_lite.records import keep_frame, keep_tokenizer
 from sharevl_lite.rewards import RewardScorer
-from sharevl_lite.run import typed_command
 from sharevl_lite.run_files import PROMPT_FILE, TOKENIZER_FILE
+from sharevl_lite.wording import typed_command
 
 
 @dataclass(frozen=True)

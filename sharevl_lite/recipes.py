@@ -245,7 +245,8 @@ def _set(draft: _Draft, path: KeyPath, value: Any, spelled: str) -> None:
             _set(draft, (*path, str(key).replace("-", "_")), inner, f"{spelled}.{key}")
         return
     if path in draft.overridden:
-        draft.report_override(spelled, f"given twice (also as {draft.overridden[path]}); keep one")
+        other = draft.overridden[path]
+        draft.report_override(spelled, f"given twice{'' if other == spelled else f' (also as {other})'}; keep one")
         return
     draft.overridden[path] = spelled
     _put(draft.data, path, value)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ from sharevl_lite.store import RolloutStore
 from sharevl_lite.together import is_main_process
 from sharevl_lite.trainer import BEST_SPLIT, ShareGRPOTrainer
 from sharevl_lite.variants.expand import words_on_repeats
-from sharevl_lite.wording import counted
+from sharevl_lite.wording import counted, typed_command
 
 AVERAGED = ("vanished_local", "vanished_global", "rescued")
 
@@ -384,13 +383,6 @@ def _tell_best(console: Console, recipe: Recipe, summary: dict[str, Any]) -> Non
     if before is not None and after is not None and before >= after:
         told += "; the model before training was no worse"
     console.print(told, highlight=False, soft_wrap=True)
-
-
-def typed_command() -> str:
-    """The command as it can be typed here: by name if it is on the path, else where it was installed."""
-    if shutil.which("sharevl-lite"):
-        return "sharevl-lite"
-    return os.path.relpath(Path(sys.executable).with_name("sharevl-lite"))
 
 
 def _drop_printer(trainer: ShareGRPOTrainer) -> None:

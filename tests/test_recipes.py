@@ -312,7 +312,7 @@ def test_a_duplicate_key_is_an_error_in_file_and_command_line(write):
     path = write("seed: 1\nshare:\n  std: plain\n  std: repeated\n")
     assert problems_of(path, ["--seed=1", "--seed", "2"]) == [
         "recipe.yaml:4: share.std: duplicate key; line 3 sets it too. Keep one",
-        "command line: --seed: given twice (also as --seed); keep one",
+        "command line: --seed: given twice; keep one",
     ]
 
 

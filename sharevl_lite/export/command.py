@@ -16,6 +16,7 @@ from sharevl_lite.export.source import Source, find_source
 from sharevl_lite.export.writers import write
 from sharevl_lite.hub import ADAPTER_FILES, ModelUpload
 from sharevl_lite.run_files import RECIPE_FILE
+from sharevl_lite.wording import typed_command
 
 FULL = ("merged-16bit", "merged-4bit")
 """The formats that are a whole model of transformers."""
@@ -95,8 +96,6 @@ def _needed(settings: Settings, source: Source, base: BaseModel) -> int:
 
 
 def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callable[[str], None]) -> None:
-    from sharevl_lite.run import typed_command
-
     named = settings.to if settings.to.name.strip(".") else resolved(settings.to)
     where = settings.push_to_hub or str(named)
     say(f"exported  {settings.to}")

@@ -152,8 +152,10 @@ def save_adapter(policy: PackedPolicy, folder: Path) -> None:
     """Writes the adapter (PEFT's files, tensors as they are: float32) into `folder`.
 
     A base from this machine is named by its folder alone: an adapter may be uploaded, and others have no such path.
+    PEFT's model card, a form nobody has filled in, would name the path as well and is left out.
     """
     policy.model.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)
     file = folder / ADAPTER_CONFIG
     config = json.loads(file.read_text("utf-8"))
     base = Path(config["base_model_name_or_path"] or "")

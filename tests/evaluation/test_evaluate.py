@@ -6,8 +6,6 @@ import math
 import os
 import re
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 from sharevl_explorer.prompt import prompt_as_sent
@@ -27,6 +25,7 @@ from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.rollout.hf import HFRolloutEngine
 from sharevl_lite.run import RunError
+from sharevl_lite.wording import typed_command
 
 MODEL = "builtin:digits-vl"
 FEW = 200
@@ -103,7 +102,7 @@ def test_it_is_read_again_as_it_was_written(evaluated):
 def test_the_next_command_is_named_as_it_can_be_typed(evaluated, monkeypatch, capsys):
     monkeypatch.setenv("PATH", os.devnull)
     report(evaluated, as_json=False)
-    command = os.path.relpath(Path(sys.executable).with_name("sharevl-lite"))
+    command = typed_command()
     assert f"({command} view {evaluated.place.responses})" in capsys.readouterr().out
 
 

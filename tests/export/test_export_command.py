@@ -21,6 +21,7 @@ from sharevl_lite.export.errors import ExportError
 from sharevl_lite.policy.hf import resolve_model_path
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.run import train
+from sharevl_lite.wording import typed_command
 
 BASE_FILES = {
     "chat_template.jinja",
@@ -52,7 +53,7 @@ def test_a_merged_model(run, export, tmp_path, monkeypatch, capsys):
         assert (out / name).read_bytes() == Path(base, name).read_bytes()
     assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     assert f"vllm serve {out}" in said
-    command = os.path.relpath(Path(sys.executable).with_name("sharevl-lite"))
+    command = typed_command()
     assert f"{command} eval {out} --recipe {run / 'recipe.yaml'}" in said
     run_snippet(out, monkeypatch)
     assert capsys.readouterr().out.strip()

@@ -91,6 +91,8 @@ def test_a_checkpoint_at_the_end_only(command, finish_here, hub_here, tmp_path):
     assert json.loads(sent["adapter_config.json"])["base_model_name_or_path"] == "digits-vl", (
         "no folder of this machine"
     )
+    card = tmp_path / "small" / "adapter" / "README.md"
+    assert not card.exists(), "PEFT's empty form, with the folder in it"
 
 
 def test_without_a_token_nothing_starts(command, finish_here, hub_here, monkeypatch, tmp_path):
