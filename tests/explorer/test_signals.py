@@ -57,6 +57,20 @@ def test_bars_say_signal_first_and_then_right_or_wrong(tmp_path):
     )
 
 
+def test_nothing_is_rescued_in_a_run_of_the_local_level_alone(tmp_path):
+    stored(tmp_path, 1, TOTALS)
+    (tmp_path / "recipe.yaml").write_text("share: {levels: local}\n")
+    index = Index([tmp_path])
+    run, step = (text(render(index, f"?view={view}&step=1")) for view in ("run", "step"))
+    assert "local level alone, all wrong" in run
+    assert "this run has none (share.levels: local)." in run
+    assert "3 local level alone, 2 with no signal" in step
+    for words in ("Rescued: they", "rescued, all", "rescued, 2 with"):
+        assert words not in run + step
+    (tmp_path / "recipe.yaml").write_text("share: [")
+    assert "2 rescued, all right" in render(Index([tmp_path]), "?view=run"), "damaged: nothing is known"
+
+
 @pytest.mark.parametrize("signal", ["", "silent", "rescued", "none", "own"])
 def test_the_filter_counts_the_groups_of_the_bars(tmp_path, signal):
     stored(tmp_path, 1, TOTALS)

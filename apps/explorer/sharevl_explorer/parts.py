@@ -11,6 +11,7 @@ from typing import Any
 from sharevl_explorer.album import Album
 from sharevl_explorer.index import Index
 from sharevl_explorer.markup import Html, el
+from sharevl_explorer.recipe_file import shares_rewards
 from sharevl_explorer.state import State
 from sharevl_lite.store_schema import IMAGES_DIR
 
@@ -32,6 +33,13 @@ SIGNALS = {
     "none": ("no signal", "○", "the rewards of the whole problem are all equal: nothing is learnt"),
 }
 """What an update can learn from, as the index defines it: label, symbol, meaning."""
+_LOCAL_ALONE = (
+    "local level alone",
+    "⇄",
+    "the rewards of a group are all equal, those of the problem are not: a shared advantage could teach there, and "
+    "this run has none (share.levels: local)",
+)
+"""A rescued group where nothing rescues it."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +75,14 @@ def picture(context: Context, sha: str, alt: str, kind: str = "") -> Html:
     return el("span.picture.missing", "image missing", role="img", aria_label=f"{alt} (missing)", title=sha[:80])
 
 
-def badge(kind: str) -> Html:
-    """An outcome or a signal as symbol and word."""
-    label, symbol, meaning = (OUTCOMES | SIGNALS)[kind]
+def signals_of(context: Context) -> Mapping[str, tuple[str, str, str]]:
+    """The signals in the words of the state's run."""
+    return SIGNALS if shares_rewards(context.index.runs[context.state.run]) else SIGNALS | {"rescued": _LOCAL_ALONE}
+
+
+def badge(kind: str, words: Mapping[str, tuple[str, str, str]] = OUTCOMES) -> Html:
+    """An outcome, or with `words` a signal, as symbol and word."""
+    label, symbol, meaning = words[kind]
     return el(f"span.badge.{kind}", el("i", symbol, aria_hidden="true"), label, title=meaning)
 
 

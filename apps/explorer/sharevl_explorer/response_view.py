@@ -114,12 +114,12 @@ def _advantage(split: str, row: dict[str, Any]) -> Html:
     parts = [("global", row["adv_global"]), ("local", row["adv_local"])]
     if row["adv_global"] is None:
         return el("section.panel", el("h3", "Advantage"), el("p.quiet", f"none: {untrained(split, [row])}"))
-    own = (row["adv_global"] or 0) + (row["adv_local"] or 0)
+    used = [(f"used under Q{s['variant_index']}", s["advantage"]) for s in row["scorers"]]
     gaps = [(f"under Q{s['variant_index']}", s["gap"]) for s in row["scorers"]]
     return el(
         "section.panel",
         el("h3", "Advantage"),
-        _bars([*parts, ("global + local", own)], floor=0.5),
+        _bars([*parts, *used], floor=0.5),
         el("h3", "Log-prob gap"),
         _bars(gaps, floor=0.05),
         el("p.quiet", "mean over tokens, nats, against the source"),

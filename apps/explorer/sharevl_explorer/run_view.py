@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sharevl_explorer.charts import Line, line_chart, stacked_bars
 from sharevl_explorer.evaluation_view import evaluation_view, is_evaluation
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import OUTCOMES, SIGNALS, Context, counted, empty, tabs, trains
+from sharevl_explorer.parts import OUTCOMES, SIGNALS, Context, counted, empty, signals_of, tabs, trains
 from sharevl_explorer.queries import step_groups, step_means
 from sharevl_lite.metrics_log import MetricsError
 from sharevl_lite.metrics_log import read as read_metrics
@@ -73,9 +73,14 @@ _OF_EVALUATION = (
 _APPLIED = "/applied"
 """How the name of a share ends in metrics.jsonl that tells what the mean of a reward function is over."""
 _CAPTION = (
-    "A group is the responses to one variant of a problem. Own signal: its rewards differ. Rescued: they do not, but "
-    "those of the problem do, so that only the shared advantage can teach. No signal: nor do those of the problem. "
-    "Problems that dynamic sampling replaced are counted too, as in vanished_local and vanished_global of the metrics."
+    "A group is the responses to one variant of a problem. Own signal: its rewards differ. {rescued} No signal: nor do "
+    "those of the problem. Problems that dynamic sampling replaced are counted too, as in vanished_local and "
+    "vanished_global of the metrics."
+)
+_RESCUED = "Rescued: they do not, but those of the problem do, so that only the shared advantage can teach."
+_LOCAL_ALONE = (
+    "Local level alone: they do not, but those of the problem do; a shared advantage could teach there, and this run "
+    "has none (share.levels: local)."
 )
 _CAPTION_OF_EVALUATION = "A group is the responses to one variant of a problem. No update learns from this split."
 
@@ -208,7 +213,8 @@ def _of_functions(sources: Sequence[_Source]) -> list[Figure]:
 def _groups(context: Context) -> Html:
     """The bars: signal first, then right or wrong; of an evaluation, right or wrong alone."""
     state = context.state
-    trained = trains(state.split)
+    trained, signals = trains(state.split), signals_of(context)
+    rescued = _RESCUED if signals == SIGNALS else _LOCAL_ALONE
     rows: dict[int, dict[str, Any]] = {}
     for found in step_groups(context.index, state.run, state.split):
         key = f"{found['signal']}-{found['outcome']}" if trained else found["outcome"]
@@ -217,7 +223,9 @@ def _groups(context: Context) -> Html:
     kinds = [(outcome, label) for outcome, (label, _, _) in OUTCOMES.items()]
     if trained:
         kinds = [
-            (f"{signal}-{outcome}", f"{SIGNALS[signal][0]}, {label}") for signal in SIGNALS for outcome, label in kinds
+            (f"{signal}-{outcome}", f"{words}, {label}")
+            for signal, (words, _, _) in signals.items()
+            for outcome, label in kinds
         ]
     kinds = [(key, label) for key, label in kinds if any(row.get(key) for row in rows.values())]
     counts = [{key: 0 for key, _ in kinds} | row for row in rows.values()]
@@ -226,7 +234,7 @@ def _groups(context: Context) -> Html:
         el("h3", "Groups per step"),
         el("ul.legend", [el("li", el(f"span.swatch.{key}"), label) for key, label in kinds]),
         el("div.scroll", stacked_bars(counts, kinds, lambda step: context.link("step", step=step) or "#")),
-        el("p.quiet", _CAPTION if trained else _CAPTION_OF_EVALUATION),
+        el("p.quiet", _CAPTION.format(rescued=rescued) if trained else _CAPTION_OF_EVALUATION),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sharevl_explorer.figures import number, percent
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import OUTCOMES, SIGNALS, Context, badge, counted, empty, key, picture, trains
+from sharevl_explorer.parts import OUTCOMES, Context, badge, counted, empty, key, picture, signals_of, trains
 from sharevl_explorer.places import not_here, place, split_tabs, step_keys
 from sharevl_explorer.prose import shortened
 from sharevl_explorer.queries import Page, problems, transforms
@@ -63,10 +63,11 @@ def _summary(context: Context, page: Page) -> Html | None:
     """How many groups the filtered problems have of each signal: the figures of the Run view's bars."""
     if not trains(context.state.split) or not page.total:
         return None
+    rescued = signals_of(context)["rescued"][0]
     return el(
         "p.quiet",
         f"{counted(page.total, 'problem')}, {counted(page.groups, 'variant group')}: "
-        f"{page.groups - page.silent} with a signal of their own, {page.rescued} rescued, "
+        f"{page.groups - page.silent} with a signal of their own, {page.rescued} {rescued}, "
         f"{page.silent - page.rescued} with no signal",
     )
 
@@ -87,7 +88,7 @@ def _row(context: Context, row: dict[str, Any]) -> Html:
         el("td.number", number(row["spread_global"]), data_label="spread"),
         el("td.number", number(row["spread_local"]), data_label="local"),
         el("td", badge(row["outcome"])),
-        el("td", badge(row["signal"])) if trained else None,
+        el("td", badge(row["signal"], signals_of(context))) if trained else None,
         el("td.number", f"{row['silent']} of {row['variants']}", data_label="silent") if trained else None,
         el("td.number", row["truncated"], data_label="cut"),
         el("td", row["transforms"] or "none", data_label="transforms"),
@@ -114,7 +115,7 @@ def _filters(context: Context) -> Html:
     state = context.state
     found = [(name, name) for name in transforms(context.index, state)]
     outcomes = [("", "any outcome"), *((name, label) for name, (label, _, _) in OUTCOMES.items())]
-    signals = [("", "any signal"), _SILENT, *((name, label) for name, (label, _, _) in SIGNALS.items())]
+    signals = [("", "any signal"), _SILENT, *((name, label) for name, (label, _, _) in signals_of(context).items())]
     bound = {"type": "number", "step": "any", "inputmode": "decimal"}
     return el(
         "form.filters",
