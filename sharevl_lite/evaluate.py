@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from transformers import TrainerState
 
 from sharevl_lite.atomic import TEMPORARY
+from sharevl_lite.checkpoints import STATE_FILE, updates_made
 from sharevl_lite.collect import Collector, check_rewards
 from sharevl_lite.config import Recipe
 from sharevl_lite.data import LoadedProblems, Problem, load_problems
@@ -33,7 +35,7 @@ from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.progress import shown_progress
 from sharevl_lite.records import keep_frame, keep_tokenizer
 from sharevl_lite.rewards import RewardScorer
-from sharevl_lite.run_files import PROMPT_FILE, TOKENIZER_FILE
+from sharevl_lite.run_files import PROMPT_FILE, SUMMARY_FILE, TOKENIZER_FILE
 from sharevl_lite.wording import typed_command
 
 
@@ -123,6 +125,7 @@ def _ask(
         _collector(recipe, policy, encoder, scorer, problems, place) as collector,
         shown_progress("asked", len(problems)) as progress,
     ):
+        collector.trainer_state = state_of(subject)
         outcomes, failed = ask_all(
             collector,
             problems,
@@ -132,6 +135,20 @@ def _ask(
             progress=progress,
         )
     return Evaluation.of(protocol, outcomes, failed)
+
+
+def state_of(subject: Subject) -> TrainerState:
+    """What reward functions are told of the training: its length by the recipe, and how far it was with the subject's
+    adapter (the end where nobody knows, the beginning without an adapter)."""
+    train, adapter = subject.recipe.train, subject.adapter
+    length = train.rollouts * train.updates_per_rollout
+    made = 0 if adapter is None else length
+    if adapter is not None and (adapter / STATE_FILE).is_file():
+        made = updates_made(adapter)
+    elif subject.run_dir is not None and (subject.run_dir / SUMMARY_FILE).is_file():
+        summary = json.loads((subject.run_dir / SUMMARY_FILE).read_text("utf-8"))
+        made = int(summary.get("adapter_update", length))
+    return TrainerState(global_step=made, max_steps=length)
 
 
 @contextmanager

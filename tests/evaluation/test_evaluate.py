@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from sharevl_explorer.prompt import prompt_as_sent
@@ -13,7 +14,7 @@ from sharevl_explorer.prompt import prompt_as_sent
 from sharevl_lite import store
 from sharevl_lite.collect import Collector
 from sharevl_lite.data import load_problems
-from sharevl_lite.evaluate import Settings, _own_adapter_folder, evaluate_target, find_subject, report
+from sharevl_lite.evaluate import Settings, _own_adapter_folder, evaluate_target, find_subject, report, state_of
 from sharevl_lite.evaluation import document
 from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.saving import Place
@@ -106,6 +107,32 @@ def test_the_next_command_is_named_as_it_can_be_typed(evaluated, monkeypatch, ca
     assert f"({command} view {evaluated.place.responses})" in capsys.readouterr().out
 
 
+def test_reward_functions_are_told_how_far_the_training_was(run_dir, tmp_path):
+    """One that fades over the run could not be evaluated without."""
+    (tmp_path / "fading.py").write_text(
+        "def fading(completions, trainer_state, **kwargs):\n"
+        "    return [trainer_state.global_step / trainer_state.max_steps] * len(completions)\n"
+    )
+    words = ["--reward.functions", f"[{{path: {tmp_path / 'fading.py'}:fading}}]", "--eval.problems", "2"]
+    settings = Settings(overrides=words, variants="none", resamples=FEW, out=tmp_path)
+    found = evaluate_target(str(run_dir), settings).evaluation
+    assert found.metrics["reward/fading"].value == 1.0, "nothing says how far it was: to its end"
+    subject = find_subject(str(run_dir), settings)
+    length = subject.recipe.train.rollouts * subject.recipe.train.updates_per_rollout
+    assert length > 1
+    run = tmp_path / "run"
+    for folder, made in ((run / "adapter", 1), (run / "checkpoints" / "checkpoint-7", 7)):
+        folder.mkdir(parents=True)
+        state = state_of(replace(subject, adapter=folder, run_dir=run))
+        assert (state.global_step, state.max_steps) == (length, length)
+        (run / "summary.json").write_text('{"adapter_update": 1.0}')
+        (run / "checkpoints" / "checkpoint-7").mkdir(parents=True, exist_ok=True)
+        (run / "checkpoints" / "checkpoint-7" / "trainer_state.json").write_text('{"global_step": 7}')
+        assert state_of(replace(subject, adapter=folder, run_dir=run)).global_step == made
+        shutil.rmtree(run)
+    assert state_of(replace(subject, adapter=None, run_dir=None)).global_step == 0
+
+
 def test_two_evaluations_of_one_thing_are_equal_and_neither_is_overwritten(run_dir, evaluated):
     again = evaluate_target(str(run_dir), Settings(source_column="kind", resamples=FEW))
     assert again.evaluation == evaluated.evaluation
@@ -182,7 +209,7 @@ def test_a_checkpoint_is_evaluated_into_its_run(run_dir, tmp_path):
     (run / "checkpoints").mkdir(parents=True)
     shutil.copy(run_dir / "recipe.yaml", run)
     shutil.copytree(run_dir / "adapter", run / "checkpoints" / "checkpoint-8")
-    (run / "checkpoints" / "checkpoint-8" / "trainer_state.json").write_text("{}")
+    (run / "checkpoints" / "checkpoint-8" / "trainer_state.json").write_text('{"global_step": 8}')
     done = evaluate_target(
         str(run / "checkpoints" / "checkpoint-8"), Settings(variants="none", samples=1, resamples=FEW, name="eight")
     )
