@@ -90,9 +90,14 @@ def figure(values: Sequence[float | None], *, share: bool = True, seed: int = 0,
 
 
 def interval(
-    values_P: Float[np.ndarray, "P"], *, share: bool, seed: int, resamples: int = RESAMPLES
+    values_P: Float[np.ndarray, "P"],
+    *,
+    share: bool,
+    seed: int,
+    resamples: int = RESAMPLES,
+    methods: Sequence[str] = ("BCa", "percentile"),
 ) -> tuple[float | None, float | None]:
-    """(low, high) of the mean; see :func:`figure`."""
+    """(low, high) of the mean; see :func:`figure`. Of scipy's `methods` the first that has an answer counts."""
     size = len(values_P)
     if size < 2:
         return None, None
@@ -102,7 +107,7 @@ def interval(
         exact = stats.binomtest(round(values_P[0]) * size, size).proportion_ci(LEVEL, method="exact")
         return float(exact.low), float(exact.high)
     drawn: Any = None
-    for method in ("BCa", "percentile"):  # BCa has no answer where nearly all resamples are alike
+    for method in methods:  # BCa has no answer where nearly all resamples are alike
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)
             drawn = stats.bootstrap(
@@ -141,7 +146,9 @@ def paired_test(
 
     Where every value is 0 or 1 (one response each, a vote without ties): McNemar's exact test, the binomial one on the
     problems that changed sides. Otherwise the permutation test that swaps the two values of problems (all 2^P ways
-    where those are no more than `resamples`). The interval of the difference is the bootstrap over problems.
+    where those are no more than `resamples`). The interval of the difference is the percentile bootstrap over problems,
+    drawn out to 0 where the test finds no difference at `LEVEL`: of a few changed problems a bootstrap knows too little,
+    and would exclude 0 too often (BCa, which suits single evaluations, most of all).
     Raises ValueError without a pair.
     """
     if not pairs:
@@ -149,14 +156,17 @@ def paired_test(
     first_P, second_P = np.asarray(pairs, dtype=np.float64).T
     change_P = second_P - first_P
     binary = share and bool(np.isin(pairs, (0.0, 1.0)).all())
-    low, high = interval(change_P, share=False, seed=seed, resamples=resamples)
+    p_value = _mcnemar(change_P) if binary else _permutation(first_P, second_P, seed, resamples)
+    low, high = interval(change_P, share=False, seed=seed, resamples=resamples, methods=("percentile",))
+    if low is not None and high is not None and p_value > 1.0 - LEVEL:
+        low, high = min(low, 0.0), max(high, 0.0)
     return PairedTest(
         float(first_P.mean()),
         float(second_P.mean()),
         float(change_P.mean()),
         low,
         high,
-        _mcnemar(change_P) if binary else _permutation(first_P, second_P, seed, resamples),
+        p_value,
         len(pairs),
         "McNemar" if binary else "permutation",
     )
