@@ -147,8 +147,8 @@ def paired_test(
     Where every value is 0 or 1 (one response each, a vote without ties): McNemar's exact test, the binomial one on the
     problems that changed sides. Otherwise the permutation test that swaps the two values of problems (all 2^P ways
     where those are no more than `resamples`). The interval of the difference is the percentile bootstrap over problems,
-    drawn out to 0 where the test finds no difference at `LEVEL`: of a few changed problems a bootstrap knows too little,
-    and would exclude 0 too often (BCa, which suits single evaluations, most of all).
+    drawn out to 0 where the test finds no difference at `LEVEL`: of a few changed problems a bootstrap knows too little
+    and excludes 0 too often, BCa, which suits single evaluations, most of all.
     Raises ValueError without a pair.
     """
     if not pairs:
