@@ -27,10 +27,13 @@ from sharevl_lite.config import FOUND, ColumnNames
 from sharevl_lite.data.cells import parse_list
 from sharevl_lite.data.errors import DataError, RowFault
 from sharevl_lite.data.options import CHOICE_COLUMNS, Options, lettered_answer, read_options, with_options
+from sharevl_lite.data.problem import PLACEHOLDER
 
 logger = logging.getLogger(__name__)
 
 TAGGED_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+HASHED_ANSWER = re.compile(r"^####(.*)$", re.MULTILINE)
+"""The last line of GSM8K's solutions."""
 NO_COLUMN = ""
 """Name of a column that no source has: the id of rows that are numbered."""
 
@@ -40,7 +43,7 @@ class Layout:
     """How a dataset names its columns.
 
     `tells` are the columns by which it is known. The options of `columns.choices` are put below the question with their
-    letters. `tagged_answer`: the answer stands in `<answer>…</answer>`.
+    letters. `tagged_answer`: the answer must stand in `<answer>…</answer>`.
     """
 
     name: str
@@ -77,25 +80,38 @@ class Layout:
         return with_options(text, self.options(cells)) if isinstance(text, str) and text.strip() else text
 
     def answer(self, value: Any, cells: Mapping[str, Any]) -> Any:
-        """The answer out of its tags; of a multiple-choice row as `B. text`, which the verifier takes by either.
+        """The answer out of its solution; of a multiple-choice row as `B. text`, which the verifier takes by either.
 
-        Of a list of accepted answers each. Raises RowFault where the tags or the option are missing.
+        Of a list of accepted answers each. Raises RowFault where the answer is not to be found in a solution, holds an
+        image's placeholder, or where the option is missing.
         """
         if isinstance(value, list | tuple):
             return [self._one_answer(each, cells) for each in value]
         return self._one_answer(value, cells)
 
     def _one_answer(self, value: Any, cells: Mapping[str, Any]) -> Any:
-        if self.tagged_answer and isinstance(value, str):
-            inside = TAGGED_ANSWER.findall(value)
-            if not inside:
-                raise RowFault(
-                    f"column {self.columns.answer!r} has no <answer>…</answer>: {reprlib.repr(value)}; name the column "
-                    "that holds the bare answer"
-                )
-            value = inside[-1].strip()
+        if isinstance(value, str):
+            value = self._bare_answer(value)
         options = self.options(cells)
         return lettered_answer(value, options) if options and value not in (None, "") else value
+
+    def _bare_answer(self, text: str) -> str:
+        """The answer alone: what stands in the last `<answer>…</answer>`, or behind the `####` of a last line."""
+        inside = TAGGED_ANSWER.findall(text)
+        if inside:
+            return str(inside[-1]).strip()
+        if self.tagged_answer or "<think>" in text:
+            raise RowFault(
+                f"column {self.columns.answer!r} has no <answer>…</answer>: {reprlib.repr(text)}; name the column "
+                "that holds the bare answer"
+            )
+        if PLACEHOLDER in text:
+            raise RowFault(
+                f"the answer (column {self.columns.answer!r}) has an {PLACEHOLDER}: {reprlib.repr(text)}; are the "
+                "columns of problem and answer swapped?"
+            )
+        hashed = HASHED_ANSWER.findall(text)
+        return str(hashed[-1]).strip() if hashed else text
 
     def options(self, cells: Mapping[str, Any]) -> Options:
         """The options of a row; [] where it has none. Raises RowFault where the cell holds something else."""

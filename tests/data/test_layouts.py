@@ -93,6 +93,33 @@ def test_a_solution_without_its_tag_is_a_bad_row(tmp_path):
         load(tmp_path, {**ROWS["GEOQA"][0], "solution": "because"})
 
 
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        ("<think>2 + 3</think>\n<answer> 5 </answer>", "5"),
+        ("He has 2 + 3 = 5 of them.\n#### 5", "5"),
+        ("a < answer", "a < answer"),
+        ("# 5", "# 5"),
+    ],
+)
+def test_the_answer_is_taken_out_of_a_solution(tmp_path, written, answer):
+    """As R1's and GSM8K's data sets have it: no response would be right by the whole of it."""
+    (problem,) = load(tmp_path, {"problem": "How many?", "images": [picture()], "answer": written})
+    assert problem.answer == answer
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("<think>2 + 3</think> The answer is 5", r"has no <answer>…</answer>: .*name the column that holds the bare"),
+        ("<image>What is shown?", r"has an <image>: .*are the columns of problem and answer swapped\?"),
+    ],
+)
+def test_a_solution_without_an_answer_to_be_found_is_a_bad_row(tmp_path, written, told):
+    with pytest.raises(BadRowError, match=told):
+        load(tmp_path, {"problem": "How many?", "images": [picture()], "answer": written})
+
+
 def test_columns_of_two_layouts_are_not_guessed(tmp_path):
     row = {"question": "x?", "image": picture(), "answer": "1", "images": [picture()]}
     with pytest.raises(DataError, match=r"more than one known layout.*--columns"):
