@@ -120,9 +120,9 @@ def test_reward_functions_of_the_user_have_figures_with_what_they_are_over(tmp_p
     assert "step 1: reward/bonus, applied 0.250" in page
     assert "step 1: reward/bonus 0.75" in page
     assert "step 2: reward/bonus 0" not in page
-    assert "step 2: judge&#x27;s &lt;b&gt; 3.5" in page
+    assert "step 2: log_metric/judge&#x27;s &lt;b&gt; 3.5" in page
     assert "late" not in page
-    assert "step 2: late 2" in render(index, "?view=run&split=eval")
+    assert "step 2: log_metric/late 2" in render(index, "?view=run&split=eval")
 
 
 def test_kl_is_shown_where_it_was_logged_and_the_optimizer_has_its_figures(tmp_path):

@@ -221,13 +221,18 @@ def test_tall_pictures_keep_their_shape(page, served, tmp_path):
 def test_what_reward_functions_logged_about_a_response(tmp_path):
     store = RolloutStore(tmp_path)
     written = rows(store, 1, {"a": "one"})
-    said = {"judge": "too <b>long</b>", "marks": "[1, 2]"}
+    said = {"judge": "too <b>long</b>", "marks": "[1, 2]", "story": "word " * 1000 + "THE-END"}
     store.write("train", 1, [replace(row, extra=said if row.response_index == 0 else {}) for row in written])
     index = Index([tmp_path])
     shown = str(render(index, "?view=response&step=1&problem=p-a&response=0"))
     assert "Logged by reward functions" in shown
     assert "too &lt;b&gt;long&lt;/b&gt;" in shown
     assert "[1, 2]" in shown
+    assert "the first 4,000 characters of each; " in shown
+    assert "THE-END" not in shown
+    whole = str(render(index, "?view=response&step=1&problem=p-a&response=0&full=1"))
+    assert "THE-END" in whole
+    assert "characters of each" not in whole
     assert "Logged by" not in str(render(index, "?view=response&step=1&problem=p-a&response=1"))
 
 

@@ -16,7 +16,7 @@ from sharevl_explorer.queries import extra, responses
 from sharevl_explorer.token_view import token_view
 
 _LOGGED = 4000
-"""Characters of one logged value that are shown."""
+"""Characters of one logged value that are shown, unless all is asked for."""
 
 
 def response_view(context: Context) -> Html:
@@ -106,8 +106,11 @@ def _logged(context: Context, row: dict[str, Any]) -> Html | None:
     said = extra(context.index, context.state) if row["schema_version"] >= 3 else {}
     if not said:
         return None
-    entries = [[el("dt", name), el("dd", el("bdi", value[:_LOGGED]))] for name, value in said.items()]
-    return el("section.panel", el("h3", "Logged by reward functions"), el("dl", entries))
+    limit = None if context.state.full else _LOGGED
+    entries = [[el("dt", name), el("dd", el("bdi", value[:limit]))] for name, value in said.items()]
+    cut = any(len(value) > _LOGGED for value in said.values()) and limit is not None
+    whole = el("p.note", f"the first {_LOGGED:,} characters of each; ", el("a", "show all", href=context.link(full=1)))
+    return el("section.panel", el("h3", "Logged by reward functions"), el("dl.logged", entries), whole if cut else None)
 
 
 def _advantage(split: str, row: dict[str, Any]) -> Html:

@@ -207,7 +207,9 @@ def _of_functions(sources: Sequence[_Source]) -> list[Figure]:
             figures.append(Figure(f"reward/{name}, applied", share, "share of the responses that have one", _SHARE))
     own = "log_metric/" if trains(split) else f"{split}_log_metric/"
     names = {key.removeprefix(own) for record in logged for key in record if key.startswith(own)}
-    return figures + [Figure(name, f"{own}{name}", "logged by a reward function") for name in sorted(names)]
+    return figures + [
+        Figure(f"log_metric/{name}", f"{own}{name}", "logged by a reward function") for name in sorted(names)
+    ]
 
 
 def _groups(context: Context) -> Html:
