@@ -159,6 +159,30 @@ def test_why_a_response_has_no_advantage(tmp_path):
     assert text(render(index, "?view=step&step=1")).count(" replaced ") == 1
 
 
+@pytest.mark.parametrize(
+    ("pairs", "told"),
+    [
+        ([0.25, -0.5], "under Q0 0.250 under Q1, its own −0.500"),
+        ([0.0, -0.75], "under Q0 0.000 under Q1, its own −0.750"),
+        ([None, -0.75], "under Q0 not a pair under Q1, its own −0.750"),
+    ],
+)
+def test_the_advantage_is_the_one_that_trained(tmp_path, pairs, told):
+    """Whatever `share.levels` and `share.trajectories` were: the stored pairs, not a sum made here."""
+    store = RolloutStore(tmp_path)
+    row = rows(store, 1, {"a": "one"}, n=1)[1]
+    scorers = [replace(scorer, advantage=value) for scorer, value in zip(row.scorers, pairs, strict=True)]
+    store.write("train", 1, [replace(row, adv_global=0.25, adv_local=-0.75, scorers=scorers)])
+    index = Index([tmp_path])
+    page = text(render(index, "?view=response&step=1&problem=p-a&variant=1"))
+    assert f"Advantage global 0.250 local −0.750 trained with {told} Log-prob gap under Q0" in page
+    assert "global + local" not in page
+    matrix = text(render(index, "?view=problem&step=1&problem=p-a&cell=advantage"))
+    assert "advantage, what the pair trained with." in matrix
+    assert "– not a pair" in matrix
+    assert "not forwarded" not in matrix
+
+
 def test_one_step_is_no_steps_and_clear_restores_the_order(tmp_path):
     stored(tmp_path, 1, TOTALS)
     index = Index([tmp_path])

@@ -174,5 +174,5 @@ def _legend(scale: float, cell: str) -> Html:
         el("span.ramp" + (".half" if cell == "clip" else ""), aria_hidden="true"),
         number(scale),
         el("span.outline", "source"),
-        "– not forwarded",
+        "– not a pair" if cell == "advantage" else "– not forwarded",
     )

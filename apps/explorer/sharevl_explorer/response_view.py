@@ -114,27 +114,39 @@ def _logged(context: Context, row: dict[str, Any]) -> Html | None:
 
 
 def _advantage(split: str, row: dict[str, Any]) -> Html:
-    parts = [("global", row["adv_global"]), ("local", row["adv_local"])]
+    """Both levels, and the advantage of each pair as it was stored: `share.levels` and `share.trajectories` choose."""
     if row["adv_global"] is None:
         return el("section.panel", el("h3", "Advantage"), el("p.quiet", f"none: {untrained(split, [row])}"))
-    used = [(f"used under Q{s['variant_index']}", s["advantage"]) for s in row["scorers"]]
+    levels = [("global", row["adv_global"]), ("local", row["adv_local"])]
+    pairs = [(_under(row, scorer), scorer["advantage"]) for scorer in row["scorers"]]
     gaps = [(f"under Q{s['variant_index']}", s["gap"]) for s in row["scorers"]]
+    floor = max([0.5, *(abs(value) for _, value in [*levels, *pairs] if value is not None)])
+    trained = [el("h4", "trained with"), _bars(pairs, floor=floor, unknown="not a pair")]
     return el(
         "section.panel",
         el("h3", "Advantage"),
-        _bars([*parts, *used], floor=0.5),
+        _bars(levels, floor=floor),
+        trained if pairs else None,
         el("h3", "Log-prob gap"),
         _bars(gaps, floor=0.05),
         el("p.quiet", "mean over tokens, nats, against the source"),
     )
 
 
-def _bars(values: Sequence[tuple[str, float | None]], *, floor: float) -> Html:
-    """Bars to both sides of 0. `floor`: the least value that fills a side, so that nothing is not drawn large."""
+def _under(row: dict[str, Any], scorer: dict[str, Any]) -> str:
+    """A scoring variant; the one that the response was sampled under is marked."""
+    k = scorer["variant_index"]
+    return f"under Q{k}" + (", its own" if k == row["variant_index"] else "")
+
+
+def _bars(values: Sequence[tuple[str, float | None]], *, floor: float, unknown: str = "–") -> Html:
+    """Bars to both sides of 0. `floor`: the least value that fills a side, so that nothing is not drawn large.
+    `unknown` stands where there is no value."""
     scale = max([floor, *(abs(value) for _, value in values if value is not None)])
     lines = []
     for name, value in values:
         sign = "neg" if (value or 0) < 0 else "pos"
         bar = el(f"span.bar-{sign}", style=f"width:{50 * abs(value or 0) / scale:.1f}%")
-        lines.append([el("dt", name), el("dd", el("span.axis", bar, aria_hidden="true"), el("b", number(value, 3)))])
+        figure = unknown if value is None else number(value, 3)
+        lines.append([el("dt", name), el("dd", el("span.axis", bar, aria_hidden="true"), el("b", figure))])
     return el("dl.bars", lines)

@@ -26,7 +26,7 @@ class Cell(NamedTuple):
 
 CELLS = {
     "gap": Cell("log-prob gap", "nats per token, under the column's variant minus under the source", "gap", 0.05),
-    "advantage": Cell("advantage", "global, plus local in the source's column", "advantage", 0.5),
+    "advantage": Cell("advantage", "what the pair trained with", "advantage", 0.5),
     "clip": Cell("clip fraction", "share of the tokens whose ratio was clipped in the update", "clip_fraction", 0.05),
 }
 
