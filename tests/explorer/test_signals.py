@@ -57,18 +57,44 @@ def test_bars_say_signal_first_and_then_right_or_wrong(tmp_path):
     )
 
 
-def test_nothing_is_rescued_in_a_run_of_the_local_level_alone(tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "local"),
+    [
+        (None, False),
+        ("share: {levels: hierarchical}", False),
+        ("share: {levels: global}", False),
+        ("share: {levels: local, trajectories: own}", True),
+        ("share: [levels", False),
+        ("local", False),
+    ],
+)
+def test_a_run_of_the_local_level_alone_rescues_nothing(tmp_path, recipe, local):
     stored(tmp_path, 1, TOTALS)
-    (tmp_path / "recipe.yaml").write_text("share: {levels: local}\n")
+    if recipe is not None:
+        (tmp_path / "recipe.yaml").write_text(recipe)
     index = Index([tmp_path])
-    run, step = (text(render(index, f"?view={view}&step=1")) for view in ("run", "step"))
-    assert "local level alone, all wrong" in run
-    assert "this run has none (share.levels: local)." in run
-    assert "3 local level alone, 2 with no signal" in step
-    for words in ("Rescued: they", "rescued, all", "rescued, 2 with"):
-        assert words not in run + step
-    (tmp_path / "recipe.yaml").write_text("share: [")
-    assert "2 rescued, all right" in render(Index([tmp_path]), "?view=run"), "damaged: nothing is known"
+    run, step = (render(index, query).split("<dialog")[0] for query in ("?view=run", "?view=step&step=1"))
+    word = "would be rescued" if local else "rescued"
+    assert re.findall(r'swatch rescued-right"></span>([^<]*)', run) == [f"{word}, all right"]
+    assert f"1 {word}, all wrong, 2 {word}, all right" in run
+    assert re.findall("<figcaption><span[^>]*>([a-z ]*rescued)<", run) == [word]
+    assert re.findall('<option value="rescued">([^<]*)', step) == [word]
+    assert f"3 {word}, " in step
+    badges = re.findall('<span class="badge rescued" title="([^"]*)"><i[^>]*>⇄</i>([^<]*)', step)
+    assert len(badges) == 2
+    assert {label for _, label in badges} == {word}
+    for told in (run, *(meaning for meaning, _ in badges)):
+        assert ("only the shared advantage can teach" in told) != local
+        assert ("this run trains by the local level alone" in told) == local
+
+
+def test_two_runs_of_which_one_rescues_nothing(tmp_path):
+    for name, levels in (("shared", "hierarchical"), ("alone", "local")):
+        stored(tmp_path / name, 1, TOTALS)
+        (tmp_path / name / "recipe.yaml").write_text(f"share: {{levels: {levels}}}")
+    page = render(Index([tmp_path / "shared", tmp_path / "alone"]), "?view=run")
+    assert ">rescued or would be rescued<" in page
+    assert "only the shared advantage can teach" in page
 
 
 @pytest.mark.parametrize("signal", ["", "silent", "rescued", "none", "own"])

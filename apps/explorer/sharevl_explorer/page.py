@@ -135,7 +135,8 @@ def _help() -> Html:
         el(
             "p",
             "A variant's group of responses is rescued if its rewards are all equal while those of the whole problem "
-            "are not: alone it would teach nothing. A problem is rescued if one of its groups is, as in the metrics.",
+            "are not: alone it would teach nothing. A problem is rescued if one of its groups is, as in the metrics. "
+            "Would be rescued: the run trains by the local level alone (share.levels), so that nothing is.",
         ),
         el("form", el("button", "Close"), method="dialog"),
         aria_label="help",

@@ -11,7 +11,7 @@ from typing import Any
 from sharevl_explorer.album import Album
 from sharevl_explorer.index import Index
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.recipe_file import shares_rewards
+from sharevl_explorer.recipe_file import local_alone
 from sharevl_explorer.state import State
 from sharevl_lite.store_schema import IMAGES_DIR
 
@@ -33,13 +33,15 @@ SIGNALS = {
     "none": ("no signal", "○", "the rewards of the whole problem are all equal: nothing is learnt"),
 }
 """What an update can learn from, as the index defines it: label, symbol, meaning."""
-_LOCAL_ALONE = (
-    "local level alone",
-    "⇄",
-    "the rewards of a group are all equal, those of the problem are not: a shared advantage could teach there, and "
-    "this run has none (share.levels: local)",
-)
-"""A rescued group where nothing rescues it."""
+_LOCAL_ALONE = {
+    "rescued": (
+        "would be rescued",
+        "⇄",
+        "the rewards of a group are all equal, those of the problem are not: the global level would teach there, but "
+        "this run trains by the local level alone",
+    ),
+}
+"""What a run says instead whose `share.levels` is local."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,14 @@ def picture(context: Context, sha: str, alt: str, kind: str = "") -> Html:
     return el("span.picture.missing", "image missing", role="img", aria_label=f"{alt} (missing)", title=sha[:80])
 
 
-def signals_of(context: Context) -> Mapping[str, tuple[str, str, str]]:
-    """The signals in the words of the state's run."""
-    return SIGNALS if shares_rewards(context.index.runs[context.state.run]) else SIGNALS | {"rescued": _LOCAL_ALONE}
+def signals(context: Context) -> dict[str, tuple[str, str, str]]:
+    """`SIGNALS` in the words that fit how the state's run trains."""
+    return SIGNALS | _LOCAL_ALONE if local_alone(context.index.runs[context.state.run]) else SIGNALS
 
 
-def badge(kind: str, words: Mapping[str, tuple[str, str, str]] = OUTCOMES) -> Html:
-    """An outcome, or with `words` a signal, as symbol and word."""
-    label, symbol, meaning = words[kind]
+def badge(kind: str, told: Mapping[str, tuple[str, str, str]] = OUTCOMES) -> Html:
+    """An outcome as symbol and word, or a signal with `told` as `signals` gives it."""
+    label, symbol, meaning = told[kind]
     return el(f"span.badge.{kind}", el("i", symbol, aria_hidden="true"), label, title=meaning)
 
 

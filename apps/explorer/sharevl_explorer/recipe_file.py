@@ -6,7 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sharevl_lite.run_files import RECIPE_FILE
+import yaml
+
+FILE = "recipe.yaml"
 
 
 def recipe_of(run: Path) -> Any:
@@ -15,20 +17,15 @@ def recipe_of(run: Path) -> Any:
     return _read(str(path), path.stat().st_mtime_ns) if path.is_file() else None
 
 
-def shares_rewards(run: Path) -> bool:
-    """Whether the run's advantages have the level that variants share; taken for granted where no recipe says it."""
-    import yaml
-
+def local_alone(run: Path) -> bool:
+    """Whether the run trains by the local level of the advantage alone; not if its recipe cannot tell."""
     try:
-        recipe = recipe_of(run)
-        return bool(recipe is None or recipe["share"]["levels"] != "local")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        return True
+        return bool(recipe_of(run)["share"]["levels"] == "local")
+    except (KeyError, OSError, TypeError, ValueError, yaml.YAMLError):  # the file may be anyone's, or not there
+        return False
 
 
 @lru_cache(maxsize=4)
 def _read(path: str, written: int) -> Any:
     """The file as it was written at that time: one that was replaced is read again."""
-    import yaml
-
     return yaml.safe_load(Path(path).read_text(encoding="utf-8"))

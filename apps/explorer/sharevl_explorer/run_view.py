@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from sharevl_explorer.charts import Line, line_chart, stacked_bars
 from sharevl_explorer.evaluation_view import evaluation_view, is_evaluation
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import OUTCOMES, SIGNALS, Context, counted, empty, signals_of, tabs, trains
+from sharevl_explorer.parts import OUTCOMES, Context, counted, empty, signals, tabs, trains
 from sharevl_explorer.queries import step_groups, step_means
+from sharevl_explorer.recipe_file import local_alone
 from sharevl_lite.metrics_log import MetricsError
 from sharevl_lite.metrics_log import read as read_metrics
 
@@ -43,10 +44,11 @@ _OF_TRAINING = (
     Figure("clip dual", "clip_dual", "share of tokens under the dual clip, from metrics.jsonl"),
 )
 _CUT = Figure("truncated", "truncated", "share of responses cut at the length limit")
+_RESCUED = Figure("rescued", "rescued", "share of problems with such a group whose own rewards differ", _SHARE)
 _MORE_OF_TRAINING = (
     Figure("vanished local", "vanished_local", "share of variant groups whose rewards do not differ", _SHARE),
     Figure("vanished global", "vanished_global", "share of problems whose rewards do not differ", _SHARE),
-    Figure("rescued", "rescued", "share of problems with such a group whose own rewards differ", _SHARE),
+    _RESCUED,
     _CUT,
     Figure("verifier failures", "verifier_failures", "responses without a verdict"),
     Figure("sampler gap", "sampler_gap", "mean |log-prob of the sampler minus of the trainer|, nats per token"),
@@ -77,11 +79,12 @@ _CAPTION = (
     "those of the problem. Problems that dynamic sampling replaced are counted too, as in vanished_local and "
     "vanished_global of the metrics."
 )
-_RESCUED = "Rescued: they do not, but those of the problem do, so that only the shared advantage can teach."
-_LOCAL_ALONE = (
-    "Local level alone: they do not, but those of the problem do; a shared advantage could teach there, and this run "
-    "has none (share.levels: local)."
-)
+_RESCUED_GROUP = {
+    False: "Rescued: they do not, but those of the problem do, so that only the shared advantage can teach.",
+    True: "Would be rescued: they do not, but those of the problem do; this run trains by the local level alone "
+    "(share.levels), so that such a group teaches nothing.",
+}
+"""Of the caption, by whether the run trains by the local level alone."""
 _CAPTION_OF_EVALUATION = "A group is the responses to one variant of a problem. No update learns from this split."
 
 
@@ -159,10 +162,12 @@ def _folded(sources: Sequence[_Source]) -> list[Html]:
     """Figures that are looked for when something is wrong."""
     held_out = [figure for figure in _HELD_OUT if _logged(figure, sources)]
     title = "more figures: signal, truncation, verifier, sampler" + (", held-out accuracy" if held_out else "")
-    more: list[tuple[str, Sequence[Figure]]] = [(title, [*_MORE_OF_TRAINING, *held_out])]
+    rescued = _RESCUED._replace(title=" or ".join(sorted({signals(of.context)["rescued"][0] for of in sources})))
+    figures = [rescued if figure is _RESCUED else figure for figure in (*_MORE_OF_TRAINING, *held_out)]
+    more: list[tuple[str, Sequence[Figure]]] = [(title, figures)]
     if any(_logged(figure, sources) for figure in _OF_OPTIMIZER):
         more.append(("optimizer: loss, learning rate, gradient norm, ratio, seconds per step", _OF_OPTIMIZER))
-    return [el("details.more", el("summary", told), _charts(figures, sources)) for told, figures in more]
+    return [el("details.more", el("summary", told), _charts(shown, sources)) for told, shown in more]
 
 
 def _logged(figure: Figure, sources: Sequence[_Source]) -> bool:
@@ -225,18 +230,19 @@ def _groups(context: Context) -> Html:
     kinds = [(outcome, label) for outcome, (label, _, _) in OUTCOMES.items()]
     if trained:
         kinds = [
-            (f"{signal}-{outcome}", f"{words}, {label}")
-            for signal, (words, _, _) in signals.items()
+            (f"{signal}-{outcome}", f"{told}, {label}")
+            for signal, (told, _, _) in signals(context).items()
             for outcome, label in kinds
         ]
     kinds = [(key, label) for key, label in kinds if any(row.get(key) for row in rows.values())]
     counts = [{key: 0 for key, _ in kinds} | row for row in rows.values()]
+    caption = _CAPTION.format(rescued=_RESCUED_GROUP[local_alone(context.index.runs[state.run])])
     return el(
         "section.panel",
         el("h3", "Groups per step"),
         el("ul.legend", [el("li", el(f"span.swatch.{key}"), label) for key, label in kinds]),
         el("div.scroll", stacked_bars(counts, kinds, lambda step: context.link("step", step=step) or "#")),
-        el("p.quiet", _CAPTION.format(rescued=rescued) if trained else _CAPTION_OF_EVALUATION),
+        el("p.quiet", caption if trained else _CAPTION_OF_EVALUATION),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sharevl_explorer.figures import number, percent
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import OUTCOMES, Context, badge, counted, empty, key, picture, signals_of, trains
+from sharevl_explorer.parts import OUTCOMES, Context, badge, counted, empty, key, picture, signals, trains
 from sharevl_explorer.places import not_here, place, split_tabs, step_keys
 from sharevl_explorer.prose import shortened
 from sharevl_explorer.queries import Page, problems, transforms
@@ -40,7 +40,8 @@ def step_view(context: Context) -> Html:
             (f"step {state.step}", None),
         )
     page = problems(index, state)
-    rows = [_row(context, row) for row in page.rows]
+    told = signals(context)
+    rows = [_row(context, row, told) for row in page.rows]
     columns = [column for column in _COLUMNS if trains(state.split) or column[0] not in _OF_TRAINING]
     head = el("tr", el("th", el("span.hidden", "image")), [_heading(context, *column) for column in columns])
     table = el("div.scroll", el("table.problems", el("thead", head), el("tbody", rows)))
@@ -63,7 +64,7 @@ def _summary(context: Context, page: Page) -> Html | None:
     """How many groups the filtered problems have of each signal: the figures of the Run view's bars."""
     if not trains(context.state.split) or not page.total:
         return None
-    rescued = signals_of(context)["rescued"][0]
+    rescued = signals(context)["rescued"][0]
     return el(
         "p.quiet",
         f"{counted(page.total, 'problem')}, {counted(page.groups, 'variant group')}: "
@@ -72,7 +73,7 @@ def _summary(context: Context, page: Page) -> Html | None:
     )
 
 
-def _row(context: Context, row: dict[str, Any]) -> Html:
+def _row(context: Context, row: dict[str, Any], told: dict[str, tuple[str, str, str]]) -> Html:
     trained = trains(context.state.split)
     href = context.link("problem", problem=row["problem"], variant=0, response=0)
     shas = row["images"] or []
@@ -88,7 +89,7 @@ def _row(context: Context, row: dict[str, Any]) -> Html:
         el("td.number", number(row["spread_global"]), data_label="spread"),
         el("td.number", number(row["spread_local"]), data_label="local"),
         el("td", badge(row["outcome"])),
-        el("td", badge(row["signal"], signals_of(context))) if trained else None,
+        el("td", badge(row["signal"], told)) if trained else None,
         el("td.number", f"{row['silent']} of {row['variants']}", data_label="silent") if trained else None,
         el("td.number", row["truncated"], data_label="cut"),
         el("td", row["transforms"] or "none", data_label="transforms"),
@@ -115,7 +116,7 @@ def _filters(context: Context) -> Html:
     state = context.state
     found = [(name, name) for name in transforms(context.index, state)]
     outcomes = [("", "any outcome"), *((name, label) for name, (label, _, _) in OUTCOMES.items())]
-    signals = [("", "any signal"), _SILENT, *((name, label) for name, (label, _, _) in signals_of(context).items())]
+    offered = [("", "any signal"), _SILENT, *((name, label) for name, (label, _, _) in signals(context).items())]
     bound = {"type": "number", "step": "any", "inputmode": "decimal"}
     return el(
         "form.filters",
@@ -128,7 +129,7 @@ def _filters(context: Context) -> Html:
             aria_label="search questions, answers and responses",
         ),
         _select("outcome", outcomes, state.outcome),
-        _select("signal", signals, state.signal) if trains(state.split) else None,
+        _select("signal", offered, state.signal) if trains(state.split) else None,
         _select("transform", [("", "any transform"), *found], state.transform),
         el(
             "label",
