@@ -13,7 +13,7 @@ from sharevl_explorer.index import Index
 from sharevl_explorer.page import render
 from sharevl_explorer.trial import AskedVariant, Attempt, Tryout
 
-from sharevl_lite.store import RolloutStore, Scorer
+from sharevl_lite.store import RolloutStore
 from sharevl_lite.store_schema import StoreError
 
 SHOWN = "document.querySelector('#sharevl').dataset.shown === location.search"
@@ -234,18 +234,3 @@ def test_what_reward_functions_logged_about_a_response(tmp_path):
     assert "THE-END" in whole
     assert "characters of each" not in whole
     assert "Logged by" not in str(render(index, "?view=response&step=1&problem=p-a&response=1"))
-
-
-def test_the_advantage_is_the_one_that_was_used(tmp_path):
-    """With `share.levels: local` and `trajectories: own` neither level alone nor their sum."""
-    store = RolloutStore(tmp_path)
-    scorers = [Scorer(0, 0.625, -1.0, 0.0), Scorer(1, None, None, None)]
-    written = [
-        replace(row, adv_global=0.25, adv_local=0.625, scorers=scorers, scorer_logprobs=None)
-        for row in rows(store, 1, {"a": "one"})
-    ]
-    store.write("train", 1, written)
-    shown = str(render(Index([tmp_path]), "?view=response&step=1&problem=p-a"))
-    told = re.findall(r"<dt>([^<]*)</dt><dd><span[^>]*>.*?</span></span><b>([^<]*)</b>", shown)
-    assert told[:4] == [("global", "0.250"), ("local", "0.625"), ("used under Q0", "0.625"), ("used under Q1", "–")]
-    assert "0.875" not in shown

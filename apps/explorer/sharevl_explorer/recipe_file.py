@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-FILE = "recipe.yaml"
+from sharevl_lite.run_files import RECIPE_FILE
 
 
 def recipe_of(run: Path) -> Any:

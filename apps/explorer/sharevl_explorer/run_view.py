@@ -220,8 +220,7 @@ def _of_functions(sources: Sequence[_Source]) -> list[Figure]:
 def _groups(context: Context) -> Html:
     """The bars: signal first, then right or wrong; of an evaluation, right or wrong alone."""
     state = context.state
-    trained, signals = trains(state.split), signals_of(context)
-    rescued = _RESCUED if signals == SIGNALS else _LOCAL_ALONE
+    trained = trains(state.split)
     rows: dict[int, dict[str, Any]] = {}
     for found in step_groups(context.index, state.run, state.split):
         key = f"{found['signal']}-{found['outcome']}" if trained else found["outcome"]
