@@ -158,7 +158,7 @@ def _data_lines(recipe: Recipe, first: FirstLook) -> list[str]:
 
 
 def _prompt_lines(first: FirstLook) -> list[str]:
-    """The first problem's prompt as the model reads it, a long one cut in its middle."""
+    """The first problem's prompt as the model reads it, a long one cut in its middle, and its right answer."""
     if first.prompts is None or not first.problems:
         return []
     problem = first.problems[0]
@@ -167,7 +167,8 @@ def _prompt_lines(first: FirstLook) -> list[str]:
     if cut > 0:
         half = SHOWN_CHARACTERS // 2
         text = f"{text[:half]} [... {cut:,} characters ...] {text[-half:]}"
-    return [f"# the plain prompt of the first problem ({problem.id})", *(f"  {line}" for line in text.splitlines()), ""]
+    head = f"# the plain prompt of the first problem ({problem.id})"
+    return [head, *(f"  {line}" for line in text.splitlines()), f"# its right answer: {problem.gold}", ""]
 
 
 def _prompt_length(recipe: Recipe, first: FirstLook) -> tuple[int, str]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sharevl_lite.cli import _PLAIN_KNOBS, main
+from sharevl_lite.data.digits import digits_problems
 from sharevl_lite.policy.hf import resolve_model_path
 
 ROOT = Path(__file__).parents[1]
@@ -292,13 +293,14 @@ def test_a_dry_run_shows_the_prompt_that_the_model_reads(called, tmp_path, monke
     words = ["train", DEMO, "--dry-run"]
     _, output, _ = called(*words, "--data.system-prompt", "Be brief.")
     shown = output[output.index("# the plain prompt of the first problem (digits-train-0000)") :]
-    assert shown.splitlines()[1:7] == [
+    assert shown.splitlines()[1:8] == [
         "  <|im_start|>system",
         "  Be brief.<|im_end|>",
         "  <|im_start|>user",
         "  <|vision_start|><|image_pad|> x 8<|vision_end|>What is the sum of the two digits? "
         "Think, then box the answer.<|im_end|>",
         "  <|im_start|>assistant",
+        f"# its right answer: {digits_problems('train')[0].gold}",
         "",
     ]
     monkeypatch.chdir(tmp_path)
