@@ -10,7 +10,7 @@ from sharevl_lite.share.objective import (
     policy_loss,
 )
 from sharevl_lite.share.packing import PackedRow, Prefix, SegmentGroup, pack_row
-from sharevl_lite.share.row_plan import plan_rows
+from sharevl_lite.share.row_plan import packed_length, plan_rows
 
 __all__ = [
     "Advantages",
@@ -22,6 +22,7 @@ __all__ = [
     "cross_variant_weight",
     "hierarchical_advantage",
     "pack_row",
+    "packed_length",
     "pair_token_weights",
     "plan_rows",
     "policy_loss",

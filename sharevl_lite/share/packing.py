@@ -121,11 +121,11 @@ def shared_length(first: Prefix, second: Prefix) -> int:
     return length if bool(alike_L.all()) else int((~alike_L).to(torch.uint8).argmax())
 
 
-def best_start(before: Sequence[Prefix], prefix: Prefix) -> tuple[Prefix | None, int]:
+def best_start(before: Sequence[Prefix], prefix: Prefix) -> tuple[int, int]:
     """Which of the prompts before it in a row a prompt has most tokens alike with, and how many; 0 where too few."""
     recent = range(max(0, len(before) - LOOK_BACK), len(before))
     length, place = max(((shared_length(before[place], prefix), place) for place in recent), default=(0, 0))
-    return (before[place], length) if length >= LEAST_SHARED else (None, 0)
+    return (place, length) if length >= LEAST_SHARED else (0, 0)
 
 
 class _Tokens:
@@ -193,25 +193,27 @@ class _Scores:
         return torch.cat(self.places) if self._count < sum(self.lengths) else None
 
 
-def pack_row(groups: Sequence[SegmentGroup[K]]) -> PackedRow[K]:
-    """Lays groups one after another in a row (see the module's head); what is alike stands there once."""
+def pack_row(groups: Sequence[SegmentGroup[K]], *, share: bool = True) -> PackedRow[K]:
+    """Lays groups one after another in a row (see the module's head); with `share`, what is alike stands there once."""
     tokens, scores = _Tokens(), _Scores()
-    prompts = [group.prefix for group in groups]
+    stems: list[_Stem] = []
     image_keys: list[str] = []
-    stems: dict[tuple[Any, ...], _Stem] = {}
-    scored: dict[tuple[tuple[Any, ...], bytes], Tensor] = {}
+    known: dict[tuple[Any, ...], int] = {}
+    answered: dict[tuple[int, bytes], Tensor] = {}
     for number, group in enumerate(groups):
-        prefix, prompt = group.prefix, group.prefix.identity
-        if prompt not in stems:
-            parent, shared = best_start(prompts[:number], prefix)
-            start = None if parent is None else stems[parent.identity]
-            stems[prompt] = _Stem.of(tokens, prefix, start, shared)
-            image_keys += prefix.image_keys[prefix.images_within(shared) :]
-        for response_R, response in zip(group.responses, group.identities, strict=True):
-            if (prompt, response) not in scored:
-                places_R = _answer(tokens, stems[prompt], prefix, response_R)
-                scored[prompt, response] = scores.append(places_R, response_R)
-            scores.give(scored[prompt, response])
+        prefix = group.prefix
+        first = known.setdefault(prefix.identity, number) if share else number
+        if first < number:
+            stems.append(stems[first])
+        else:
+            place, shared = best_start([g.prefix for g in groups[:number]], prefix) if share else (0, 0)
+            stems.append(_Stem.of(tokens, prefix, stems[place] if shared else None, shared))
+            image_keys.extend(prefix.image_keys[prefix.images_within(shared) :])
+        for response_R, identity in zip(group.responses, group.identities, strict=True):
+            if not share or (first, identity) not in answered:
+                places_R = _answer(tokens, stems[-1], prefix, response_R)
+                answered[first, identity] = scores.append(places_R, response_R)
+            scores.give(answered[first, identity])
     return PackedRow(
         ids_T=torch.cat(tokens.ids),
         positions_3T=torch.cat(tokens.positions, dim=1),

@@ -46,6 +46,7 @@ class _OpenRow(Generic[K]):
     """A row that is being filled."""
 
     token_budget: int
+    share: bool
     load: _Load = NOTHING
     groups: list[SegmentGroup[K]] = field(default_factory=list)
     answered: dict[tuple[Any, ...], set[bytes]] = field(default_factory=dict)
@@ -53,6 +54,8 @@ class _OpenRow(Generic[K]):
 
     def load_of(self, group: SegmentGroup[K]) -> _Load:
         """What the group would take of this row, where it shares what it can."""
+        if not self.share:
+            return _load_of(group, share=False)
         prefix = group.prefix
         answered = self.answered.get(prefix.identity)
         if answered is not None:
@@ -70,21 +73,23 @@ class _OpenRow(Generic[K]):
         self.answered.setdefault(group.prefix.identity, set()).update(group.identities)
 
 
-def _load_of(group: SegmentGroup[K], shared: int = 0, known: Collection[bytes] = ()) -> _Load:
+def _load_of(group: SegmentGroup[K], shared: int = 0, known: Collection[bytes] = (), *, share: bool = True) -> _Load:
     """What a group takes of a row that holds the first `shared` tokens of its prompt and the responses `known`."""
     load = _load_of_prompt(group.prefix, shared)
     seen = set(known)
     for response, identity in zip(group.responses, group.identities, strict=True):
-        if identity not in seen:
+        if not share or identity not in seen:
             load = load.plus(_load_of_response(group.prefix, response.numel()))
             seen.add(identity)
     return load
 
 
-def plan_rows(groups: Sequence[SegmentGroup[K]], token_budget: int) -> list[list[SegmentGroup[K]]]:
+def plan_rows(
+    groups: Sequence[SegmentGroup[K]], token_budget: int, *, share: bool = True
+) -> list[list[SegmentGroup[K]]]:
     """Distributes groups over rows of at most `token_budget` tokens, in order: a group goes where the one before it
-    went if it can share something there and there is room, else first fit. Rows of several groups gather at most
-    `KEYS_PER_TOKEN` times as many keys.
+    went if it can share something there (`share`) and there is room, else first fit. Rows of several groups gather at
+    most `KEYS_PER_TOKEN` times as many keys.
 
     A group longer than the budget is split by responses and its prefix repeated. A single pair longer than the budget
     gets a row of its own: nothing is dropped or cut. Raises ValueError for a group without responses or an empty
@@ -93,23 +98,28 @@ def plan_rows(groups: Sequence[SegmentGroup[K]], token_budget: int) -> list[list
     rows: list[_OpenRow[K]] = []
     latest: _OpenRow[K] | None = None
     for group in groups:
-        parts = _split(group, token_budget)
+        parts = _split(group, token_budget, share=share)
         if latest is not None:
             load = latest.load_of(group)
-            if load.tokens < _load_of(group).tokens and latest.takes(load):
+            if load.tokens < _load_of(group, share=share).tokens and latest.takes(load):
                 latest.append(group, load)
                 continue
         for part in parts:
-            load = _load_of(part)
+            load = _load_of(part, share=share)
             latest = next((row for row in rows if row.takes(load)), None)
             if latest is None:
-                latest = _OpenRow(token_budget)
+                latest = _OpenRow(token_budget, share)
                 rows.append(latest)
             latest.append(part, load)
     return [row.groups for row in rows]
 
 
-def _split(group: SegmentGroup[K], token_budget: int) -> list[SegmentGroup[K]]:
+def packed_length(group: SegmentGroup) -> int:
+    """Tokens the group takes in a row, without what it may share with others there."""
+    return _load_of(group).tokens
+
+
+def _split(group: SegmentGroup[K], token_budget: int, *, share: bool) -> list[SegmentGroup[K]]:
     if not group.responses or len(group.responses) != len(group.pairs):
         raise ValueError(f"a group needs responses and a key for each, got {len(group.responses)}, {group.pairs}")
     parts: list[SegmentGroup[K]] = []
@@ -119,7 +129,7 @@ def _split(group: SegmentGroup[K], token_budget: int) -> list[SegmentGroup[K]]:
         if not response.numel():
             raise ValueError(f"pair {group.pairs[end]} has an empty response; a response has at least its end token")
         own = response.numel() - 1
-        added = 0 if identity in known else own
+        added = 0 if share and identity in known else own
         if end > start and tokens + added > token_budget:
             parts.append(SegmentGroup(group.prefix, group.responses[start:end], group.pairs[start:end]))
             start, tokens, known, added = end, prompt, set(), own

@@ -6,7 +6,7 @@ import torch
 from test_packed_scores import ALL, TEMPERATURE, Case, assert_equal_to_separate_rows, exact
 from tiny_models import FAMILIES, encoder, picture, tiny_policy
 
-from sharevl_lite.share import pack_row, plan_rows
+from sharevl_lite.share import pack_row, packed_length, plan_rows
 
 assert exact  # a fixture
 QUESTION = "How many of them are red?"
@@ -36,7 +36,7 @@ def variants_of_a_problem(policy):
 
 
 def tokens_saved(groups):
-    return sum(pack_row([group]).ids_T.numel() for group in groups) - pack_row(groups).ids_T.numel()
+    return sum(map(packed_length, groups)) - pack_row(groups).ids_T.numel()
 
 
 @pytest.mark.usefixtures("exact")

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sharevl_kernels.prefix_attention import Run
 
-from sharevl_lite.share import Prefix, SegmentGroup, pack_row, packing, plan_rows
+from sharevl_lite.share import Prefix, SegmentGroup, pack_row, packed_length, packing, plan_rows
 from sharevl_lite.share.packing import LEAST_SHARED, shared_length
 from sharevl_lite.share.row_plan import KEYS_PER_TOKEN
 
@@ -56,27 +56,22 @@ def scored(groups):
     }
 
 
-def gathered_keys(groups):
+def gathered_keys(groups, share=True):
     """Keys that attention of a row reads: of each run, those of its prompt and its own."""
-    return pack_row(groups).layout(torch.device("cpu")).sequences.keys[-1]
+    return pack_row(groups, share=share).layout(torch.device("cpu")).sequences.keys[-1]
 
 
-def tokens(groups):
-    return pack_row(groups).ids_T.numel()
+def tokens(groups, share=True):
+    return pack_row(groups, share=share).ids_T.numel()
 
 
-def tokens_apart(groups):
-    """Were every prompt and every response there, whatever is alike."""
-    return sum(g.prefix.ids_P.numel() + sum(response.numel() - 1 for response in g.responses) for g in groups)
-
-
-def assert_rows_fit(rows, budget):
+def assert_rows_fit(rows, budget, share=True):
     """Only a pair that does not fit alone may pass the budget, and then it has the row to itself; so has a group whose
     keys alone are too many."""
     assert all(rows)
     for row in rows:
-        assert tokens(row) <= budget or len(row) == len(row[0].pairs) == 1
-        assert gathered_keys(row) <= KEYS_PER_TOKEN * budget or len(row) == 1
+        assert tokens(row, share) <= budget or len(row) == len(row[0].pairs) == 1
+        assert gathered_keys(row, share) <= KEYS_PER_TOKEN * budget or len(row) == 1
 
 
 # ---------------------------------------------------------------- the plan
@@ -138,7 +133,7 @@ def test_groups_that_hold_nothing_to_score_are_refused():
 def test_a_row_scores_each_response_after_its_own_prefix(groups):
     row = pack_row(groups)
     expected = scored(groups)
-    assert row.ids_T.numel() == tokens_apart(groups)
+    assert row.ids_T.numel() == sum(packed_length(g) for g in groups)
     assert row.pairs == tuple(pair for g in groups for pair in g.pairs)
     assert row.image_keys == tuple(key for g in groups for key in g.prefix.image_keys)
     assert row.cu_seqlens_B1[0] == 0
@@ -205,7 +200,6 @@ def test_a_row_written_out():
     assert row.positions_3T[0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     assert row.rows_U.tolist() == [2, 3, 4, 2, 6, 7]
     assert row.targets_U.tolist() == [1, 2, 3, 4, 6, 8]
-    assert row.scores_S is None  # each has its own
     assert row.cu_seqlens_B1.tolist() == [0, 3, 4, 6]
     assert row.pairs == (7, 5, 9)
     assert row.image_keys == ("a", "b", "a")
@@ -291,7 +285,9 @@ def test_rows_with_shared_starts_keep_to_the_budget(groups, budget):
     assert scored([part for row in rows for part in row]) == scored(groups)
     assert_rows_fit(rows, budget)
     for row in rows:
-        assert tokens(row) <= sum(tokens([g]) for g in row) <= tokens_apart(row)
+        lengths = (pack_row(row).ids_T.numel(), sum(map(packed_length, row)), pack_row(row, share=False).ids_T.numel())
+        assert tuple(sorted(lengths)) == lengths
+    assert_rows_fit(plan_rows(groups, budget, share=False), budget, share=False)
 
 
 def test_a_variant_goes_where_its_sibling_is():
@@ -316,7 +312,7 @@ def test_a_variant_goes_where_its_sibling_is():
 def test_many_short_responses_do_not_share_a_row_without_end():
     """20 responses of 2 tokens behind a prompt of 100: 120 tokens, but 20 × 101 + 100 keys."""
     groups = [group(100, [2] * 20, 20 * number, 1000 * number) for number in range(2)]
-    assert tokens(groups[:1]) == 120
+    assert packed_length(groups[0]) == 120
     assert gathered_keys(groups[:1]) == 2120
     assert [len(row) for row in plan_rows(groups, 2 * 530)] == [2]
     assert [len(row) for row in plan_rows(groups, 1059)] == [1, 1]
@@ -336,6 +332,9 @@ def test_an_answer_given_twice_is_scored_once():
     assert row.scores_S.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert row.cu_seqlens_B1.tolist() == [0, 3, 5, 8, 10, 11, 14]
     assert row.rows_U.tolist() == [19, 20, 21, 19, 22, 19, 42, 43, 44]
+    apart = pack_row(groups, share=False)
+    assert apart.scores_S is None
+    assert apart.ids_T.numel() == 3 * 20 + 2 + 1 + 2 + 1 + 2
 
 
 def test_the_names_of_a_chats_roles_are_not_worth_a_cut():
@@ -345,8 +344,8 @@ def test_the_names_of_a_chats_roles_are_not_worth_a_cut():
         ids_P[alike] = 7
         groups[1] = SegmentGroup(Prefix(ids_P, groups[1].prefix.positions_3P), groups[1].responses, (1,))
         assert shared_length(groups[0].prefix, groups[1].prefix) == alike
-    assert pack_row(few).ids_T.numel() == tokens_apart(few)
-    assert pack_row(enough).ids_T.numel() == tokens_apart(enough) - LEAST_SHARED
+    assert pack_row(few).ids_T.numel() == sum(map(packed_length, few))
+    assert pack_row(enough).ids_T.numel() == sum(map(packed_length, enough)) - LEAST_SHARED
 
 
 def test_pictures_positions_and_ids_must_agree():
