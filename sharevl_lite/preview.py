@@ -6,6 +6,7 @@ hand without a download; otherwise, and for responses always, the recipe's upper
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 from sharevl_lite.config import Recipe
@@ -168,7 +169,8 @@ def _prompt_lines(first: FirstLook) -> list[str]:
         half = SHOWN_CHARACTERS // 2
         text = f"{text[:half]} [... {cut:,} characters ...] {text[-half:]}"
     head = f"# the plain prompt of the first problem ({problem.id})"
-    return [head, *(f"  {line}" for line in text.splitlines()), f"# its right answer: {problem.gold}", ""]
+    answer = textwrap.shorten(problem.gold, SHOWN_CHARACTERS // 8, placeholder=" …")
+    return [head, *(f"  {line}" for line in text.splitlines()), f"# its right answer: {answer}", ""]
 
 
 def _prompt_length(recipe: Recipe, first: FirstLook) -> tuple[int, str]:

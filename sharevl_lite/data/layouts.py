@@ -32,7 +32,7 @@ from sharevl_lite.data.problem import PLACEHOLDER
 logger = logging.getLogger(__name__)
 
 TAGGED_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-HASHED_ANSWER = re.compile(r"^####(.*)$", re.MULTILINE)
+HASHED_ANSWER = re.compile(r"^####(?!#)(.*)$", re.MULTILINE)
 """The last line of GSM8K's solutions."""
 NO_COLUMN = ""
 """Name of a column that no source has: the id of rows that are numbered."""
@@ -98,20 +98,19 @@ class Layout:
     def _bare_answer(self, text: str) -> str:
         """The answer alone: what stands in the last `<answer>…</answer>`, or behind the `####` of a last line."""
         inside = TAGGED_ANSWER.findall(text)
-        if inside:
-            return str(inside[-1]).strip()
-        if self.tagged_answer or "<think>" in text:
+        hashed = [] if self.tagged_answer else HASHED_ANSWER.findall(text)
+        if not (inside or hashed) and (self.tagged_answer or "<think>" in text.lower()):
             raise RowFault(
                 f"column {self.columns.answer!r} has no <answer>…</answer>: {reprlib.repr(text)}; name the column "
                 "that holds the bare answer"
             )
-        if PLACEHOLDER in text:
+        bare = str((inside or hashed or [text])[-1])
+        if PLACEHOLDER in bare:
             raise RowFault(
                 f"the answer (column {self.columns.answer!r}) has an {PLACEHOLDER}: {reprlib.repr(text)}; are the "
                 "columns of problem and answer swapped?"
             )
-        hashed = HASHED_ANSWER.findall(text)
-        return str(hashed[-1]).strip() if hashed else text
+        return bare.strip() if inside or hashed else text
 
     def options(self, cells: Mapping[str, Any]) -> Options:
         """The options of a row; [] where it has none. Raises RowFault where the cell holds something else."""

@@ -100,6 +100,8 @@ def test_a_solution_without_its_tag_is_a_bad_row(tmp_path):
         ("He has 2 + 3 = 5 of them.\n#### 5", "5"),
         ("a < answer", "a < answer"),
         ("# 5", "# 5"),
+        ("##### 5", "##### 5"),
+        ("<think>2 + 3</think>\n#### 5", "5"),
     ],
 )
 def test_the_answer_is_taken_out_of_a_solution(tmp_path, written, answer):
@@ -112,6 +114,8 @@ def test_the_answer_is_taken_out_of_a_solution(tmp_path, written, answer):
     ("written", "told"),
     [
         ("<think>2 + 3</think> The answer is 5", r"has no <answer>…</answer>: .*name the column that holds the bare"),
+        ("<THINK>2 + 3</THINK> 5", "has no <answer>"),
+        ("<answer><image></answer>", "has an <image>"),
         ("<image>What is shown?", r"has an <image>: .*are the columns of problem and answer swapped\?"),
     ],
 )

@@ -36,7 +36,7 @@ INTERRUPTS = '''
 import os, signal
 
 def interrupt(completions, trainer_state, **kwargs):
-    """Ctrl-C during the third step."""
+    """Ctrl-C during the evaluation after the second step."""
     if trainer_state.global_step == 4 and not os.path.exists(__file__ + ".done"):
         open(__file__ + ".done", "w").close()
         os.kill(os.getpid(), signal.SIGINT)
@@ -366,10 +366,10 @@ def test_an_interrupt_keeps_the_newest_checkpoint_beside_the_best(small_recipe, 
     recipe = small_recipe("run", **GETS_WORSE, **{"train.save_total_limit": 1, "reward.functions": functions})
     assert train(recipe, console=Console(quiet=True)).summary is None
     checkpoints = recipe.run_dir / "checkpoints"
-    assert numbers(list_checkpoints(checkpoints)) == [2, 6]
+    assert numbers(list_checkpoints(checkpoints)) == [2, 4], "the evaluation ends, and no further step begins"
     output = StringIO()
     assert train(recipe, resume="auto", console=Console(file=output, width=140)).summary["steps"] == 4
-    assert "resuming after step 3" in output.getvalue()
+    assert "resuming after step 2" in output.getvalue()
     assert equal(adapter_in(recipe.run_dir / "adapter"), adapter_in(checkpoints / "checkpoint-2"))
 
 

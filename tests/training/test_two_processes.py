@@ -120,7 +120,7 @@ def test_one_process_whose_reward_fails_stops_both_after_saving(rewarded, finish
     (tmp_path / "mended").touch()
     longer = {"data.eval": "null", "train.rollouts": 3}
     resumed = finish_in_two(rewarded("fragile", "run", "--resume", "auto", **longer))
-    assert "resuming after step 1; 3 steps" in resumed.stdout
+    assert "resuming after step 1 in 2 processes; 3 steps" in resumed.stdout
     assert store.read(tmp_path / "run", "train").column("step").unique().to_pylist() == [1, 2, 3]
 
 
