@@ -3,7 +3,7 @@
 RECIPE_FILE = "recipe.yaml"
 """The resolved recipe."""
 DATA_FILE = "data.json"
-"""How many problems there were, and digests of them and of the base model."""
+"""How many problems there were, and digests of them, of the base model and of the files of reward functions."""
 TOKENIZER_FILE = "tokenizer.json"
 """The model's."""
 PROMPT_FILE = "prompt.json"

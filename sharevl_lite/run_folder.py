@@ -51,12 +51,7 @@ HARMLESS = frozenset(
 )
 """Knobs that decide nothing of what is asked, rewarded or optimised."""
 ROUNDING = frozenset(
-    {
-        "train.token_budget",
-        "rollout.batch_size",
-        "model.gradient_checkpointing",
-        "model.checkpointing_layers",
-    }
+    {"train.token_budget", "rollout.batch_size", "model.gradient_checkpointing", "model.checkpointing_layers"}
 )
 """Knobs about how sums are grouped: the run goes on as it would have, but not bit for bit."""
 RESUMABLE_CHANGES = HARMLESS | ROUNDING | {RATE, LENGTH, CHOICES}
@@ -169,12 +164,15 @@ def has_steps(run_dir: Path) -> bool:
 
 
 def is_finished(recipe: Recipe) -> bool:
-    """Whether the run has come to the end that the recipe asks for. One that a callback ended before has not."""
+    """Whether the run has come to the end that the recipe asks for; one that a callback ended before has not, as long
+    as there is a checkpoint to go on from."""
     summary, file = recipe.run_dir / SUMMARY_FILE, recipe.run_dir / RECIPE_FILE
     if not summary.is_file():
         return False
     asked = load_recipe(file).train.rollouts if file.is_file() else recipe.train.rollouts
-    return asked == recipe.train.rollouts <= json.loads(summary.read_text("utf-8")).get("steps", asked)
+    steps = json.loads(summary.read_text("utf-8")).get("steps", asked)
+    ended = steps >= asked or not list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR)
+    return ended and asked == recipe.train.rollouts
 
 
 def words_on_more(recipe: Recipe) -> str:

@@ -270,4 +270,7 @@ def test_a_callback_that_ends_a_run_by_an_evaluation(trained, small_recipe):
     assert [update_of(path) for path in list_checkpoints(run / "checkpoints")][-1] == 4
     summary = json.loads((run / "summary.json").read_text())
     assert isinstance(summary["adapter_update"], int)
-    assert not is_finished(small_recipe("run", **{"train.rollouts": 3}))
+    recipe = small_recipe("run", **{"train.rollouts": 3})
+    assert not is_finished(recipe)
+    shutil.rmtree(run / "checkpoints")
+    assert is_finished(recipe), "with --resume auto it would begin anew, and its adapter be gone"
