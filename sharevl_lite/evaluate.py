@@ -35,7 +35,7 @@ from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.progress import shown_progress
 from sharevl_lite.records import keep_frame, keep_tokenizer
 from sharevl_lite.rewards import RewardScorer
-from sharevl_lite.run_files import PROMPT_FILE, SUMMARY_FILE, TOKENIZER_FILE
+from sharevl_lite.run_files import PROMPT_FILE, SUMMARY_FILE, TOKENIZER_FILE, read_record
 from sharevl_lite.wording import typed_command
 
 
@@ -146,8 +146,7 @@ def state_of(subject: Subject) -> TrainerState:
     if adapter is not None and (adapter / STATE_FILE).is_file():
         made = updates_made(adapter)
     elif subject.run_dir is not None and (subject.run_dir / SUMMARY_FILE).is_file():
-        summary = json.loads((subject.run_dir / SUMMARY_FILE).read_text("utf-8"))
-        made = int(summary.get("adapter_update", length))
+        made = int(read_record(subject.run_dir / SUMMARY_FILE).get("adapter_update", length))
     return TrainerState(global_step=made, max_steps=length)
 
 

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -50,9 +49,11 @@ from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.policy.weights_digest import weights_digests
 from sharevl_lite.recipes import dump_recipe, with_local_paths
 from sharevl_lite.records import keep_frame, keep_tokenizer
+from sharevl_lite.resume import prepare, words_on_more
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.rewards.functions import RewardFunctionError
 from sharevl_lite.rollout.errors import RolloutError
+from sharevl_lite.run_basis import check_same_data, check_same_model, data_record, kept_model, reward_digests
 from sharevl_lite.run_files import (
     ADAPTER_DIR,
     DATA_FILE,
@@ -61,21 +62,9 @@ from sharevl_lite.run_files import (
     RECIPE_FILE,
     SUMMARY_FILE,
     TOKENIZER_FILE,
+    read_record,
 )
-from sharevl_lite.run_folder import (
-    RunError,
-    check_same_data,
-    check_same_model,
-    data_record,
-    has_steps,
-    held,
-    is_finished,
-    kept_model,
-    prepare,
-    reopen,
-    reward_digests,
-    words_on_more,
-)
+from sharevl_lite.run_folder import RunError, has_steps, held, is_finished, reopen
 from sharevl_lite.schedule import check_enough
 from sharevl_lite.store import RolloutStore
 from sharevl_lite.together import is_main_process
@@ -125,7 +114,7 @@ def _train_in_folder(
     run_dir = recipe.run_dir
     checkpoint = prepare(recipe, resume)
     if resume is not None and is_finished(recipe):
-        summary = json.loads((run_dir / SUMMARY_FILE).read_text())
+        summary = read_record(run_dir / SUMMARY_FILE)
         console.print(f"{run_dir} is finished; {words_on_more(recipe)}.", highlight=False, markup=False, soft_wrap=True)
         _last_words(console, recipe, summary)
         return RunResult(run_dir, summary)

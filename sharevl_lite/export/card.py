@@ -6,7 +6,6 @@ machine.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from sharevl_lite.export.snippets import usage
 from sharevl_lite.export.source import Source
 from sharevl_lite.policy.hf import BUILTIN_PREFIX
 from sharevl_lite.recipe_yaml import dump as dump_yaml
-from sharevl_lite.run_files import DATA_FILE, METRICS_FILE
+from sharevl_lite.run_files import DATA_FILE, METRICS_FILE, read_record
 from sharevl_lite.wording import counted
 
 CARD = "README.md"
@@ -141,8 +140,8 @@ def _introduction(source: Source, base: BaseModel, kind: str) -> str:
 
 def _data(source: Source) -> str:
     data, train = source.recipe.data, source.recipe.train
-    file = source.run / DATA_FILE
-    count = f"{json.loads(file.read_text())['problems']:,} problems" if file.is_file() else "problems"
+    kept = read_record(source.run / DATA_FILE).get("problems")
+    count = "problems" if kept is None else f"{kept:,} problems"
     held = f"held out: {named(data.eval, data.eval_split)}" if data.eval else "nothing was held out"
     rollouts, begun = divmod(source.updates, train.updates_per_rollout)
     whole = "" if rollouts == train.rollouts else f" (the run's recipe asks for {train.rollouts})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from sharevl_lite.export.public import named, public
 from sharevl_lite.export.source import Source
 from sharevl_lite.heldout import SHARES
 from sharevl_lite.policy.hf import ADAPTER_FILE, adapter_digest
-from sharevl_lite.run_files import DATA_FILE, METRICS_FILE
+from sharevl_lite.run_files import DATA_FILE, METRICS_FILE, read_record
 from sharevl_lite.wording import counted
 
 
@@ -71,8 +70,7 @@ def _held_out(source: Source) -> Iterator[str]:
 
 def _asked(source: Source, answered: int) -> str:
     """How many problems were asked: the recipe only says how many at most, and the data may hold fewer."""
-    file, most = source.run / DATA_FILE, source.recipe.eval.problems
-    kept = json.loads(file.read_text("utf-8")).get("eval", {}) if file.is_file() else {}
+    most, kept = source.recipe.eval.problems, read_record(source.run / DATA_FILE).get("eval", {})
     # A plain question and a variant of it, so many responses to each; older programs logged no number of responses.
     number = answered // (2 * source.recipe.eval.samples) or kept.get("problems")
     return f"the first problems ({most} at most)" if number is None else f"the first {counted(number, 'problem')}"

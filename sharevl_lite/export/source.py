@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from sharevl_lite.checkpoints import CHECKPOINT_PREFIX, CHECKPOINTS_DIR, list_ch
 from sharevl_lite.config import Recipe
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.recipes import load_recipe
-from sharevl_lite.run_files import ADAPTER_DIR, DATA_FILE, METRICS_FILE, RECIPE_FILE, SUMMARY_FILE
+from sharevl_lite.run_files import ADAPTER_DIR, DATA_FILE, METRICS_FILE, RECIPE_FILE, SUMMARY_FILE, read_record
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class Source:
     @property
     def base_digests(self) -> dict[str, str]:
         """Digests of the base model's files of weights, by file name, as the run kept them; empty in older runs."""
-        file = self.run / DATA_FILE
-        return dict(json.loads(file.read_text("utf-8")).get("model", {})) if file.is_file() else {}
+        return dict(read_record(self.run / DATA_FILE).get("model", {}))
 
 
 def find_source(run: Path, wanted: str) -> Source:
@@ -84,8 +82,7 @@ def _last(run: Path, recipe: Recipe, checkpoints: Mapping[int, Path], evaluation
 
 def _updates_made(run: Path, recipe: Recipe) -> int:
     """Updates behind the final adapter, which may be the best one put back; of old runs, as far as they tell."""
-    file, log = run / SUMMARY_FILE, run / METRICS_FILE
-    summary = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    summary, log = read_record(run / SUMMARY_FILE), run / METRICS_FILE
     logged = [record["update"] for record in metrics_log.read(log) if "update" in record] if log.is_file() else []
     asked = recipe.train.rollouts * recipe.train.updates_per_rollout
     return int(summary.get("adapter_update", logged[-1] if logged else asked))

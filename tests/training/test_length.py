@@ -204,7 +204,7 @@ def test_a_finished_run_without_checkpoints_is_not_said_to_go_on(trained, caplog
     run, _ = trained(1)
     shutil.rmtree(run / "checkpoints")
     _, told = trained(1, resume="auto", **{"train.learning_rate": 1e-5, "reward.workers": 2})
-    (said,) = [record.getMessage() for record in caplog.records if record.name == "sharevl_lite.run_folder"]
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "sharevl_lite.resume"]
     assert said == "reward.workers, train.learning_rate: of no effect, for the run is finished"
     assert f"{run} is finished; to train on, start another run with --name NAME --model.lora.start_from {run}." in told
 

@@ -12,13 +12,16 @@ from sharevl_lite.atomic import locked
 from sharevl_lite.checkpoints import CheckpointError, list_checkpoints, remove_checkpoint
 from sharevl_lite.data import Problem, load_problems
 from sharevl_lite.data.errors import DataError
+from sharevl_lite.errors import UserError
 from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.policy.folder import resolve_model_path
 from sharevl_lite.policy.weights_digest import PIECE, PROBES, weights_digests
 from sharevl_lite.recipes import dump_recipe
+from sharevl_lite.resume import prepare
 from sharevl_lite.rewards.functions import RewardFunctionError
 from sharevl_lite.run import RunError
-from sharevl_lite.run_folder import check_same_data, check_same_model, data_record, prepare, reward_digests
+from sharevl_lite.run_basis import check_same_data, check_same_model, data_record, reward_digests
+from sharevl_lite.run_folder import is_finished
 
 pytestmark = pytest.mark.slow
 FEW = {"train.rollouts": 2, "train.problems_per_rollout": 2, "train.problems_per_update": 2, "data.eval": None}
@@ -305,3 +308,15 @@ def test_weights_are_known_by_pieces_of_each_file(small_recipe, tmp_path):
     assert list(weights_digests(str(folder))) == ["model.safetensors"]
     assert weights_digests("No/Such-Model") == {}
     check_same_model(small_recipe("run", **{"model.path": "No/Such-Model"}))
+
+
+@pytest.mark.parametrize("damaged", ['{"steps": 2', "[2]", "\x80"])
+@pytest.mark.parametrize("name", ["summary.json", "data.json"])
+def test_a_damaged_file_of_the_run_is_named_with_what_to_do(small_recipe, name, damaged):
+    recipe = small_recipe("damaged")
+    run = left_behind(recipe)
+    (run / name).write_bytes(damaged.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{name}: .*; restore it from a copy, or remove it: the run is then taken as"):
+        is_finished(recipe) if name == "summary.json" else check_same_data(recipe, [])
+    (run / name).unlink()
+    assert prepare(recipe, "auto") == run / "checkpoints" / "checkpoint-8"
