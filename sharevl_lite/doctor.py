@@ -28,6 +28,7 @@ from sharevl_lite.memory_plan import GIB
 from sharevl_lite.next_steps import candidates, next_steps, recipes_check
 from sharevl_lite.policy.hf import BUILTIN_PREFIX, has_bfloat16
 from sharevl_lite.precheck import look
+from sharevl_lite.recipe_notes import recipe_notes
 from sharevl_lite.run_folder import holds_run
 from sharevl_lite.versions import installed_version
 from sharevl_lite.wording import counted, typed_command
@@ -70,6 +71,7 @@ def examine(recipe: Recipe | None, *, memory_gib: float | None = None) -> list[C
     checks = [_python(), *_gpus(recipe, memory_gib), *_packages(recipe, memory_gib is not None)]
     checks += [_unsloth(recipe if memory_gib is None else None), _hub(recipe)]
     if recipe is not None:
+        checks += [Check("recipe", "warning", note) for note in recipe_notes(recipe)]
         checks += [_disk(recipe), _workers(recipe), _start(recipe), *memory_checks(recipe, memory_gib)]
     return checks
 

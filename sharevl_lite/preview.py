@@ -13,6 +13,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.engines import check_installed
 from sharevl_lite.errors import UserError
 from sharevl_lite.precheck import FirstLook, look
+from sharevl_lite.recipe_notes import recipe_notes
 from sharevl_lite.recipes import dump_recipe
 from sharevl_lite.run_folder import holds_run
 from sharevl_lite.wording import counted
@@ -58,6 +59,7 @@ def preview(recipe: Recipe) -> str:
         f"({size.tokens_separate / size.tokens_packed:.2f} x fewer)",
         *_option_lines(first),
         *_repeat_lines(recipe, first),
+        *(f"recipe            {note}" for note in recipe_notes(recipe)),
         *_memory_lines(recipe),
         *_server_lines(recipe),
         f"written to        {recipe.run_dir}{_run_there(recipe)}",

@@ -23,11 +23,10 @@ from pydantic import ValidationError
 
 from sharevl_lite.config import Recipe
 from sharevl_lite.errors import UserError
-from sharevl_lite.knobs import find_knob, knobs, nearest_keys, sections
+from sharevl_lite.knobs import find_knob, knobs, sections
+from sharevl_lite.recipe_faults import dotted, shown, unknown_key, wording, yaml_syntax
 from sharevl_lite.recipe_yaml import KeyPath, parse, syntax_problem
 from sharevl_lite.recipe_yaml import dump as dump_yaml
-
-_LONGEST_VALUE = 80
 
 
 class RecipeError(UserError):
@@ -120,7 +119,7 @@ class _Draft:
         line = self.lines.get(path) or self.lines.get(path[:-1])
         below = [spelled for key, spelled in self.overridden.items() if key[: len(path)] == path]
         if path and below:
-            return self.report_override(f"{', '.join(below)} with {self._place(line)}: {_dotted(path)}", message)
+            return self.report_override(f"{', '.join(below)} with {self._place(line)}: {dotted(path)}", message)
         return self.report_line(path, line, message)
 
     def is_overridden(self, path: KeyPath) -> bool:
@@ -129,7 +128,7 @@ class _Draft:
 
     def report_line(self, path: KeyPath, line: int | None, message: str) -> None:
         """Note a problem of a line of the file."""
-        parts = (self._place(line), _dotted(path), message)
+        parts = (self._place(line), dotted(path), message)
         problem = (line or 0, ": ".join(part for part in parts if part))
         if problem not in self.file_problems:  # each member of a union reports the same value
             self.file_problems.append(problem)
@@ -162,7 +161,7 @@ def _read(file: Path) -> _Draft:
         line, wording = syntax_problem(error, text)
         raise RecipeError([f"{file}:{line}: {wording}"]) from error
     if not isinstance(document.data, dict):
-        held = "is empty" if document.data is None else f"holds {_shown(document.data)}"
+        held = "is empty" if document.data is None else f"holds {shown(document.data)}"
         raise RecipeError([f"{file}: {held}; a recipe is a mapping of keys, such as `name: my-run`"])
     draft = _Draft(file, document.data, document.lines)
     for path, line, message in document.faults:
@@ -201,7 +200,7 @@ def _apply_overrides(draft: _Draft, overrides: Sequence[str] | Mapping[str, Any]
     for spelled, value in pairs:
         key = spelled.removeprefix("--").replace("-", "_")
         if find_knob(key) is None and key not in sections():
-            draft.report_override(spelled, _unknown_key(key, as_flag=spelled.startswith("--")))
+            draft.report_override(spelled, unknown_key(key, as_flag=spelled.startswith("--")))
             continue
         meant = _override_value(key, value) if isinstance(value, str) else copy.deepcopy(value)
         _set(draft, tuple(key.split(".")), meant, spelled)
@@ -222,7 +221,7 @@ def _pair_words(words: Iterable[Any], draft: _Draft) -> Iterator[tuple[str, str]
         else:
             name = key.removeprefix("--").replace("-", "_")
             known = find_knob(name) is not None or name in sections()
-            draft.report_override(key, f"needs a value: {key} VALUE" if known else _unknown_key(name, as_flag=True))
+            draft.report_override(key, f"needs a value: {key} VALUE" if known else unknown_key(name, as_flag=True))
 
 
 def _override_value(key: str, text: str) -> Any:
@@ -240,7 +239,7 @@ def _override_value(key: str, text: str) -> Any:
 
 def _set(draft: _Draft, path: KeyPath, value: Any, spelled: str) -> None:
     """Put an override into the data; a mapping for a section sets the keys that it holds."""
-    if isinstance(value, Mapping) and _dotted(path) in sections():
+    if isinstance(value, Mapping) and dotted(path) in sections():
         for key, inner in value.items():
             _set(draft, (*path, str(key).replace("-", "_")), inner, f"{spelled}.{key}")
         return
@@ -300,7 +299,7 @@ def _resolve_function_paths(draft: _Draft) -> None:
             continue
         file, colon, function = path.rpartition(":")
         if not (colon and file.endswith(".py") and function.isidentifier()):
-            message = f'must be "file.py:function", such as "rewards.py:length_penalty", got {_shown(path)}'
+            message = f'must be "file.py:function", such as "rewards.py:length_penalty", got {shown(path)}'
             draft.report(("reward", "functions", index, "path"), message)
             continue
         item["path"] = f"{(folder / file).resolve()}:{function}"
@@ -309,10 +308,10 @@ def _resolve_function_paths(draft: _Draft) -> None:
 def _report_validation(draft: _Draft, error: ValidationError) -> None:
     for problem in error.errors(include_url=False):
         path = _within(draft.data, problem["loc"], required=problem["type"] == "missing")
-        syntax = _syntax(path, problem["type"], problem["input"])
+        syntax = yaml_syntax(path, problem["type"], problem["input"])
         if syntax is not None:
             syntax = f"; write '{syntax}'" if draft.is_overridden(path) else f"; write {syntax}"
-        draft.report(path, _wording(path, problem["type"], problem["msg"], problem["input"]) + (syntax or ""))
+        draft.report(path, wording(path, problem["type"], problem["msg"], problem["input"]) + (syntax or ""))
 
 
 def _within(data: Any, loc: KeyPath, *, required: bool) -> KeyPath:
@@ -326,66 +325,3 @@ def _within(data: Any, loc: KeyPath, *, required: bool) -> KeyPath:
         data = data[part]
         length += 1
     return loc[: length + required]
-
-
-ABSENT = {
-    "missing": "is required and not given",
-    "string_too_short": "is empty; name one, or leave the key out",
-}
-
-
-def _wording(path: KeyPath, kind: str, message: str, value: Any) -> str:
-    if kind == "extra_forbidden":
-        return _unknown_key(_dotted(tuple(part for part in path if isinstance(part, str))))
-    if kind == "value_error":
-        return message.removeprefix("Value error, ")
-    if kind in ABSENT:
-        return ABSENT[kind]
-    taken = _taken(path, kind)
-    told = message.replace("Input should be", "must be") if taken is None else f"must be {taken}"
-    return f"{told}, got {_shown(value)}"
-
-
-def _syntax(path: KeyPath, kind: str, value: Any) -> str | None:
-    """How text that stands where a list, or one item of a list, is wanted would be written in YAML."""
-    knob = find_knob(_dotted(path if kind == "list_type" else path[:-1]))
-    if kind not in ("list_type", "model_type") or knob is None or not isinstance(value, str) or not value.strip():
-        return None
-    if knob.items == "mapping":
-        item = f"{{path: {value}, weight: 1}}"
-        return item if kind == "model_type" else f"[{item}]"
-    return "[" + ", ".join(part.strip() for part in value.split(",")) + "]"
-
-
-def _taken(path: KeyPath, kind: str) -> str | None:
-    """What a key takes, in words; None where the knobs do not say."""
-    key = _dotted(path)
-    if key in sections():
-        return "a mapping of keys"
-    knob = find_knob(key)
-    if knob is None and kind == "model_type":
-        items = find_knob(_dotted(path[:-1]))
-        return None if items is None else items.type.removeprefix("list of ")
-    return None if knob is None else knob.type
-
-
-def _unknown_key(key: str, *, as_flag: bool = False) -> str:
-    near = nearest_keys(key)
-    if near:
-        spelled = [f"--{name.replace('_', '-')}" if as_flag else name for name in near]
-        return f"unknown key; did you mean {' or '.join(spelled)}?"
-    section = key.rpartition(".")[0]
-    while section and section not in sections():
-        section = section.rpartition(".")[0]
-    keys = [*(knob.key for knob in knobs()), *sections()]
-    names = [name.rpartition(".")[2] for name in keys if name.rpartition(".")[0] == section]
-    return f"unknown key; {section or 'a recipe'} has {', '.join(names)}"
-
-
-def _dotted(path: KeyPath) -> str:
-    return ".".join(str(part) for part in path)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"

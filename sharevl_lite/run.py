@@ -47,6 +47,7 @@ from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.policy.hf import load_adapter, save_adapter, start_from
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.policy.weights_digest import weights_digests
+from sharevl_lite.recipe_notes import recipe_notes
 from sharevl_lite.recipes import dump_recipe, with_local_paths
 from sharevl_lite.records import keep_frame, keep_tokenizer
 from sharevl_lite.resume import prepare, words_on_more
@@ -324,7 +325,8 @@ def _greeting(recipe: Recipe, trainer: ShareGRPOTrainer, done: int) -> str:
         f"{counted(len(trainer.problems), 'problem')}, {trained:,} trained parameters"
     )
     repeated = words_on_repeats(trainer.problems, share)
-    return told if repeated is None else f"{told}\nvariants  {repeated}"
+    lines = [told, *([] if repeated is None else [f"variants  {repeated}"])]
+    return "\n".join([*lines, *(f"recipe    {note}" for note in recipe_notes(recipe))])
 
 
 def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from sharevl_lite import config
 from sharevl_lite.config import Recipe
 from sharevl_lite.config_model import LoraSection, ModelSection
 from sharevl_lite.knobs import OTHER_NAMES, find_knob, knobs, nearest_keys, sections
+from sharevl_lite.recipe_faults import OTHER_VALUES
 from sharevl_lite.recipes import RecipeError, dump_recipe, load_recipe
 
 
@@ -254,6 +255,33 @@ def test_an_unknown_key_names_what_may_have_been_meant(write, key, hint):
 def test_what_other_trainers_call_a_knob_is_known(write, word, meant):
     (problem,) = problems_of(write("{}"), [word, "1"])
     assert problem == f"command line: {word}: unknown key; did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "told"),
+    [
+        ("--objective.aggregation", "dapo", 'got "dapo"; did you mean token?'),
+        ("--model.dtype", "bf16", 'got "bf16"; did you mean bfloat16?'),
+        ("--train.lr_scheduler_type", "cosin", 'got "cosin"; did you mean cosine?'),
+        ("--train.report_to", "tensorbord", 'got "tensorbord"; did you mean tensorboard?'),
+        ("--train.report_to", "none", 'got "none"; write [] for none'),
+        ("--objective.delta", "None", 'got "None"; write null for none'),
+        ("--train.save_rollouts", "false", "got false; write null for none"),
+        ("--share.levels", "both", 'got "both"'),
+        ("--objective.beta", "none", 'got "none"'),
+        ("--rollout.top-k", "5", "not offered; what shapes the sampling is rollout.temperature and rollout.top_p"),
+    ],
+)
+def test_a_value_of_other_trainers_or_with_a_slip_is_told_with_ours(write, word, value, told):
+    (problem,) = problems_of(write("{}"), [word, value])
+    assert problem.endswith(told), problem
+
+
+def test_every_value_of_other_trainers_leads_to_one_of_ours():
+    for key, values in OTHER_VALUES.items():
+        own = find_knob(key).type.split(" | ")
+        assert set(values.values()) <= set(own), key
+        assert not set(values) & set(own), key
 
 
 def test_every_other_name_leads_to_a_knob_and_is_none_itself():

@@ -1,0 +1,82 @@
+"""What a recipe sets without effect, or as it is seldom meant: told before a run and in a dry run, refused nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sharevl_lite.config import Recipe
+
+GRPO_CLIPS_FROM = 0.05
+"""Far above GSPO's bounds (3e-4 and 4e-4) and below those of token ratios."""
+
+
+def recipe_notes(recipe: Recipe) -> list[str]:
+    """One sentence for each such knob, with its value and what would be meant."""
+    return [
+        *_on_the_rate(recipe),
+        *_on_evaluation(recipe),
+        *_on_sharing(recipe),
+        *_on_the_objective(recipe),
+        *_on_rewards(recipe),
+    ]
+
+
+def _on_the_rate(recipe: Recipe) -> Iterator[str]:
+    train = recipe.train
+    updates = train.rollouts * train.updates_per_rollout
+    if train.lr_scheduler_type == "constant":
+        if train.warmup_updates:
+            yield (
+                f"train.warmup_updates: {train.warmup_updates} has no effect with train.lr_scheduler_type: constant; "
+                "constant_with_warmup has it"
+            )
+    elif train.warmup_updates >= updates:
+        yield (
+            f"train.warmup_updates: {train.warmup_updates} of the run's {updates} updates, so that the rate never "
+            f"reaches train.learning_rate ({train.learning_rate:g})"
+        )
+
+
+def _on_evaluation(recipe: Recipe) -> Iterator[str]:
+    if recipe.data.eval is None and recipe.eval.every_rollouts is not None:
+        yield f"eval.every_rollouts: {recipe.eval.every_rollouts} has no effect without data.eval (held-out problems)"
+    if recipe.train.hub_model_id and not recipe.train.push_to_hub:
+        yield f"train.hub_model_id: {recipe.train.hub_model_id} has no effect without train.push_to_hub: true"
+
+
+def _on_sharing(recipe: Recipe) -> Iterator[str]:
+    transforms = recipe.share.transforms
+    mirrors = [kind for kind in transforms.kinds if kind.startswith("mirror_")]
+    if mirrors and not transforms.allow_mirrors:
+        yield (
+            f"share.transforms.kinds: {', '.join(mirrors)} for rows that say allow_mirrors alone; "
+            "share.transforms.allow_mirrors: true is for all"
+        )
+    if transforms.allow_mirrors and not mirrors:
+        yield "share.transforms.allow_mirrors has no effect, for share.transforms.kinds holds no mirror"
+
+
+def _on_the_objective(recipe: Recipe) -> Iterator[str]:
+    objective = recipe.objective
+    if objective.importance_sampling_level == "sequence" and max(objective.epsilon, objective.epsilon_high) > (
+        GRPO_CLIPS_FROM
+    ):
+        yield (
+            f"objective.epsilon: {objective.epsilon:g} and epsilon_high: {objective.epsilon_high:g} are bounds of "
+            "token ratios; a whole sequence's hardly ever reach them (GSPO: 3e-4 and 4e-4, with delta: null)"
+        )
+    cross = recipe.share.trajectories == "shared" and recipe.share.num_variants > 1
+    if objective.correction != "none" and not cross:
+        yield (
+            f"objective.correction: {objective.correction} has no effect where no response is scored under another "
+            "variant"
+        )
+    if objective.correction == "none" and objective.correction_cap != 1.0:
+        yield f"objective.correction_cap: {objective.correction_cap:g} has no effect with objective.correction: none"
+
+
+def _on_rewards(recipe: Recipe) -> Iterator[str]:
+    reward = recipe.reward
+    weights = [reward.accuracy_weight, reward.format_weight, *(function.weight for function in reward.functions)]
+    if not any(weights):
+        yield "every weight of reward is 0, so that all responses earn the same and nothing is learnt"
