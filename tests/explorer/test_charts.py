@@ -64,6 +64,20 @@ def test_an_axis_ends_at_round_numbers_and_a_share_at_1(values, labels):
 
 
 @pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ((64.0, 48.0), ["64", "48"]),
+        ((0.0, 3.0), ["0", "3"]),
+        ((64.0, 48.5), ["64.000", "48.500"]),
+        ((1.0, 0.0), ["1.000", "0"]),
+        ((120_000.0, 90_000.0), ["1.20e5", "9.0e4"]),
+    ],
+)
+def test_counts_are_written_as_whole_numbers_and_shares_are_not(values, told):
+    assert re.findall('step [01]: t ([^<"]*)<', chart(list(enumerate(values)))) == told
+
+
+@pytest.mark.parametrize(
     ("points", "lines"),
     [
         ([(1, 0.1), (2, 0.2), (3, 0.3)], [3]),

@@ -16,6 +16,8 @@ _FINE = 0.02
 """Figures resolve a tenth of what the axis covers, or of this where it covers more: thousandths of a share."""
 _PLAIN = (1e-3, 1e5)
 """An axis whose largest value is outside of these is written in powers of ten."""
+_COUNTS = 2
+"""Integers below may be shares or rewards that are all or nothing, whose digits say that they can be others."""
 _STEPS = (1.0, 2.0, 2.5, 5.0)
 _MOST = 4
 """Steps of an axis, at most."""
@@ -23,10 +25,12 @@ _MOST = 4
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis from its first tick to its last. `decimals`: digits behind the point that tell the ticks apart."""
+    """An axis from its first tick to its last. `decimals`: digits behind the point that tell the ticks apart; `whole`:
+    its values are counts."""
 
     ticks: tuple[float, ...]
     decimals: int
+    whole: bool = False
 
     @property
     def low(self) -> float:
@@ -44,6 +48,8 @@ class Axis:
 
     def figure(self, value: float | None) -> str:
         """A value with the digits that tell values apart; an en dash where nothing is known."""
+        if self.whole and value is not None and float(value).is_integer():
+            return self._written(value, 0)
         span = self.high - self.low if self._size >= _PLAIN[1] else min(self.high - self.low, _FINE)
         return "–" if value is None else self._written(value, math.ceil(1 - math.log10(span) - 1e-9))
 
@@ -85,7 +91,8 @@ def axis_over(values: Sequence[float]) -> Axis:
     _, count, step, first, decimals = min(found)
     if step <= 1 and max(values) <= 1:
         first -= max(math.ceil(((first + count) * step - 1) / step - 1e-6), 0)
-    return Axis(tuple((first + place) * step for place in range(count + 1)), decimals)
+    whole = _COUNTS <= size < _PLAIN[1] and all(float(value).is_integer() for value in values)
+    return Axis(tuple((first + place) * step for place in range(count + 1)), decimals, whole)
 
 
 def axis_between(low: float, high: float) -> Axis:

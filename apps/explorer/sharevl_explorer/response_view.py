@@ -75,6 +75,10 @@ def _text(context: Context, row: dict[str, Any]) -> Html:
     return el("section.panel", el("h3", f"Response, {counted(len(row['token_ids']), 'token')}"), shown, cut)
 
 
+def _at_most(text: str, most: int = 2000) -> str:
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters in all)"
+
+
 def _verdict(row: dict[str, Any]) -> Html:
     verdict = row["verification"] or {}
     judged = {None: "no verdict", True: "✓ right", False: "✕ wrong"}[
@@ -94,7 +98,7 @@ def _verdict(row: dict[str, Any]) -> Html:
         el("h3", "Verdict and rewards"),
         el(
             "dl",
-            [[el("dt", name), el("dd", el("bdi", str(value)[:2000]))] for name, value in facts if value is not None],
+            [[el("dt", name), el("dd", el("bdi", _at_most(str(value))))] for name, value in facts if value is not None],
         ),
         el("dl.figures", [[el("dt", name), el("dd", number(value, 3))] for name, value in rewards]),
         el("p.quiet", "total is the weighted sum of the parts, which are shown without their weights"),
