@@ -128,6 +128,8 @@ def _load_base(loader: Any, recipe: Recipe) -> tuple[Any, Any]:
                 device_map={"": str(device)},
                 use_gradient_checkpointing=_checkpointing(section),
                 random_state=recipe.seed,
+                use_exact_model_name=True,  # else another repository is loaded, one of Unsloth's own in 4 bits
+                offload_embedding=False,  # the policy is where its embedding is
                 **shared,
             )
     except (OSError, KeyError, RuntimeError, NotImplementedError, ImportError) as error:

@@ -31,6 +31,7 @@ if OWN_PROCESS:
     import_unsloth()
 
 from safetensors.torch import load_file, save_file  # noqa: E402
+from small_models import write_small_model  # noqa: E402
 from test_packed_scores import ALL, SPLITTING, gradients, make_case, packed_scores  # noqa: E402
 from transformers import AutoModelForImageTextToText  # noqa: E402
 
@@ -74,6 +75,25 @@ def test_both_loaders_score_and_learn_alike(tmp_path, checkpointing, budget):
     for name, gradient in expected_gradients.items():
         error = (found_gradients[name] - gradient).norm() / gradient.norm()
         assert error < 1e-3, (name, float(error))
+
+
+def test_the_model_that_the_recipe_names_is_loaded_and_no_copy_of_unsloth_s(tmp_path, monkeypatch):
+    """Where only that one is in the Hub's cache, of a family that Unsloth offers under names of its own."""
+    from sharevl_lite.policy.unsloth import load_policy
+
+    name = "Qwen/Qwen2.5-VL-3B-Instruct"
+    repository = tmp_path / f"models--{name.replace('/', '--')}"
+    write_small_model(name, repository / "snapshots" / "abc", monkeypatch)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    policy = load_policy(load_recipe(DEMO, {"model.path": name, "model.loader": "unsloth"}))
+    assert policy.base.config._name_or_path == name
+    held = load_file(repository / "snapshots" / "abc" / "model.safetensors")
+    torch.testing.assert_close(
+        policy.base.lm_head.weight.float(), held[next(key for key in held if "embed_tokens" in key)]
+    )
 
 
 @NEEDS_GPU
