@@ -101,7 +101,7 @@ def work(ways: Sequence[Way], file: Path, problems: int) -> None:
     shared = recipe_of(file, ways[0])
     policy = load_policy_of(shared)
     tell("model loaded", began)
-    encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index, shared.data.prompt_template)
+    encoder = PromptEncoder.of(policy, shared.data)
     rows = fit_prompts(shared, read_sources(shared).train, encoder, Console(stderr=True))
     engine = start_engine(shared, policy, ways[0].engine, problems)
     tell("sampler started", began)

@@ -22,6 +22,7 @@ from typing import Any
 import triton
 from sharevl_kernels.grouped_logprob.kernel import (
     AMPERE,
+    BLACKWELL,
     FLOAT32,
     HOPPER,
     ScanConfig,
@@ -133,7 +134,7 @@ def builds() -> Iterator[Build]:
     for constants in ({}, {"MOMENT": True}, {"EVEN": False}):
         yield scan_build(80, AMPERE, **constants)
         yield scan_build(90, HOPPER, **constants)
-    yield scan_build(100, HOPPER)
+        yield scan_build(100, BLACKWELL, **constants)
     yield scan_build(120, AMPERE)
     yield scan_build(80, FLOAT32, "fp32")
     yield scan_build(90, FLOAT32, "fp32")

@@ -147,7 +147,11 @@ class PromptRenderer:
 
 
 class PromptEncoder(PromptRenderer):
-    """Makes of prompts what a model reads; `rope_index` is the model's own ``get_rope_index``."""
+    """Makes of prompts what a model reads.
+
+    `rope_index` is the model's own ``get_rope_index``, `dtype` that of its vision tower: patches, which wait for it in
+    the host's memory, take no more than it reads. None: as the processor makes them.
+    """
 
     def __init__(
         self,
@@ -155,14 +159,19 @@ class PromptEncoder(PromptRenderer):
         rope_index: Callable[..., tuple[Tensor, Tensor]],
         template: str = "{problem}",
         system_prompt: str | None = None,
+        *,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(processor, template, system_prompt)
         self.rope_index = rope_index
+        self.dtype = dtype
 
     @classmethod
     def of(cls, policy: PackedPolicy, section: DataSection) -> PromptEncoder:
         """Prompts for this policy, as the recipe says."""
-        return cls(policy.processor, policy.base.model.get_rope_index, section.prompt_template, section.system_prompt)
+        model = policy.base.model
+        template, system = section.prompt_template, section.system_prompt
+        return cls(policy.processor, model.get_rope_index, template, system, dtype=model.visual.dtype)
 
     def _fit(self, image: Image) -> Image:
         """The image in the size its processor would give it (min and max pixels are set on it at load)."""
@@ -185,11 +194,15 @@ class PromptEncoder(PromptRenderer):
         positions_31P, _ = self.rope_index(
             input_ids=ids_P[None], mm_token_type_ids=token_types_P[None], image_grid_thw=grids
         )
-        pieces = [] if grids is None else _split_images(batch["pixel_values"], grids)
+        pieces = [] if grids is None else _split_images(self._patches(batch["pixel_values"]), grids)
         keyed = [(_key(picture), image) for picture, image in zip(pictures, pieces, strict=True)]
         keys = tuple(key for key, _ in keyed)
         prefix = Prefix(ids_P, positions_31P[:, 0], keys, self._image_of(ids_P, grids))
         return EncodedPrompt(text, prefix, token_types_P, dict(keyed), pictures)
+
+    def _patches(self, patches_LD: Tensor) -> Tensor:
+        half = self.dtype is not None and self.dtype.itemsize < patches_LD.element_size()
+        return patches_LD.to(self.dtype) if half else patches_LD
 
     def _image_of(self, ids_P: Tensor, grids_I3: Tensor | None) -> Int[Tensor, "P"]:
         """Which image a token is of, -1 for text."""

@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ from sharevl_lite.vllm_start import set_environment, starting_vllm, threads_of_v
 if TYPE_CHECKING:
     from sharevl_lite.config import Recipe
     from sharevl_lite.policy.packed import PackedPolicy
+
+PATIENCE = timedelta(minutes=30)
+"""Of processes that wait for one that samples or rewards for longer; as transformers' trainer has it."""
 
 
 class VLLMRolloutEngine:
@@ -249,7 +253,8 @@ def _launch_settings(device: str) -> dict[str, Any]:
         return {}
     from accelerate import PartialState
 
-    PartialState(cpu=device == "cpu")  # the trainer's group: made before vLLM would make another
+    # The trainer's group, made before vLLM would make another; so with the patience that the trainer would give it.
+    PartialState(cpu=device == "cpu", timeout=PATIENCE)
     return {"distributed_executor_backend": "external_launcher"}
 
 

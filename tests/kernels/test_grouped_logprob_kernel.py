@@ -6,7 +6,7 @@ import pytest
 import torch
 from devices import CPU, GPU, INTERPRETED, TOLERANCES
 from sharevl_kernels.grouped_logprob import grouped_logprob, launch
-from sharevl_kernels.grouped_logprob.kernel import AMPERE, FLOAT32, HOPPER, ScanConfig
+from sharevl_kernels.grouped_logprob.kernel import AMPERE, BLACKWELL, FLOAT32, HOPPER, ScanConfig
 from sharevl_kernels.grouped_logprob.launch import kernel_logprobs
 from sharevl_kernels.grouped_logprob.reference import reference_logprobs
 
@@ -118,7 +118,9 @@ def test_blocks_of_rows(device, config, dtype, monkeypatch):
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("shipped", [HOPPER, AMPERE, FLOAT32], ids=["hopper", "ampere", "float32"])
+@pytest.mark.parametrize(
+    "shipped", [HOPPER, BLACKWELL, AMPERE, FLOAT32], ids=["hopper", "blackwell", "ampere", "float32"]
+)
 @pytest.mark.skipif(not INTERPRETED, reason="compiled tiles are for one card each; test_resources compiles them all")
 def test_the_shipped_tiles(shipped):
     case = tensors(torch.float32, "cpu", rows=150, vocabulary=601, width=80)

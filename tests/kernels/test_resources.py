@@ -27,9 +27,7 @@ def table():
 def test_nothing_spills_and_everything_fits(table):
     assert {row["capability"] for row in table} == set(SHARED_LIMIT)
     for row in table:
-        # A few bytes are addresses, next to 64 KiB of accumulators a tile. Datacenter Blackwell, which nobody has tuned
-        # the tile for, spills 164 with Triton 3.6.
-        assert row["spills"] <= (256 if row["capability"] == 100 else 16), row
+        assert row["spills"] <= 16, row  # a few bytes are addresses, next to 64 KiB of accumulators a tile
         assert row["registers"] * row["warps"] * 32 <= 65536, row
         assert row["shared"] <= SHARED_LIMIT[row["capability"]], row
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from devices import GPU, INTERPRETED
-from sharevl_kernels.swiglu import swiglu, swiglu_backward
+from sharevl_kernels.swiglu import op, swiglu, swiglu_backward
 from sharevl_kernels.swiglu.kernel import SPAN, launch_swiglu, launch_swiglu_backward
 from sharevl_kernels.swiglu.reference import reference_swiglu, reference_swiglu_backward
 
@@ -64,3 +64,13 @@ def test_tensors_that_do_not_belong_together_are_refused():
         swiglu(gate, up[:3])
     with pytest.raises(ValueError, match=r"torch.float32 and \(4, 4\) torch.bfloat16"):
         swiglu_backward(grad.bfloat16(), gate, up)
+
+
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_the_ops_go_through_the_rows_in_pieces(monkeypatch, count):
+    """As they do for tensors that are too large for float32 copies of them; bit for bit the same."""
+    inputs = case((40, 6), torch.bfloat16)
+    whole = (swiglu(*inputs[1:]), *swiglu_backward(*inputs))
+    monkeypatch.setattr(op, "PIECE_NUMBERS", count * 6)
+    for in_pieces, at_once in zip((swiglu(*inputs[1:]), *swiglu_backward(*inputs)), whole, strict=True):
+        assert torch.equal(in_pieces, at_once)

@@ -4,13 +4,15 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_models import CHAT_TEMPLATE, FAMILIES, MERGED, encoder, tiny_policy, tiny_processor
+from tiny_models import CHAT_TEMPLATE, FAMILIES, MERGED, encoder, picture, tiny_policy, tiny_processor
 from tokenizers.normalizers import NFC
 
-from sharevl_lite.policy.prompts import PromptRenderer
+from sharevl_lite.config import DataSection
+from sharevl_lite.policy.prompts import PromptEncoder, PromptRenderer
 
 QUESTIONS = (
     ("How many?", []),
@@ -104,3 +106,20 @@ def test_a_template_that_changes_questions_has_no_frame(part, instead):
     processor.chat_template = CHAT_TEMPLATE.replace(part, instead)
     assert processor.chat_template != CHAT_TEMPLATE
     assert PromptRenderer(processor).frame() is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_patches_wait_in_the_precision_that_the_vision_tower_reads(family, dtype):
+    """To the bit the tower's input, and never more bytes than the processor's float32."""
+    policy = tiny_policy(family, dtype=dtype)
+    images = [picture(family, 3, 2, seed=1), picture(family, 2, 4, seed=2)]
+    as_made = encoder(policy).encode("<image><image>?", images).images
+    kept = PromptEncoder.of(policy, DataSection()).encode("<image><image>?", images).images
+    assert kept.keys() == as_made.keys()
+    for key, image in kept.items():
+        patches = as_made[key].patches_LD
+        assert patches.dtype == torch.float32
+        assert image.patches_LD.element_size() == min(dtype.itemsize, 4)
+        assert torch.equal(image.patches_LD.to(dtype), patches.to(dtype))
+        assert torch.equal(image.grid_3, as_made[key].grid_3)

@@ -27,6 +27,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from sharevl_kernels.grouped_logprob.body import torch_logprobs
 from sharevl_kernels.grouped_logprob.kernel import (
     AMPERE,
+    BLACKWELL,
     FLOAT32,
     HOPPER,
     ScanConfig,
@@ -61,11 +62,10 @@ def choose_config(hidden_TH: Tensor, weight_VH: Tensor) -> ScanConfig:
     if weight_VH.dtype == torch.float32:
         return FLOAT32
     # Consumer Blackwell (12) has neither wgmma nor tcgen05, and half the shared memory.
-    if torch.cuda.get_device_capability(weight_VH.device)[0] not in (9, 10):
-        return AMPERE
+    tile = {9: HOPPER, 10: BLACKWELL}.get(torch.cuda.get_device_capability(weight_VH.device)[0], AMPERE)
     # The copy engine wants rows at multiples of 16 bytes; Hopper's tile without it would spill.
     places = (hidden_TH.shape[1] * hidden_TH.element_size(), hidden_TH.data_ptr(), weight_VH.data_ptr())
-    return AMPERE if any(place % 16 for place in places) else HOPPER
+    return AMPERE if any(place % 16 for place in places) else tile
 
 
 def kernel_logprobs(

@@ -7,11 +7,16 @@ where autograd over torch operations keeps four (`silu`'s input and output, `up`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sharevl_kernels.devices import runs_triton
+
+PIECE_NUMBERS = 1 << 21
+"""Numbers that torch's operations take at a time: about 34 bytes each beyond inputs and results, 70 MiB."""
 
 
 def swiglu(gate_TI: Float[Tensor, "T I"], up_TI: Float[Tensor, "T I"]) -> Float[Tensor, "T I"]:
@@ -25,7 +30,10 @@ def swiglu(gate_TI: Float[Tensor, "T I"], up_TI: Float[Tensor, "T I"]) -> Float[
 
         with torch.cuda.device_of(gate_TI):
             return launch_swiglu(gate_TI.contiguous(), up_TI.contiguous())
-    return (torch.nn.functional.silu(_wide(gate_TI)) * _wide(up_TI)).to(gate_TI.dtype)
+    out_TI = torch.empty_like(gate_TI)
+    for out, gate, up in _pieces(out_TI, gate_TI, up_TI):
+        out.copy_(torch.nn.functional.silu(_wide(gate)) * _wide(up))
+    return out_TI
 
 
 def swiglu_backward(
@@ -41,10 +49,21 @@ def swiglu_backward(
 
         with torch.cuda.device_of(gate_TI):
             return launch_swiglu_backward(grad_TI.contiguous(), gate_TI.contiguous(), up_TI.contiguous())
-    grad, gate, up, dtype = _wide(grad_TI), _wide(gate_TI), _wide(up_TI), gate_TI.dtype
-    share = gate.sigmoid()
-    silu = gate * share
-    return (silu * up).to(dtype), (grad * up * (share + silu * (1.0 - share))).to(dtype), (grad * silu).to(dtype)
+    out_TI, gate_grad_TI, up_grad_TI = (torch.empty_like(gate_TI) for _ in range(3))
+    for out, gate_grad, up_grad, *inputs in _pieces(out_TI, gate_grad_TI, up_grad_TI, grad_TI, gate_TI, up_TI):
+        grad, gate, up = map(_wide, inputs)
+        share = gate.sigmoid()
+        silu = gate * share
+        out.copy_(silu * up)
+        gate_grad.copy_(grad * up * (share + silu * (1.0 - share)))
+        up_grad.copy_(grad * silu)
+    return out_TI, gate_grad_TI, up_grad_TI
+
+
+def _pieces(*tensors: Float[Tensor, "T I"]) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of all tensors, few enough at a time that float32 copies of them are small."""
+    rows = max(1, PIECE_NUMBERS // max(1, tensors[0].shape[1]))
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
 def _wide(x: Tensor) -> Tensor:
