@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from sharevl_lite.config import Recipe
 from sharevl_lite.findings import Check, Status
+from sharevl_lite.host_memory import host_parts
 from sharevl_lite.memory_plan import (
     GIB,
     MemoryPlan,
@@ -26,6 +29,8 @@ from sharevl_lite.precheck import is_local
 
 FEW_SEQUENCES = 8
 """Responses at once below which sampling takes most of a step."""
+HOST_USABLE = 0.9
+"""Share of the machine's own memory that a run may take: others live there too."""
 
 
 def memory_checks(recipe: Recipe, memory_gib: float | None) -> Iterator[Check]:
@@ -47,6 +52,7 @@ def memory_checks(recipe: Recipe, memory_gib: float | None) -> Iterator[Check]:
     yield _plan_check("memory, sampling", plan.sampling, plan, total, found[1])
     if total is not None:
         yield from _advice(recipe, shape, plan, total, half=half)
+        yield _host_check(recipe, found[0], shape, half=half, here=memory_gib is None)
 
 
 def _plan_check(name: str, parts: dict[str, int], plan: MemoryPlan, total: int | None, source: str) -> Check:
@@ -66,7 +72,7 @@ def _room_for_sequences(recipe: Recipe, shape: ModelShape, total: int, *, half: 
         advice = _share_for_vllm(recipe, shape, round(least / total + 0.005, 2), total, half=half)
         return Check(name, "failure", f"{share / GIB:.1f} GiB for vLLM, which needs {least / GIB:.1f}", advice)
     asked, longest = recipe.rollout.batch_size, recipe.max_sequence_length
-    finding = f"room for {min(count, asked)} of {asked} responses of full length ({longest:,} tokens) at once"
+    finding = f"room for at most {min(count, asked)} of {asked} responses of full length ({longest:,} tokens) at once"
     if count < min(FEW_SEQUENCES, asked):
         advice = (
             "sampling will be slow: raise rollout.vllm_gpu_memory_utilization where the plan allows, or lower "
@@ -107,3 +113,20 @@ def _advice(recipe: Recipe, shape: ModelShape, plan: MemoryPlan, total: int, *, 
     enough = MemoryPlan({"peak": steps[-1].peak}, {}).fits(total)
     finding = "these fit together" if enough else "not even these suffice"
     yield Check("memory, what to lower", "warning" if enough else "failure", finding, told)
+
+
+def _host_check(recipe: Recipe, config: Any, shape: ModelShape, *, half: bool, here: bool) -> Check:
+    """`here`: whether the run is meant for this machine, whose memory is known."""
+    parts = host_parts(recipe, config, shape, half=half)
+    told = ", ".join(f"{part} {amount / GIB:.1f}" for part, amount in parts.items())
+    amount = sum(parts.values())
+    finding, facts = f"at most {amount / GIB:.1f} GiB beside the GPU's ({told})", {"parts": parts}
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if here else None
+    if total is None or amount <= HOST_USABLE * total:
+        return Check("memory of the machine", "ok", finding, facts=facts)
+    finding += f", and this machine has {total / GIB:.1f}"
+    advice = (
+        "a machine that runs out ends the run without a message: lower train.problems_per_rollout or "
+        "data.max_prompt_length and model.max_pixels, close other programs, or add swap"
+    )
+    return Check("memory of the machine", "warning", finding, advice, facts | {"total": total})

@@ -224,9 +224,9 @@ def plan_memory(recipe: Recipe, shape: ModelShape, *, total: int | None, half: b
         half: Whether the device has bfloat16: then `model.dtype: auto` is that, and a GPU has the head's kernel.
     """
     gpu = total is not None
-    width = _bytes_each(recipe.model, half=half)
+    width = bytes_each(recipe.model, half=half)
     standing = {
-        "weights": _weight_bytes(recipe, shape, width),
+        "weights": weight_bytes(recipe, shape, width),
         "adapter, gradients, Adam": 16 * adapter_parameters(recipe, shape),
     }
     if gpu:
@@ -245,7 +245,7 @@ def _training_parts(recipe: Recipe, shape: ModelShape, width: int, *, gpu: bool,
     logits = 4 * 4 * min(tokens, LOGIT_ROWS) * shape.vocabulary
     return {
         "activations": tokens * _activation_bytes(recipe, shape, width),
-        "features of pictures": _feature_bytes(recipe, shape, width, _prompts_of_rollout(recipe)),
+        "features of pictures": _feature_bytes(recipe, shape, width, prompts_of_rollout(recipe)),
         "head": WORKSPACE_BYTES + 4 * tokens * shape.hidden if kernel else logits,
     }
 
@@ -256,7 +256,7 @@ def _feature_bytes(recipe: Recipe, shape: ModelShape, width: int, prompts: int) 
     return min(tokens * shape.hidden * shape.vision_levels * width, FEATURE_CACHE_BYTES)
 
 
-def _prompts_of_rollout(recipe: Recipe) -> int:
+def prompts_of_rollout(recipe: Recipe) -> int:
     """Prompts of a rollout, those of problems that dynamic sampling replaced included: their pictures stay as long."""
     rounds = 1 + recipe.rollout.max_extra_rounds if recipe.rollout.dynamic_sampling else 1
     return rounds * recipe.train.problems_per_rollout * recipe.share.num_variants
@@ -296,7 +296,7 @@ def _sampling_parts(recipe: Recipe, shape: ModelShape, width: int, total: int | 
     if section.engine == "hf":
         held_out = 0 if recipe.data.eval is None else 2 * recipe.eval.problems  # plain, and as a variant
         return {
-            "features of pictures": _feature_bytes(recipe, shape, width, max(_prompts_of_rollout(recipe), held_out)),
+            "features of pictures": _feature_bytes(recipe, shape, width, max(prompts_of_rollout(recipe), held_out)),
             "reading prompts": section.batch_size
             * recipe.data.max_prompt_length
             * width
@@ -339,14 +339,14 @@ def fewest_recomputed(recipe: Recipe, shape: ModelShape, *, total: int, half: bo
 
 def engine_needs(recipe: Recipe, shape: ModelShape, *, half: bool) -> int:
     """Bytes that a vLLM engine cannot do without: weights, keys and values of one sequence, and 1 GiB to work in."""
-    width = _bytes_each(recipe.model, half=half)
-    return _weight_bytes(recipe, shape, width) + recipe.max_sequence_length * shape.kv_numbers * width + GIB
+    width = bytes_each(recipe.model, half=half)
+    return weight_bytes(recipe, shape, width) + recipe.max_sequence_length * shape.kv_numbers * width + GIB
 
 
 def sequences_at_once(recipe: Recipe, shape: ModelShape, *, total: int, half: bool) -> int:
     """Sequences of full length that vLLM's share has keys and values for, beside weights and 1 GiB to work in."""
-    width = _bytes_each(recipe.model, half=half)
-    free = recipe.rollout.vllm_gpu_memory_utilization * total - _weight_bytes(recipe, shape, width) - GIB
+    width = bytes_each(recipe.model, half=half)
+    free = recipe.rollout.vllm_gpu_memory_utilization * total - weight_bytes(recipe, shape, width) - GIB
     return max(0, int(free // (recipe.max_sequence_length * shape.kv_numbers * width)))
 
 
@@ -380,10 +380,12 @@ def _changes(recipe: Recipe, shape: ModelShape, total: int, *, half: bool) -> It
         yield "model.load_in_4bit", True
 
 
-def _weight_bytes(recipe: Recipe, shape: ModelShape, width: int) -> int:
+def weight_bytes(recipe: Recipe, shape: ModelShape, width: int) -> int:
+    """Of the base model, with `width` bytes a number where it is not in 4 bits."""
     return shape.others * width + int(shape.text_linear * (FOUR_BITS if recipe.model.load_in_4bit else width))
 
 
-def _bytes_each(model: ModelSection, *, half: bool) -> int:
+def bytes_each(model: ModelSection, *, half: bool) -> int:
+    """Of a number of the base model, on a device with (`half`) or without bfloat16."""
     auto = 2 if half or model.load_in_4bit else 4  # as policy.hf.dtype_of chooses
     return {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "auto": auto}[model.dtype]

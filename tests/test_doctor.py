@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sharevl_lite import doctor
+from sharevl_lite import doctor, memory_advice
 from sharevl_lite.cli import main
 from sharevl_lite.doctor import TESTED, examine
 from sharevl_lite.findings import Check
+from sharevl_lite.memory_plan import GIB, find_config, measure_shape
 from sharevl_lite.next_steps import Candidate, candidates, next_steps, recipes_check
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rollout.serve_command import serve_command
@@ -369,7 +370,7 @@ def test_how_many_responses_vllm_samples_at_once(gib, status):
     assert check.status == status
     # 144 KiB a token: 0.55 of the card, without 8.27 GiB of weights and 1 to work in, over 432 MiB a sequence.
     count = int((0.55 * gib - 8.27 - 1.0) * 1024 / 432)
-    assert check.finding == f"room for {count} of 96 responses of full length (3,072 tokens) at once"
+    assert check.finding == f"room for at most {count} of 96 responses of full length (3,072 tokens) at once"
     assert ("sampling will be slow" in check.advice) is (status == "warning")
 
 
@@ -386,6 +387,24 @@ def test_vllm_is_given_no_share_that_does_not_fit(recipe, gib, share, advice):
     check = found(examine(load_recipe(CONFIGS / f"{recipe}.yaml", changes), memory_gib=gib))["memory, vLLM"]
     assert check.status == "failure"
     assert check.advice.startswith(advice)
+
+
+def test_a_machine_without_the_memory_for_a_sleeping_vllm_and_a_rollouts_pictures_is_told(monkeypatch):
+    """Linux ends such a run without a word."""
+    recipe = load_recipe(CONFIGS / "r1_sharevl_qwen2_5_vl_7b.yaml")
+    planned = found(examine(recipe, memory_gib=80))["memory of the machine"]
+    assert planned.status == "ok"
+    # 512 problems in 2 variants, each with a prompt of image tokens: 4 patches of 3 x 2 x 14 x 14 numbers in bfloat16.
+    pictures = 1024 * recipe.data.max_prompt_length * 4 * 1176 * 2
+    assert planned.facts["parts"]["pictures of a rollout"] == pictures
+    assert planned.facts["parts"]["vLLM's weights, asleep"] == pytest.approx(15.4 * GIB, rel=0.01)
+    config, _ = find_config(recipe.model.path)
+    needed = sum(planned.facts["parts"].values())
+    for memory, status in ((needed, "warning"), (2 * needed, "ok")):
+        monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": memory // 4096}.get)
+        check = memory_advice._host_check(recipe, config, measure_shape(config), half=True, here=True)
+        assert check.status == status
+        assert ("lower train.problems_per_rollout" in check.advice) is (status == "warning")
 
 
 def test_room_for_activations_is_pointed_out():

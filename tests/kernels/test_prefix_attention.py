@@ -7,8 +7,9 @@ import torch
 from devices import GPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sharevl_kernels.prefix_attention import PrefixLayout, Run, block_attention, choose_backend, prefix_attention
+from sharevl_kernels.prefix_attention import PrefixLayout, Run, block_attention, choose_backend, op, prefix_attention
 from sharevl_kernels.prefix_attention.reference import masked_attention, reference_attention
+from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
 CPU = torch.device("cpu")
@@ -159,6 +160,35 @@ def test_blocks_see_themselves_alone(device, dtype):
         assert (mine.double() - reference).abs().max() <= limit * reference.abs().max()
     with pytest.raises(ValueError, match="24, 16"):
         block_attention(query, key[:2], value[:2], bounds, 16)
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["torch 2.11", "torch 2.14"])
+def test_flash_attention_is_asked_for_whole_blocks_in_words_that_no_other_backend_takes(monkeypatch, newer):
+    """cuDNN's takes over in newer torch where no window is given, and plans anew for every size."""
+    asked = []
+
+    def flash_attention(query, key, value, bounds, same, longest, most, *, scale, window_size=(-1, -1)):
+        """What its documentation says of a window: so many keys before and behind a query, all where it is -1."""
+        assert bounds is same
+        assert longest == most
+        asked.append(window_size)
+        place = torch.arange(query.shape[0])
+        block = torch.searchsorted(bounds[1:], place, right=True)
+        left, right = (size if size >= 0 else len(place) for size in window_size)
+        apart = place[None] - place[:, None]
+        seen = (block[None] == block[:, None]) & (apart >= -left) & (apart <= right)
+        heads = [x.transpose(0, 1)[None] for x in (query, key, value)]
+        return scaled_dot_product_attention(*heads, attn_mask=seen, scale=scale)[0].transpose(0, 1)
+
+    case, bounds = inputs(24, heads=4, shared=1, head_dim=16), torch.tensor([0, 7, 8, 24], dtype=torch.int32)
+    expected = block_attention(*case, bounds, 16)
+    monkeypatch.setattr(op, "choose_backend", lambda *_: "varlen")
+    monkeypatch.setattr(varlen, "varlen_attn", flash_attention)
+    monkeypatch.setattr(varlen, "_can_use_cudnn", lambda *_: True, raising=False)
+    if not newer:
+        monkeypatch.delattr(varlen, "_can_use_cudnn")
+    torch.testing.assert_close(block_attention(*case, bounds, 16), expected, rtol=0.0, atol=1e-13)
+    assert asked == [(16, 16) if newer else (-1, -1)]
 
 
 # ---------------------------------------------------------------- on a GPU

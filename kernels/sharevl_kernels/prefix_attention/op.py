@@ -77,7 +77,7 @@ def block_attention(
     if choose_backend(query_QTD.device, query_QTD.dtype, query_QTD.shape[-1]) == "varlen":
         query_TQD, key_TQD, value_TQD = (x.transpose(0, 1).contiguous() for x in (query_QTD, key_QTD, value_QTD))
         bounds = (bounds_N1, bounds_N1, longest, longest)
-        return _flash_attention(query_TQD, key_TQD, value_TQD, *bounds, scale=scale)
+        return _flash_attention(query_TQD, key_TQD, value_TQD, *bounds, scale=scale, **_both_ways(longest))
     lengths = bounds_N1.diff().tolist()
     blocks = zip(*(x.split(lengths, dim=1) for x in (query_QTD, key_QTD, value_QTD)), strict=True)
     pieces = [scaled_dot_product_attention(q[None], k[None], v[None], scale=scale)[0] for q, k, v in blocks]
@@ -133,6 +133,14 @@ def _flash_attention(*args: Any, **kwargs: Any) -> Tensor:
     out_TQD = varlen_attn(*args, **kwargs)
     assert isinstance(out_TQD, Tensor)  # no log-sum-exp was asked for
     return out_TQD
+
+
+def _both_ways(longest: int) -> dict[str, Any]:
+    """Attention without bounds, said as a window over all of the longest block where torch (2.14) would else hand it to
+    cuDNN, which plans anew for every size of picture."""
+    from torch.nn.attention import varlen
+
+    return {"window_size": (longest, longest)} if hasattr(varlen, "_can_use_cudnn") else {}
 
 
 @cache
