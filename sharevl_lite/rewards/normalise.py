@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 import unicodedata
 
+_WIDER = 0xFEE0
+"""From a sign of ASCII to its full-width form."""
 _SIGNS = str.maketrans(
     {
         "−": "-",  # minus sign
         "–": "-",  # en dash
         "—": "-",  # em dash
         "﹣": "-",
-        "－": "-",
         "×": r"\times ",
         "·": r"\cdot ",
         "⋅": r"\cdot ",
@@ -51,9 +52,13 @@ _SIGNS = str.maketrans(
         "‘": "'",
         "“": '"',
         "”": '"',
-        "％": "%",
-        "：": ":",
-        "，": ",",
+        **{chr(wide): chr(wide - _WIDER) for wide in range(0xFF01, 0xFF5E) if chr(wide) not in "＄｛｝＼"},
+        "。": ".",
+        "、": ",",
+        "～": "-",  # a range
+        "Ω": r"\Omega ",
+        "℃": r"^\circ C",
+        "℉": r"^\circ F",
         "\u00a0": " ",
         "\u2009": " ",
         "\u202f": " ",
@@ -72,6 +77,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?:(?<![A-Za-z])US(?=\\?\$\s?\d))?\\?\$", ""),  # currency and math delimiters
         (r"(?<!\\)\\[()\[\]]", ""),
         (r"\{,\}", ","),
+        (r"\\text\s*\{\s*\}", " "),
         (r"\\!", ""),
         (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~|\s", " "),
         (r"\\(?:left|right)(?![A-Za-z])\.?|\\(?:display|text)style(?![A-Za-z])", ""),
@@ -98,6 +104,7 @@ _WORDS_AND_NUMBERS = rf"(?!(?:USD|EUR|GBP|INR)\b)[A-Za-z{_FOREIGN}]{{3,}}(?:[ ,.
 # Without IGNORECASE, for which i and s are cases of foreign letters.
 _PROSE = re.compile(rf"{_NO_FORMULA}(?:{_WORDS}|{_WORDS_AND_NUMBERS})")
 _SYMBOL = re.compile(r"[A-Za-z\\][A-Za-z0-9\\_{}' ()]*")
+_CONSTANT = re.compile(r"\\(?:frac|sqrt|pi|infty|cdot|times)(?![A-Za-z])")
 _ASSIGNMENT = re.compile(r"(?<![<>!=:\\])=(?!=)")
 _SEVERAL = re.compile(r"[,;]|\b(?:or|and)\b")
 
@@ -145,8 +152,10 @@ def is_prose(answer: str) -> bool:
 
 
 def is_symbol(answer: str) -> bool:
-    r"""Whether this names a quantity, as the left side of an assignment does: `x`, `AB`, `m\angle ABC`, `f(3)`."""
-    return _SYMBOL.fullmatch(answer) is not None
+    r"""Whether this names a quantity, as the left side of an assignment does: `x`, `AB`, `m\angle ABC`, `f(3)`. Not
+    `\frac{2}{3}`, `\sqrt{2}` or `\pi`, which are numbers."""
+    named = _SYMBOL.fullmatch(answer) is not None
+    return named and re.search(r"[A-Za-z]", _CONSTANT.sub("", answer)) is not None
 
 
 def drop_approximation(answer: str) -> str:

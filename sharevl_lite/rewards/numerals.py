@@ -14,9 +14,10 @@ The gold says how exact the prediction must be:
 A recipe's `reward.numeric_tolerance` comes after that: a number within that share of the gold is right as well, by the
 same rules on units and percent.
 
-Words behind a number: `1.2 million` and `2 thirds` are multiplied out. Two different known units disagree (`5 cm`,
-`5 m`); a missing or unknown one is ignored, as both graders do. Exponents of units are ignored too (`25 cm` for
-`25 cm^2`). Words that calculate or negate (`6 minus two`) are no units, and what they follow is not one number.
+Words behind a number (see `units`): `1.2 million` and `2 thirds` are multiplied out. Two different known units disagree
+(`5 cm`, `5 m`), and so do opposite directions; a missing or unknown unit is ignored, as both graders do. Exponents of
+units are ignored too (`25 cm` for `25 cm^2`). Words that calculate or negate (`6 minus two`) are no units, and what
+they follow is not one number.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from sharevl_lite.rewards.normalise import unwrap_text
+from sharevl_lite.rewards.units import directions_differ, parse_behind, units_differ
 
 _MAX_CHARACTERS = 400
 _MAX_EXPONENT = 400  # 10**exponent is computed in full
@@ -45,91 +47,8 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-_UNIT = re.compile(
-    r"""
-    \s*(?P<degree>\^\s*\\circ)?\s*
-    (?:
-        (?:\\(?:text|textrm|mathrm|rm|operatorname)\s*\{(?P<wrapped>[^{}0-9]{1,40})\}
-          | (?P<plain>(?:(?:sq|cu)\.\ ?)?[A-Za-z]+(?:\ [A-Za-z]+){0,3}|[a-z]+\ ?/\ ?[a-z]+))
-        (?:\s*\^\s*\{?\d\}?)?
-    )?
-    \.?
-    """,
-    re.VERBOSE,
-)
 _RATIO = re.compile(r"\d+(?:\.\d+)?(?:(?:\s*:\s*|\s+to\s+)\d+(?:\.\d+)?)+")
 _RATIO_SIGN = re.compile(r":|to")
-
-_UNIT_NAMES = {
-    "mm": "mm millimeter millimetre",
-    "cm": "cm centimeter centimetre",
-    "m": "m meter metre",
-    "km": "km kilometer kilometre",
-    "inch": "in inch inches",
-    "foot": "ft foot feet",
-    "yard": "yd yard",
-    "mile": "mi mile",
-    "ms": "ms millisecond",
-    "second": "s sec second",
-    "minute": "min minute",
-    "hour": "h hr hour",
-    "day": "day",
-    "week": "week",
-    "month": "month",
-    "year": "yr year",
-    "mg": "mg milligram",
-    "g": "g gram",
-    "kg": "kg kilogram",
-    "pound": "lb pound",
-    "ml": "ml milliliter millilitre",
-    "litre": "l liter litre",
-    "newton": "n newton",
-    "joule": "j joule",
-    "kj": "kj kilojoule",
-    "watt": "w watt",
-    "kw": "kw kilowatt",
-    "volt": "v volt",
-    "hertz": "hz hertz",
-    "degree": "deg degree",
-    "celsius": "celsius",
-    "fahrenheit": "fahrenheit",
-    "radian": "rad radian",
-    "dollar": "dollar usd",
-    "cent": "cent",
-    "unit": "unit",
-    "%": "percent pct",
-    "mile/hour": "mph",
-    "km/hour": "kph kmh kmph",
-}
-_UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in names.split()}
-_SCALES = {
-    **{letter: name for name in ("celsius", "fahrenheit") for letter in (name, name[0])},
-    **{letter: name for name in ("north", "south", "east", "west") for letter in (name, name[0])},
-}
-"""What a degree may be of, behind its sign."""
-_SPEED = re.compile(r"(mm|cm|m|km|inch|foot|yard|mile)/(second|minute|hour)")
-_PARTS = "third fourth fifth sixth seventh eighth ninth tenth"
-_FACTORS = {
-    "hundred": Fraction(100),
-    "thousand": Fraction(1000),
-    "million": Fraction(10**6),
-    "billion": Fraction(10**9),
-    "trillion": Fraction(10**12),
-    "dozen": Fraction(12),
-    "half": Fraction(1, 2),
-    "halve": Fraction(1, 2),
-    **{word: Fraction(1, number) for number, word in enumerate(_PARTS.split(), 3)},
-    "hundredth": Fraction(1, 100),
-    "thousandth": Fraction(1, 1000),
-    "millionth": Fraction(1, 10**6),
-}
-_CALCULATING = "plus minus times over divided multiplied mod modulo not and or squared cubed sin cos tan log exp sqrt"
-_GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi "
-    "psi omega"
-)
-_NO_UNITS = frozenset([*_CALCULATING.split(), *_GREEK.split()])
-_UNIT_DIMENSIONS = re.compile(r"\b(?:square|squared|sq|cubic|cubed|cu)\b\.?|[.^]")
 
 
 @dataclass(frozen=True)
@@ -142,6 +61,8 @@ class Numeral:
     percent: bool = False
     unit: str = ""
     """Name of a known unit, or empty."""
+    directions: frozenset[tuple[int, int]] = frozenset()
+    """Which way, as `units.Behind` has it."""
 
     @property
     def value(self) -> Fraction:
@@ -160,14 +81,15 @@ def parse_numeral(answer: str, *, letters: bool = False) -> Numeral | None:
     number = _NUMBER.match(answer)
     if number is None:
         return None
-    behind = _parse_words(answer[number.end() :], letters=letters)
+    behind = parse_behind(answer[number.end() :], letters=letters)
     face_and_step = _face_and_step(number)
     if behind is None or face_and_step is None:
         return None
-    (factor, unit), (face, step) = behind, face_and_step
-    percent = number["percent"] is not None or unit == "%"
-    face, step = face * factor, None if step is None else step * factor
-    return Numeral(-face if number["sign"] == "-" else face, step, percent, "" if unit == "%" else unit)
+    face, step = face_and_step
+    percent = number["percent"] is not None or behind.unit == "%"
+    face, step = face * behind.factor, None if step is None else step * abs(behind.factor)
+    unit = "" if behind.unit == "%" else behind.unit
+    return Numeral(-face if number["sign"] == "-" else face, step, percent, unit, behind.directions)
 
 
 def agrees(prediction: Numeral, gold: Numeral) -> bool:
@@ -214,10 +136,8 @@ def ratios_agree(prediction: tuple[str, ...], gold: tuple[str, ...]) -> bool:
 
 
 def _units_differ(prediction: Numeral, gold: Numeral) -> bool:
-    units = {"%" if number.percent else number.unit for number in (prediction, gold)} - {""}
-    if not units.isdisjoint(_SCALES.values()):
-        units.discard("degree")
-    return len(units) > 1
+    units = ("%" if number.percent else number.unit for number in (prediction, gold))
+    return units_differ(*units) or directions_differ(prediction.directions, gold.directions)
 
 
 def _close(value: Fraction, gold: Fraction, step: Fraction | None) -> bool:
@@ -259,50 +179,3 @@ def _repeating(text: str) -> Fraction:
 def _fraction(text: str) -> Fraction | None:
     numerator, denominator = (int(part) for part in re.findall(r"[+-]?\d+", text))
     return Fraction(numerator, denominator) if denominator else None
-
-
-def _parse_words(text: str, *, letters: bool) -> tuple[Fraction, str] | None:
-    """Factor and known unit in the text behind a number (1 and "" for none); None if the text says something else."""
-    found = _UNIT.fullmatch(text)
-    if found is None:
-        return None
-    words = (found["wrapped"] or found["plain"] or "").lower().split()
-    if found["degree"]:
-        return Fraction(1), _SCALES.get(" ".join(words), "degree")
-    factor = Fraction(1)
-    while words and (number := _factor(words[0])) is not None:
-        factor *= number
-        del words[0]
-    if not words:
-        return factor, ""
-    # `25 cm squared` is a unit, `5 squared` is 25.
-    if words[0] in _NO_UNITS or not (_NO_UNITS - {"squared", "cubed"}).isdisjoint(words):
-        return None
-    unit = _unit(" ".join(words))
-    if found["plain"] and not letters and not _is_plain_unit(text, words, unit):
-        return None
-    return factor, unit
-
-
-def _factor(word: str) -> Fraction | None:
-    return _FACTORS.get(word) or _FACTORS.get(word.removesuffix("s"))
-
-
-def _unit(words: str) -> str:
-    """Name of a known unit, or empty. A plural has more than two letters: ms are no metres."""
-    over, per, under = re.sub(r"\s*/\s*|\s+per\s+", "/", words).partition("/")
-    if per:
-        speed = f"{_unit(over)}/{_unit(under)}"
-        return speed if _SPEED.fullmatch(speed) else ""
-    name = _UNIT_DIMENSIONS.sub(" ", words).strip() or "unit"
-    if name.startswith("degree"):
-        return _SCALES.get(name.split()[-1], _UNITS.get(name.removesuffix("s"), ""))
-    return _UNITS.get(name) or (_UNITS.get(name.removesuffix("s"), "") if len(name) > 2 else "")
-
-
-def _is_plain_unit(text: str, words: list[str], known: str) -> bool:
-    """Whether bare letters behind a number are a unit: `5cm`, `5 apples`, `5 m/s`; not `5 m`, `5ab` or `5a/b`, which
-    may be products."""
-    if known or "/" in text:
-        return bool(known) and len("".join(words)) > 1
-    return text.startswith(" ") and all(len(word) >= 3 for word in words)
