@@ -218,7 +218,8 @@ def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
     header = ("", "A", "B", "B - A", interval, "p", "problems", "responses")
     notes = (
         "B - A: percentage points. p: two-sided; the permutation test that swaps the two values of a problem, or (M) "
-        "McNemar's exact test. Not corrected for the number of rows. Intervals: bootstrap over problems (BCa). "
+        "McNemar's exact test. Not corrected for the number of rows. Intervals: bootstrap over problems (percentiles), "
+        "drawn out to 0 where the test finds no difference. "
         "Problems: those that have the figure in both. Responses: those to them that the figure is of, in A / B where "
         "not as many; without a verdict they are in none about right and wrong."
     )

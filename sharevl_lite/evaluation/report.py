@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sharevl_lite.evaluation.document import Evaluation
 from sharevl_lite.evaluation.figures import AGREEMENTS
-from sharevl_lite.evaluation.statistics import LEVEL, Figure
+from sharevl_lite.evaluation.statistics import FEW, LEVEL, Figure
 from sharevl_lite.evaluation.tables import Table, markdown, value_and_interval
 
 INTERVAL = f"{LEVEL:.0%}\u00a0interval"
@@ -15,8 +15,8 @@ mean@n: share of right responses. pass@k: chance that one of k responses is righ
 the answer with the most votes is right; a tie counts by the share of right ones among its leaders. consistency: share
 of the problems whose majority answers under all ways of asking say the same. Two answers say the same when the verifier
 accepts one as the other. Responses that could not be verified are left out of all of these, and counted above.
-Intervals: bootstrap over problems (BCa), {resamples} draws, seed {seed}; where all problems agree, the exact binomial
-one."""
+Intervals: bootstrap over problems (BCa), {resamples} draws, seed {seed}; of fewer than {few} problems, and where all
+agree, the exact binomial one."""
 TITLES = {"not_verified": "not verified (left out)", "without_answer": "without a boxed answer", "tied_votes": "ties"}
 
 
@@ -91,7 +91,7 @@ def _sources(sources: Mapping[str, Mapping[str, Figure]], samples: int) -> Table
 def as_markdown(evaluation: Evaluation) -> str:
     """The whole report."""
     protocol = evaluation.protocol
-    meanings = MEANINGS.format(resamples=protocol["bootstrap_resamples"], seed=protocol["seed"])
+    meanings = MEANINGS.format(few=FEW, resamples=protocol["bootstrap_resamples"], seed=protocol["seed"])
     settings = [(name, "" if value is None else str(value)) for name, value in protocol.items()]
     return (
         f"# Evaluation of {protocol['target']}\n\n"
