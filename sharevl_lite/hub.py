@@ -167,6 +167,11 @@ def _use_repository(api: HfApi, repo_id: str, option: str, knob: str, *, private
     try:
         name: str = api.create_repo(repo_id, exist_ok=True, private=private or None).repo_id
     except (OSError, httpx.HTTPError, ValueError) as error:
+        if isinstance(error, httpx.TransportError | ConnectionError):
+            raise HubError(
+                f"{option}: {api.endpoint} cannot be reached ({in_one_line(error)}); check the connection and "
+                "HF_ENDPOINT"
+            ) from error
         raise HubError(
             f"{option}: cannot use the repository {repo_id} ({in_one_line(error)}); check {knob} and the rights of "
             "the token"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callab
     start = "" if settings.kind == "gguf" else "    with a program for transformers to start from"
     say(f"card      {settings.to / CARD}{start}")
     if settings.kind == "gguf":
-        say(f"next      cd {settings.to} && {llama_command(settings.to)}")
+        say(f"next      cd {shlex.quote(str(settings.to))} && {llama_command(settings.to)}")
         return
     served = base.name if base.is_on_hub else str(base.folder)
     fault = vllm_fault(source, settings.kind)
@@ -110,4 +111,5 @@ def _last_words(settings: Settings, source: Source, base: BaseModel, say: Callab
     if settings.kind == "merged-4bit":
         say(f"          {VLLM_NOTE}")
     if settings.kind in FULL:
-        say(f"          {typed_command()} eval {settings.to} --recipe {source.run / RECIPE_FILE} --data DATA")
+        folder, recipe = (shlex.quote(str(path)) for path in (settings.to, source.run / RECIPE_FILE))
+        say(f"          {typed_command()} eval {folder} --recipe {recipe} --data DATA")

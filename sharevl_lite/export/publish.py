@@ -10,15 +10,20 @@ export of that name.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from sharevl_lite.atomic import TEMPORARY, publish_directory, remove_leftovers, staged, sync_directory, sync_tree
 from sharevl_lite.export.errors import ExportError
 from sharevl_lite.policy.folder import ADAPTER_CONFIG, CONFIG_FILE
 
+_REFUSALS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 MARGIN_BYTES = 64 * 1024**2
 """Room beside the weights: tokenizer, card, what the file system keeps."""
 
@@ -62,7 +67,7 @@ def published(folder: Path) -> Iterator[Path]:
     """A folder to write into, whose files are those of `folder` when the block ends well, and which is removed when it
     does not.
 
-    Raises ExportError where `folder` cannot be written, or is not empty at the end.
+    Raises ExportError where `folder` cannot be written, the disk is full on the way, or it is not empty at the end.
     """
     final = resolved(folder)
     inside = final / final.name
@@ -73,12 +78,29 @@ def published(folder: Path) -> Iterator[Path]:
             staging = stack.enter_context(staged(inside if final.is_dir() else final))
         except OSError as error:
             raise ExportError(f"--to {folder}: cannot be written ({error}); name another folder") from error
-        yield staging
+        with _told_where_the_disk_is_full(folder):
+            yield staging
         check_target(final)
         if final.is_dir():
             _move_up(staging, final)
         else:
             publish_directory(staging, final)
+
+
+@contextlib.contextmanager
+def _told_where_the_disk_is_full(folder: Path) -> Iterator[None]:
+    """Raises ExportError for what a disk, a quota or a limit on files refuses to Python or to safetensors."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if number not in _REFUSALS:
+            raise
+        raise ExportError(
+            f"--to {folder}: {os.strerror(number)}; what was written is removed. Free some space or raise the limit, "
+            "or name a folder on another disk"
+        ) from error
 
 
 def _move_up(staging: Path, final: Path) -> None:

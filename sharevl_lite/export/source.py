@@ -58,7 +58,7 @@ def find_source(run: Path, wanted: str) -> Source:
         return _last(run, recipe, checkpoints, evaluations)
     if wanted == "best":
         return _best(run, recipe, checkpoints, evaluations)
-    if not wanted.isdigit():
+    if not (wanted.isascii() and wanted.isdecimal()):
         raise ExportError(
             f"--checkpoint {wanted}: give best, last or the number of an update; {_held(run, checkpoints)}"
         )

@@ -129,6 +129,11 @@ def attach(model: Any, adapter: Path) -> Any:
 
     peft = PeftModel.from_pretrained(model, str(adapter)).eval()
     saved, placed = load_file(str(adapter / ADAPTER_FILE)), get_peft_model_state_dict(peft, save_embedding_layers=False)
+    if bad := sorted(name for name, tensor in saved.items() if not torch.isfinite(tensor).all()):
+        raise ExportError(
+            f"{adapter}: {len(bad)} of its {len(saved)} tensors hold NaN or infinities, such as {bad[0]}: the run has "
+            "diverged. Export an earlier checkpoint with --checkpoint"
+        )
     wrong = sorted(saved.keys() ^ placed.keys())
     wrong += [name for name in saved.keys() & placed.keys() if not torch.equal(saved[name].float(), placed[name].cpu())]
     if wrong:

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -144,6 +146,38 @@ def test_a_full_disk_is_told_before_anything_is_written(run, export, tmp_path, m
     said = export(run, tmp_path / "out", code=2)
     # 7.2 MiB of weights and a margin of 64
     assert f"--to {tmp_path / 'out'}: the export needs 0.07 GiB, the disk of {tmp_path} has 0.00 GiB free" in said
+
+
+@pytest.mark.parametrize(("kind", "most"), [("merged-16bit", 3_000_000), ("lora", 50_000)])
+def test_a_disk_that_refuses_on_the_way_leaves_nothing_and_is_told(run, export, tmp_path, kind, most):
+    """By a limit on the size of files, which safetensors meets in one way and Python in the other."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        said = export(run, tmp_path / "out", "--format", kind, code=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"--to {tmp_path / 'out'}: File too large; what was written is removed. Free some space" in said
+
+
+def test_what_to_type_next_can_be_pasted(run, export, tmp_path):
+    said = export(run, tmp_path / "my model", "--format", "merged-16bit")
+    (line,) = [line for line in said.splitlines() if " eval " in line]
+    words = shlex.split(line)
+    assert words[words.index("eval") + 1] == str(tmp_path / "my model")
+    assert words[words.index("--recipe") + 1] == str(run / "recipe.yaml")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_adapter_that_has_diverged_is_told(run, export, tmp_path, number):
+    file = run / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(str(file))
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[0] = number
+    save_file(tensors, str(file), metadata={"format": "pt"})
+    for kind in ("merged-16bit", "lora"):
+        said = export(run, tmp_path / kind, "--format", kind, code=2)
+        assert f"1 of its {len(tensors)} tensors hold NaN or infinities, such as {name}: the run has diverged" in said
 
 
 @pytest.mark.parametrize(

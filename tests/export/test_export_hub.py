@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -67,6 +68,20 @@ def test_a_fault_of_the_server_is_overcome(run, export, hub, tmp_path, where):
     export(run, tmp_path / "out", "--format", "lora", "--push-to-hub", REPO)
     assert getattr(hub, where) == 0
     assert hub.files(REPO) == written(tmp_path / "out")
+
+
+def test_a_hub_that_cannot_be_reached_is_no_matter_of_names_and_rights(run, tmp_path, capsys, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", nowhere)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    words = ["--format", "lora", "--push-to-hub", REPO]
+    assert main(["export", str(run), "--to", str(tmp_path / "out"), *words]) == 2
+    said = capsys.readouterr().err
+    assert f"--push-to-hub: {nowhere} cannot be reached" in said
+    assert "check the connection and HF_ENDPOINT" in said
+    assert TOKEN not in said
 
 
 def test_a_fault_that_stays_leaves_the_export_and_says_how_to_go_on(run, hub, tmp_path, capsys):

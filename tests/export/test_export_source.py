@@ -66,6 +66,7 @@ def test_best_that_is_no_better_than_the_base_says_so(history):
 @pytest.mark.parametrize(
     ("wanted", "told"),
     [
+        ("²", "give best, last or the number of an update"),
         ("5", "no checkpoint of that update; there are updates 4, 6 and the final adapter"),
         ("newest", "give best, last or the number of an update; there are updates 4, 6"),
         ("best", r"no checkpoint of .* was evaluated \(evaluations: 0, 9\)"),
