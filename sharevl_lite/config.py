@@ -207,6 +207,12 @@ class RewardSection(Section):
     workers: Count = 2
     """Verifier processes."""
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> RewardSection:
+        if not any([self.accuracy_weight, self.format_weight, *(function.weight for function in self.functions)]):
+            raise ValueError("every weight is 0: all responses earn the same, and nothing is learnt; give one a weight")
+        return self
+
     @property
     def names(self) -> list[str]:
         """What the functions are called in metrics."""

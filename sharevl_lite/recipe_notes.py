@@ -17,7 +17,7 @@ def recipe_notes(recipe: Recipe) -> list[str]:
         *_on_evaluation(recipe),
         *_on_sharing(recipe),
         *_on_the_objective(recipe),
-        *_on_rewards(recipe),
+        *_on_the_servers(recipe),
     ]
 
 
@@ -75,8 +75,7 @@ def _on_the_objective(recipe: Recipe) -> Iterator[str]:
         yield f"objective.correction_cap: {objective.correction_cap:g} has no effect with objective.correction: none"
 
 
-def _on_rewards(recipe: Recipe) -> Iterator[str]:
-    reward = recipe.reward
-    weights = [reward.accuracy_weight, reward.format_weight, *(function.weight for function in reward.functions)]
-    if not any(weights):
-        yield "every weight of reward is 0, so that all responses earn the same and nothing is learnt"
+def _on_the_servers(recipe: Recipe) -> Iterator[str]:
+    rollout = recipe.rollout
+    if rollout.server_urls and rollout.engine != "server":
+        yield f"rollout.server_urls has no effect with rollout.engine: {rollout.engine}; `server` samples there"

@@ -26,7 +26,7 @@ TOLD = [
     ({"objective.correction_cap": 2.0}, "objective.correction_cap: 2 has no effect with objective.correction: none"),
     ({"share.transforms.kinds": ["mirror_vertical"]}, "mirror_vertical for rows that say allow_mirrors alone"),
     ({"share.transforms.allow_mirrors": True}, "allow_mirrors has no effect, for share.transforms.kinds holds no mirr"),
-    ({"reward.accuracy_weight": 0.0, "reward.format_weight": 0.0}, "every weight of reward is 0"),
+    ({"rollout.server_urls": "http://x/v1"}, "rollout.server_urls has no effect with rollout.engine: hf"),
 ]
 MEANT = [
     {"train.warmup_updates": 47},

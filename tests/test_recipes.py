@@ -257,6 +257,15 @@ def test_what_other_trainers_call_a_knob_is_known(write, word, meant):
     assert problem == f"command line: {word}: unknown key; did you mean {meant}?"
 
 
+def test_a_run_that_nothing_could_teach_is_refused(write):
+    words = ["--reward.accuracy_weight=0", "--reward.format_weight=0"]
+    (problem,) = problems_of(write("{}"), words)
+    assert problem.startswith("command line: --reward")
+    assert problem.endswith("every weight is 0: all responses earn the same, and nothing is learnt; give one a weight")
+    function = "[{path: rewards.py:mine, weight: -1}]"
+    assert load_recipe(write("{}"), [*words, f"--reward.functions={function}"]).reward.functions[0].weight == -1.0
+
+
 @pytest.mark.parametrize(
     ("word", "value", "told"),
     [

@@ -32,10 +32,11 @@ SIDED = re.compile(
     r"\b(?:left(?:most|wards?)?|right(?:most|wards?)|right(?!\s+(?:angle|triangle|prism|cone|cylinder|pyramid|circular))"
     r"(?!-angled)|(?:counter-?|anti-?)?clockwise|(?:north|south)?-?(?:east|west)\w*|north\w*|south\w*|above|below|beneath"
     r"|over|under|top(?:most)?|bottom|up|down|up(?:per|ward\w*|side)|down(?:ward\w*)|higher|lower|highest|lowest"
-    r"|slopes?|gradient|increas\w*|decreas\w*|quadrants?|coordinates?|ax[ie]s|directions?|which way|first|second|third"
-    r"|last|next|turns?|signs?|digits? shown|number is shown|chiral\w*"
-    r"|mirror\w*|flip\w*|reflect\w*|letters?|words?|text|written|writing|read|reads|says|spell\w*|clock|time|handed\w*)\b"
-    r"|[左右上下东西南北]|顺时针|逆时针",
+    r"|slopes?|gradient|correlat\w*|rises?|rising|falls?|falling|increas\w*|decreas\w*|quadrants?|coordinates?|ax[ie]s"
+    r"|directions?|which way|first|second|third|last|next|turns?|signs?|hands?|chiral\w*|mirror\w*|flip\w*|reflect\w*"
+    r"|digits?|numbers? (?:(?:is|are) )?(?:shown|on|written|printed)|(?:what|which) numbers? (?:is|are|does|do)|plates?"
+    r"|letters?|words?|text|written|writing|read|reads|says?|spell\w*|clock|time|handed\w*)\b"
+    r"|[左右上下东西南北钟镜字]|顺时针|逆时针|几点",
     re.IGNORECASE,
 )
 PLACES = re.compile(
