@@ -58,14 +58,20 @@ def tell_wait(console: Console, recipe: Recipe, part: Literal["model", "sampler"
 
 
 def load_policy_of(recipe: Recipe) -> PackedPolicy:
-    """The recipe's base model with a fresh adapter, by the recipe's loader."""
+    """The recipe's base model with a fresh adapter, by the recipe's loader. Raises PolicyError where responses are
+    longer than the model can read."""
     if recipe.model.loader == "unsloth":
         from sharevl_lite.policy.unsloth import load_policy as load_with_unsloth
 
-        return load_with_unsloth(recipe)
-    from sharevl_lite.policy.hf import load_policy
+        policy = load_with_unsloth(recipe)
+    else:
+        from sharevl_lite.policy.hf import load_policy
 
-    return load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
+        policy = load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
+    from sharevl_lite.policy.hf import check_context
+
+    check_context(policy.config, recipe.rollout.max_completion_length)
+    return policy
 
 
 def make_engine(recipe: Recipe, policy: PackedPolicy, *, max_images: int, keep_images: bool = False) -> RolloutEngine:

@@ -20,8 +20,9 @@ from sharevl_lite.data.digits import SPLIT_SIZES
 from sharevl_lite.data.loading import BUILTIN
 from sharevl_lite.data.sources import count_rows, find_files, read_rows
 from sharevl_lite.intake import fit_prompts
+from sharevl_lite.memory_plan import find_config, measure_shape
 from sharevl_lite.policy.folder import is_missing
-from sharevl_lite.policy.hf import bound_pixels, check_supported, resolve_model_path
+from sharevl_lite.policy.hf import bound_pixels, check_context, check_endings, check_supported, resolve_model_path
 from sharevl_lite.policy.prompts import PromptRenderer
 from sharevl_lite.rewards import RewardScorer
 from sharevl_lite.schedule import check_enough
@@ -64,11 +65,22 @@ class _Seen:
     rows: int | None
 
 
+def _check_knobs_of_the_model(recipe: Recipe) -> None:
+    """What depends on the model's configuration, where that is known. Raises PolicyError."""
+    found = find_config(recipe.model.path)
+    if found is None:
+        return
+    check_context(found[0], recipe.rollout.max_completion_length)
+    if not isinstance(recipe.model.lora.target_modules, str):
+        check_endings(measure_shape(found[0]).linear, recipe.model.lora.target_modules)
+
+
 def look(recipe: Recipe) -> FirstLook:
     """Checks what is at hand. Raises the errors that `train` would: of reward functions, the model, or data."""
     scorer = RewardScorer(recipe.reward)
     try:
         prompts = _prompts_at_hand(recipe)
+        _check_knobs_of_the_model(recipe)
         data = recipe.data
         train = _first_problems(data.train, data.train_split, data.train_limit, recipe)
         held_out = None

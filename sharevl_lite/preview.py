@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sharevl_lite.config import Recipe
 from sharevl_lite.engines import check_installed
 from sharevl_lite.errors import UserError
+from sharevl_lite.first_checks import check_trackers
 from sharevl_lite.precheck import FirstLook, look
 from sharevl_lite.recipe_notes import recipe_notes
 from sharevl_lite.recipes import dump_recipe
@@ -215,11 +216,13 @@ def _memory_lines(recipe: Recipe) -> list[str]:
 
 def _missing_lines(recipe: Recipe) -> list[str]:
     """What `train` would stop for here, and a machine that only plans need not have."""
-    try:
-        check_installed(recipe)
-    except UserError as error:
-        return [f"not installed     {error}: here train would stop with this"]
-    return []
+    lines = []
+    for check in (check_installed, check_trackers):
+        try:
+            check(recipe)
+        except UserError as error:
+            lines.append(f"not installed     {error}: here train would stop with this")
+    return lines
 
 
 def _server_lines(recipe: Recipe) -> list[str]:

@@ -341,6 +341,33 @@ def test_a_dry_run_on_a_machine_that_only_plans_says_what_is_missing(words, miss
         assert ("to sample on the CPU" in output) is (missing == "unsloth")
         assert ("memory            of vLLM not estimated without a GPU" in output) is (missing == "vllm")
     assert "not installed" not in called("train", DEMO, "--dry-run")[1]
+    assert "not installed" not in called("train", DEMO, "--dry-run")[1]
+
+
+def test_a_dry_run_says_that_a_tracker_is_missing(called, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
+    told = called("train", DEMO, "--dry-run", "--train.report-to", "wandb")[1]
+    assert "not installed     train.report_to: wandb is not installed; pip install wandb, or leave it out: here" in told
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "told"),
+    [
+        (
+            "--model.lora.target-modules",
+            "[q_prj]",
+            "no linear layer of the text model ends in 'q_prj'; there are",
+        ),
+        ("--rollout.max-completion-length", "2049", "2,049 tokens, and the model has 2,048 positions for prompt and r"),
+    ],
+)
+def test_what_the_model_does_not_have_is_refused_before_and_at_the_start(called, tmp_path, knob, value, told):
+    for words in (["--dry-run"], ["--output-dir", str(tmp_path)]):
+        code, _, errors = called("train", DEMO, knob, value, *words)
+        assert code == 2
+        assert f"sharevl-lite: {knob[2:].replace('-', '_')}: {told}" in errors
+    assert not list(tmp_path.iterdir())
 
 
 def test_knobs_outside_of_sections_are_known_to_the_command_line():

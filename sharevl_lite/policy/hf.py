@@ -333,14 +333,30 @@ def text_layers(model: nn.Module, wanted: str | list[str]) -> str | list[str]:
     linear = linear_layers_of_text(model)
     if wanted == "all-linear":
         return list(linear)
+    check_endings(linear, wanted)
+    return [name for name in linear if has_ending(name, wanted)]
+
+
+def check_endings(linear: Iterable[str], wanted: Iterable[str]) -> None:
+    """Raises PolicyError where no linear layer of the text model, of these names, has one of the wanted endings."""
+    names = list(linear)
     for ending in wanted:
-        if not any(has_ending(name, [ending]) for name in linear):
-            endings = sorted({name.rpartition(".")[2] for name in linear})
+        if not any(has_ending(name, [ending]) for name in names):
+            endings = sorted({name.rpartition(".")[2] for name in names})
             raise PolicyError(
                 f"model.lora.target_modules: no linear layer of the text model ends in {ending!r}; there are "
                 f"{', '.join(endings)}"
             )
-    return [name for name in linear if has_ending(name, wanted)]
+
+
+def check_context(config: Any, longest: int) -> None:
+    """Raises PolicyError where a response of `longest` tokens does not fit among the model's positions."""
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and longest > most:
+        raise PolicyError(
+            f"rollout.max_completion_length: {longest:,} tokens, and the model has {most:,} positions for prompt and "
+            "response together; lower it"
+        )
 
 
 def linear_layers_of_text(model: nn.Module) -> dict[str, nn.Linear]:
