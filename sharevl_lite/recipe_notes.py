@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from sharevl_lite.config import Recipe
+from sharevl_lite.config import DataSection, Recipe
 
 GRPO_CLIPS_FROM = 0.05
 """Far above GSPO's bounds (3e-4 and 4e-4) and below those of token ratios."""
@@ -14,7 +15,7 @@ def recipe_notes(recipe: Recipe) -> list[str]:
     """One sentence for each such knob, with its value and what would be meant."""
     return [
         *_on_the_rate(recipe),
-        *_on_evaluation(recipe),
+        *_on_data(recipe),
         *_on_sharing(recipe),
         *_on_the_objective(recipe),
         *_on_the_servers(recipe),
@@ -37,9 +38,17 @@ def _on_the_rate(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _on_evaluation(recipe: Recipe) -> Iterator[str]:
+def _on_data(recipe: Recipe) -> Iterator[str]:
     if recipe.data.eval is None and recipe.eval.every_rollouts is not None:
         yield f"eval.every_rollouts: {recipe.eval.every_rollouts} has no effect without data.eval (held-out problems)"
+    for split, source in (("train", recipe.data.train), ("eval", recipe.data.eval)):
+        typed = getattr(recipe.data, f"{split}_split")
+        if (
+            source is not None
+            and typed != DataSection.model_fields[f"{split}_split"].default
+            and Path(source).is_file()
+        ):
+            yield f"data.{split}_split: {typed} has no effect, for {source} is one file"
     if recipe.train.hub_model_id and not recipe.train.push_to_hub:
         yield f"train.hub_model_id: {recipe.train.hub_model_id} has no effect without train.push_to_hub: true"
 

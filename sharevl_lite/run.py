@@ -215,17 +215,17 @@ def _train(
     except (PolicyError, RewardFunctionError, RolloutError, ToldError) as error:
         together = trainer.accelerator.num_processes == 1 or isinstance(error, ToldError)
         if together and trainer.save_before_failure():
-            console.print(f"Saved after step {trainer.rollouts_done}. Continue with --resume auto.", soft_wrap=True)
+            console.print(_saved(recipe, trainer), highlight=False, markup=False, soft_wrap=True)
         raise
     finally:
         display.stop()
     if interrupt.interrupted and trainer.rollouts_done < recipe.train.rollouts:
         if main:
-            console.print(f"Saved after step {trainer.rollouts_done}. Continue with --resume auto.", soft_wrap=True)
+            console.print(_saved(recipe, trainer), highlight=False, markup=False, soft_wrap=True)
         return RunResult(run_dir, None)
     if main and trainer.rollouts_done < recipe.train.rollouts:
         told = f"A callback ended the run after step {trainer.rollouts_done} of {recipe.train.rollouts}"
-        console.print(f"{told}; --resume auto goes on.", highlight=False, soft_wrap=True)
+        console.print(f"{told}. {_to_go_on(recipe, trainer)}", highlight=False, markup=False, soft_wrap=True)
     _settle(recipe, trainer)
     summary = None
     if main:
@@ -310,6 +310,18 @@ def _summarise(recipe: Recipe, records: list[dict[str, Any]]) -> dict[str, Any]:
         for name in (name for name in COUNTS if f"eval_{name}" in record):  # an older program's line may lack some
             summary[f"{name}_{when}"] = record[f"eval_{name}"]
     return summary
+
+
+def _saved(recipe: Recipe, trainer: ShareGRPOTrainer) -> str:
+    return f"Saved after step {trainer.rollouts_done}. {_to_go_on(recipe, trainer)}"
+
+
+def _to_go_on(recipe: Recipe, trainer: ShareGRPOTrainer) -> str:
+    """The command that goes on; processes of a launcher are begun by the one that their user knows."""
+    if trainer.accelerator.num_processes > 1:
+        return "Continue with --resume auto."
+    kept = shlex.quote(str(recipe.run_dir / RECIPE_FILE))
+    return f"Continue with {typed_command()} train {kept} --resume auto"
 
 
 def _greeting(recipe: Recipe, trainer: ShareGRPOTrainer, done: int) -> str:

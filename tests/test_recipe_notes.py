@@ -20,6 +20,7 @@ TOLD = [
     ({"train.warmup_updates": 48}, "train.warmup_updates: 48 of the run's 48 updates, so that the rate never reaches"),
     ({"train.warmup_updates": 2, "train.lr_scheduler_type": "constant"}, "no effect with train.lr_scheduler_type: con"),
     ({"eval.every_rollouts": 5, "data.eval": None}, "eval.every_rollouts: 5 has no effect without data.eval"),
+    ({"data.train": __file__, "data.train_split": "tset"}, "data.train_split: tset has no effect, for"),
     ({"train.hub_model_id": "me/mine"}, "train.hub_model_id: me/mine has no effect without train.push_to_hub: true"),
     ({"objective.importance_sampling_level": "sequence"}, "epsilon: 0.2 and epsilon_high: 0.3 are bounds of token"),
     ({"objective.correction": "truncate", "share.trajectories": "own"}, "objective.correction: truncate has no effect"),

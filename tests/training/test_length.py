@@ -250,7 +250,7 @@ def test_a_run_that_a_callback_ends_is_whole_and_can_go_on(trained, event, updat
     """The first update asks; the rollout has two."""
     whole, _ = trained(3, "whole")
     run, told = trained(3, callbacks=[Stops(event, updates)])
-    assert "A callback ended the run after step 1 of 3; --resume auto goes on." in told
+    assert "A callback ended the run after step 1 of 3. Continue with " in told
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["steps"], summary["adapter_update"]) == (1, 2)
     (checkpoint,) = list_checkpoints(run / "checkpoints")

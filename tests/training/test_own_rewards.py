@@ -1,6 +1,7 @@
 """Rewards of a user's own outside of the update: held-out figures, the best checkpoint, failures, their arguments."""
 
 import json
+import shlex
 
 import pytest
 from rich.console import Console
@@ -112,7 +113,9 @@ def test_a_failing_function_costs_one_step_and_the_run_goes_on_as_if_it_had_not(
     recipe = using("fragile", **brief)
     with pytest.raises(RewardFunctionError, match="no judge"):
         train(recipe, console=Console(width=140))
-    assert "Saved after step 2. Continue with --resume auto." in capsys.readouterr().out
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Saved after step 2. ")]
+    words = shlex.split(line.partition("Continue with ")[2])
+    assert words[-4:] == ["train", str(recipe.run_dir / "recipe.yaml"), "--resume", "auto"]
     assert [path.name for path in (recipe.run_dir / "checkpoints").iterdir()] == ["checkpoint-4"]
     (tmp_path / "mended").touch()
     went_on = quietly(recipe, resume="auto").run_dir
