@@ -121,11 +121,17 @@ def limit_checkpointing(adapted: Any, layers: int | None) -> None:
 def finish_policy(adapted: Any, processor: Any, section: ModelSection, *, temperature: float) -> PackedPolicy:
     """The policy of an adapted model, whoever loaded it: float32 adapters and nothing else trained, bounds on pixels.
 
-    Raises PolicyError where the output layer would be trained.
+    Raises PolicyError where the output layer would be trained, or something else than linear layers.
     """
     head = adapted.get_base_model().get_output_embeddings()
     if any(parameter.requires_grad for parameter in head.parameters()):
         raise PolicyError("model.lora.target_modules adapts the output layer, which is scored frozen; leave it out")
+    for name, module in adapted.named_modules():
+        if hasattr(module, "lora_A") and not isinstance(module.get_base_layer(), nn.Linear):
+            raise PolicyError(
+                f"model.lora.target_modules adapts {name.removeprefix('base_model.model.')}, a "
+                f"{type(module.get_base_layer()).__name__}: adapters are for linear layers, others would not be merged"
+            )
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if parameter.requires_grad and parameter.dtype in HALF:

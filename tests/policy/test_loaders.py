@@ -243,3 +243,16 @@ def test_a_model_that_is_incomplete_is_no_trace(tmp_path, damage):
         told = r"(holds no processor of images|cannot load .*)"
     with pytest.raises(PolicyError, match=told):
         load_policy(ModelSection(path=str(model)), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (r".*patch_embed\.proj", r"adapts model.visual.patch_embed.proj, a Conv3d: adapters are for linear layers"),
+        (r".*embed_tokens", r"adapts model.language_model.embed_tokens, a Embedding|adapts the output layer"),
+    ],
+)
+def test_an_expression_that_adapts_more_than_linear_layers_is_refused(wanted, told):
+    section = ModelSection(path="builtin:digits-vl", lora={"rank": 2, "target_modules": rf"{wanted}|.*\.q_proj"})
+    with pytest.raises(PolicyError, match=told):
+        load_policy(section, seed=0)
