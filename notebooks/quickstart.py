@@ -137,7 +137,7 @@ sharevl("doctor", recipe)
 # %% [markdown]
 # ## Train
 #
-# Unsloth fetches a version of the model that is in 4 bits already. Run again, the cell goes on where it was stopped.
+# The model is fetched (7.5 GB) and packed into 4 bits while it is loaded. Run again, the cell goes on where it was stopped.
 
 # %%
 sharevl("train", recipe, "--resume", "auto")
@@ -220,7 +220,7 @@ else:
 #
 # After a few steps an adapter's changes are smaller than the steps of 16-bit numbers: a merge may round most of them away,
 # and the command then refuses it. So the large model is exported as an adapter here; train longer, then merge. Its check
-# fetches the base in 16 bits (7.5 GB).
+# reads the base in 16 bits (7.5 GB, which the training has fetched).
 
 # %%
 kind = "merged-16bit" if SMOKE else "lora"
