@@ -95,7 +95,7 @@ def _check_length(was: int, recipe: Recipe, start: Path | None) -> None:
             raise RunError(f"{told}; {done} are done: give {done} or more, or an older checkpoint with --resume PATH")
     elif (run_dir / SUMMARY_FILE).is_file():
         raise RunError(f"{told}; its checkpoints are gone, and with them the optimizer's state: {elsewhere}")
-    logger.warning("%s was %d; the run goes on to %d", LENGTH, was, now)
+    logger.warning("%s was %d; the run %s %d", LENGTH, was, "goes on to" if now > was else "ends at", now)
 
 
 def _decided_by_length(recipe: Recipe) -> str | None:

@@ -6,10 +6,12 @@ no more images than it keeps.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,8 +176,30 @@ def _reader(file: Path) -> FileReader:
     if file.suffix == ".parquet":
         return _parquet_rows
     if file.suffix == ".jsonl":
+        if _is_json_array(file):
+            raise DataError(f"{file}: one JSON array, not an object on each line{_conversion(file, 'json')}")
         return _jsonl_rows
-    raise DataError(f"{file}: {file.suffix or 'a file without suffix'} is not understood; give .parquet or .jsonl")
+    kind = file.suffix.removeprefix(".")
+    known = _conversion(file, kind) if kind in ("csv", "json") else ""
+    raise DataError(
+        f"{file}: {file.suffix or 'a file without suffix'} is not understood; give .parquet or .jsonl{known}"
+    )
+
+
+def _is_json_array(file: Path) -> bool:
+    """Whether the file begins as one; a file that cannot be read is told when it is."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    except OSError:
+        return False
+
+
+def _conversion(file: Path, kind: str) -> str:
+    """How a file of this kind becomes one that is read."""
+    target = file.with_name(f"{file.stem}-lines.jsonl" if file.suffix == ".jsonl" else f"{file.stem}.jsonl")
+    code = f"from datasets import Dataset; Dataset.from_{kind}({str(file)!r}).to_json({str(target)!r})"
+    return f"; convert it once: python -c {shlex.quote(code)}"
 
 
 def _missing(source: str, path: Path) -> DataError:

@@ -123,9 +123,10 @@ def _introduction(source: Source, base: BaseModel, kind: str) -> str:
         "gguf": "the adapter merged into the base model's weights and converted to GGUF",
     }[kind]
     commit = f" (commit `{base.commit}`)" if base.commit else ""
+    adapter = source.label.replace("the run's", "the")
     text = (
         f"`{public(base.name, 'path')}`{commit} fine-tuned with Share-GRPO by sharevl-lite {__version__}: {what}. "
-        f"It is {source.label} of the run `{source.recipe.name}`: LoRA of rank {model.lora.rank}, "
+        f"It is {adapter} of the run `{source.recipe.name}`: LoRA of rank {model.lora.rank}, "
         f"{share.num_variants} variants of each question x {share.num_responses} responses, seed {source.recipe.seed}."
     )
     if model.load_in_4bit:
