@@ -260,5 +260,5 @@ def check_columns(where: str, present: Iterable[str], wanted: Mapping[str, str])
         empty = " (for problems without images, give the column an empty list)" if key == "images" else ""
         raise DataError(
             f"{where}: no column {column!r}; there are {', '.join(map(repr, columns))}{hint}. Set data.columns.{key} "
-            f"(--columns {key}=… of `sharevl-lite variants`) to the column that holds it{empty}."
+            f"(--data.columns.{key}; --columns {key}=… of `sharevl-lite variants`) to the column that holds it{empty}."
         )

@@ -241,10 +241,14 @@ def _problems(settings: Settings, skipped: list[BadRow], say: Callable[[str], ob
         split=settings.split,
         skipped=skipped,
         images=ImageReader(REMEMBERED_IMAGES),
-        on_layout=lambda where, layout: say(f"{where}: columns as of {layout.name}{_on_options(layout)}"),
+        on_layout=lambda where, layout: say(f"{where}: columns {_as(layout.name)}{_on_options(layout)}"),
     )
     for _, problem in itertools.islice(rows, settings.limit):  # a row behind the limit is not read
         yield problem
+
+
+def _as(layout: str) -> str:
+    return layout if layout.startswith("as ") else f"as of {layout}"
 
 
 def _on_options(layout: Layout) -> str:

@@ -162,7 +162,16 @@ def test_a_refresh_while_another_thread_goes_through_the_steps(tmp_path):
 
 def test_a_run_that_is_not_there(tmp_path, capsys):
     assert main([str(tmp_path / "none")]) == 2
-    assert "no such run folder" in capsys.readouterr().err
+    assert capsys.readouterr().err.rstrip().endswith("no such run folder")
+    for name in ("shapes", "digits"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text("")
+    for given, told in (("digit", f"did you mean {tmp_path / 'digits'}?"), ("xyz", "there are digits, shapes")):
+        assert main([str(tmp_path / given)]) == 2
+        assert told in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 2
+    runs = f"{tmp_path / 'digits'}, {tmp_path / 'shapes'}"
+    assert f"{tmp_path}: a folder of runs, such as {runs}; name one" in capsys.readouterr().err
 
 
 def test_markup_escapes_text_and_refuses_links_that_lead_out():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import socket
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sharevl_lite.heavy_imports import without_collecting
+from sharevl_lite.run_files import RECIPE_FILE
 from sharevl_lite.store_schema import StoreError
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ _PAUSE = 1.0
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `view`. Needs neither Gradio nor DuckDB."""
-    parser.add_argument("run_dir", metavar="RUN", help="folder of a run, finished or training")
+    parser.add_argument(
+        "run_dir", metavar="RUN", help="folder of a run, finished or training, or of an evaluation's responses"
+    )
     parser.add_argument("--against", metavar="RUN2", help="a second run to compare it with")
     parser.add_argument("--host", help=f"address to bind to (default: {LOCAL_HOST})")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
@@ -52,7 +56,7 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
 
     auth, host = _login(options.auth), options.host or LOCAL_HOST
     runs = [options.run_dir, *([options.against] if options.against else [])]
-    _check_folders(runs)
+    _check_folders(runs, follow=options.follow)
     if options.export:
         _check_export(options)
         _export(Index(runs), options)
@@ -69,6 +73,11 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
         return
     if not index.splits() and not options.follow:
         reasons = "; ".join(f"{path}: {why}" for path, why in index.unreadable.items())
+        inside = _runs_in(Path(options.run_dir))
+        if inside and not reasons:
+            raise StoreError(
+                f"{options.run_dir}: a folder of runs, such as {', '.join(map(str, inside[:5]))}; name one"
+            )
         raise StoreError(f"{options.run_dir}: no readable rollouts{': ' + reasons if reasons else ''} (--follow waits)")
     with without_collecting():
         from sharevl_explorer.app import serve
@@ -80,6 +89,11 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
     finally:
         if tryout is not None:
             tryout.close()
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """Folders of runs in a folder, by name."""
+    return sorted(recipe.parent for recipe in folder.glob(f"*/{RECIPE_FILE}"))
 
 
 def _check_export(options: argparse.Namespace) -> None:
@@ -111,9 +125,17 @@ def _export(index: Index, options: argparse.Namespace) -> None:
         print(f"left out: {path}: {why}", file=sys.stderr)
 
 
-def _check_folders(runs: Sequence[str]) -> None:
-    """A file in the place of a folder, the figures of an evaluation above all: no folder will come of it."""
+def _check_folders(runs: Sequence[str], *, follow: bool) -> None:
+    """A file in the place of a folder, the figures of an evaluation above all: no folder will come of it. And a folder
+    that is not there, unless it is waited for."""
     for run in map(Path, runs):
+        if not run.exists() and not follow:
+            names = [other.name for other in _runs_in(run.parent)]
+            near = difflib.get_close_matches(run.name, names, n=1)
+            known = f"; did you mean {run.with_name(near[0])}?" if near else ""
+            if names and not near:
+                known = f"; in {run.parent} there {'is' if len(names) == 1 else 'are'} {', '.join(names[:5])}"
+            raise StoreError(f"{run}: no such run folder{known}")
         if run.is_file():
             told = f"{run} is a file; give the folder of a run or of an evaluation"
             if run.suffix in (".json", ".md") and (run.with_suffix("") / "rollouts").is_dir():
