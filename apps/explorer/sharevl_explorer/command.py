@@ -75,9 +75,8 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
         reasons = "; ".join(f"{path}: {why}" for path, why in index.unreadable.items())
         inside = _runs_in(Path(options.run_dir))
         if inside and not reasons:
-            raise StoreError(
-                f"{options.run_dir}: a folder of runs, such as {', '.join(map(str, inside[:5]))}; name one"
-            )
+            named = ", ".join(map(str, inside[:5]))
+            raise StoreError(f"{options.run_dir}: a folder of runs, such as {named}; name one")
         raise StoreError(f"{options.run_dir}: no readable rollouts{': ' + reasons if reasons else ''} (--follow waits)")
     with without_collecting():
         from sharevl_explorer.app import serve
