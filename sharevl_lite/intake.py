@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
@@ -53,15 +53,12 @@ def fit_prompts(
         _check_special_tokens(problem, encoder)
         allowed = [kind for kind in kinds if problem.transforms is None or kind in problem.transforms]
         try:
-            length, asked = _longest(problem, encoder, allowed, section.max_prompt_length)
+            fault = _too_long(problem, encoder, allowed, section.max_prompt_length)
         except ValueError as error:  # sizes that the processor refuses
             sizes = ", ".join(f"{width} × {height}" for width, height in problem.image_sizes)
             raise RowFault(f"its images ({sizes} pixels) cannot be read by the model: {error}") from error
-        if length > section.max_prompt_length:
-            raise RowFault(
-                f"its prompt has {length} tokens{asked}, above data.max_prompt_length ({section.max_prompt_length}); "
-                "raise that, or lower model.max_pixels"
-            )
+        if fault is not None:
+            raise RowFault(fault)
 
     source = loaded.places[0].source
     told = words_on_options(loaded.problems)
@@ -98,8 +95,39 @@ def _check_special_tokens(problem: Problem, encoder: PromptRenderer) -> None:
                 )
 
 
-def _longest(problem: Problem, encoder: PromptRenderer, kinds: Sequence[str], most: int) -> tuple[int, str]:
-    """Tokens of the problem's longest prompt, and in words with which transform that is.
+@dataclass(frozen=True)
+class _Length:
+    """Tokens of a prompt, how many of them are its images', and in words with which transform that is."""
+
+    tokens: int
+    images: int
+    asked: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.tokens} tokens{f' ({self.images} of them image tokens)' if self.images else ''}{self.asked}"
+
+
+def _too_long(problem: Problem, encoder: PromptRenderer, kinds: Sequence[str], most: int) -> str | None:
+    """What to know of a problem with a prompt above `most` tokens; None where all fit."""
+    longest = _longest(problem, encoder, kinds, most)
+    if longest.tokens <= most:
+        return None
+    above = f"above data.max_prompt_length ({most})"
+    alone = [replace(problem, text=text, variants=()) for text in (problem.text, *problem.variants)]
+    original, *rewrites = (_longest(one, encoder, kinds, most) for one in alone)
+    if original.tokens <= most:
+        index, length = next((index, length) for index, length in enumerate(rewrites) if length.tokens > most)
+        return (
+            f"its variant {index} (from 0) makes a prompt of {length}, {above}, and the original fits; leave that "
+            "variant out, or raise the limit"
+        )
+    # Smaller images are no way out of a long text, nor worth it for the few tokens of small ones.
+    images = longest.tokens - longest.images <= most and 2 * longest.images >= longest.tokens
+    return f"its prompt has {longest}, {above}; raise that{', or lower model.max_pixels' if images else ''}"
+
+
+def _longest(problem: Problem, encoder: PromptRenderer, kinds: Sequence[str], most: int) -> _Length:
+    """The length of the problem's longest prompt.
 
     Tokens are counted only where bytes, and transforms only where their sentence and larger images, could exceed
     `most`; a length up to `most` may be a bound.
@@ -114,16 +142,16 @@ def _longest(problem: Problem, encoder: PromptRenderer, kinds: Sequence[str], mo
         growth = encoder.count_image_tokens(changed) - images if changed != list(sizes) else 0
         changes.append((transform.name, sentence, changed, growth + len(f"{sentence} ".encode())))
     if bound + max([0, *(extra for *_, extra in changes)]) <= most:
-        return bound, ""
-    longest = plain = encoder.longest(texts, sizes)
-    asked = ""
+        return _Length(bound, images)
+    plain = encoder.longest(texts, sizes)
+    longest = _Length(plain, images)
     for name, sentence, changed, extra in changes:
         if plain + extra <= most:
             continue
         length = encoder.longest([announce(sentence, text) for text in texts], changed)
-        if length > longest:
-            longest, asked = length, f" when it is asked with {name}"
-    return longest, asked
+        if length > longest.tokens:
+            longest = _Length(length, encoder.count_image_tokens(changed), f" when it is asked with {name}")
+    return longest
 
 
 def most_images(problems: Iterable[Problem]) -> int:

@@ -53,7 +53,10 @@ def test_a_transform_that_makes_the_prompt_too_long_is_found(prompts):
     short = ["--data.max_prompt_length", str(tilted - 1)]
     both = ["--share.transforms.kinds", "[noise_10, tilt_5_cw]"]
     assert fit(prompts, [WIDE], *both, "--data.max_prompt_length", str(tilted))[0] == ["wide"]
-    told = rf"row 0 .* {tilted} tokens when it is asked with tilt_5_cw, above .*{tilted - 1}"
+    told = (
+        rf"row 0 .* {tilted} tokens \(\d+ of them image tokens\) when it is asked with tilt_5_cw, above "
+        rf".*\({tilted - 1}\); raise that, or lower model.max_pixels\."
+    )
     with pytest.raises(BadRowError, match=told):
         fit(prompts, [WIDE], *both, *short)
     assert fit(prompts, [WIDE], *both, *short, "--share.transforms.probability", "0")[0] == ["wide"]
@@ -67,7 +70,7 @@ def test_the_sentence_counts(prompts, kind):
     length = longest(prompts, kind)
     knobs = ["--share.transforms.kinds", f"[{kind}]", "--data.max_prompt_length"]
     assert fit(prompts, [WIDE], *knobs, str(length))[0] == ["wide"]
-    with pytest.raises(BadRowError, match=rf"{length} tokens when it is asked with {kind}"):
+    with pytest.raises(BadRowError, match=rf"{length} tokens \(.*\) when it is asked with {kind}"):
         fit(prompts, [WIDE], *knobs, str(length - 1))
 
 
@@ -89,6 +92,24 @@ def test_what_no_model_can_read_is_a_bad_row(prompts, problem, message):
     odd = "[/INST] [red]rows.jsonl"
     _, said = fit(prompts, [GOOD, problem], "--data.max_prompt_length", "9000", "--data.on_bad_row", "skip", source=odd)
     assert f"{odd}: skipped 1 bad rows" in said, "letter by letter"
+
+
+def test_of_a_prompt_that_is_too_long_what_makes_it_so_is_told(prompts):
+    """Image tokens are counted, smaller images advised where they help, and a rewrite that is too long is named."""
+    small = replace(WIDE, images=(Image.new("RGB", (112, 84)),))
+    length, images = prompts.count_tokens(small.text, small.image_sizes), prompts.count_image_tokens(small.image_sizes)
+    assert images == 12 < length / 2
+    told = rf"its prompt has {length} tokens \(12 of them image tokens\), above .*\({length - 1}\); raise that\. Fix"
+    knobs = ["--share.transforms.probability", "0", "--data.max_prompt_length", str(length - 1)]
+    with pytest.raises(BadRowError, match=told):
+        fit(prompts, [small], *knobs)
+    plain = prompts.count_tokens(GOOD.text, ())
+    with pytest.raises(BadRowError, match=rf"its prompt has {plain} tokens, above .*; raise that\. Fix"):
+        fit(prompts, [GOOD], "--data.max_prompt_length", str(plain - 1))
+    rewritten = replace(GOOD, variants=("What is 1 plus 1?", "What is " + "1 + " * 50 + "1?"))
+    told = r"its variant 1 \(from 0\) makes a prompt of \d+ tokens, above .*, and the original fits; leave that"
+    with pytest.raises(BadRowError, match=told):
+        fit(prompts, [rewritten], "--data.max_prompt_length", str(plain + 10))
 
 
 @pytest.mark.parametrize("kind", TRANSFORMS)

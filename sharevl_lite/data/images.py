@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 from PIL import ExifTags, Image, ImageOps
 
@@ -32,6 +32,8 @@ _PATHS.maxstring = 300  # a path is told in full; a file's content that stands w
 DATA_ADDRESS = re.compile(r"data:(?P<type>[^,;]*)(?P<options>(?:;[^,;]*)*),", re.IGNORECASE)
 BASE64_IMAGE = re.compile(r"\s*(?:iVBORw0KGgo|/9j/|R0lGOD[dl]h|UklGR)[A-Za-z0-9+/\s]{50,}={0,2}\s*")
 """A PNG, JPEG, GIF or WebP file as text. A path has a dot before its suffix; this has none."""
+OBJECT = re.compile(r" ?<[^<>]* at 0x[0-9a-f]+>", re.IGNORECASE)
+"""What Pillow calls bytes in memory: it tells a user nothing."""
 ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
@@ -107,7 +109,11 @@ class ImageReader:
         return LazyImages(self._one(entry, folder, f"image {index} (from 0)") for index, entry in enumerate(cell))
 
     def _one(self, entry: Any, folder: Path | None, label: str) -> EncodedImage:
-        data = png_bytes(_to_rgb(entry, label)) if isinstance(entry, Image.Image) else _encoded(entry, folder, label)
+        if isinstance(entry, Image.Image):
+            data = png_bytes(_to_rgb(entry, label))
+        else:
+            data, path = _encoded(entry, folder, label)
+            label = f"{label}, {_PATHS.repr(path)}," if path else label
         key = hashlib.sha256(data).digest()
         if key not in self._checked:
             self._checked[key] = EncodedImage(data, _decode(data, label).size)
@@ -137,21 +143,20 @@ def _is_plain(data: bytes) -> bool:
         return opaque and not turned
 
 
-def _encoded(entry: Any, folder: Path | None, label: str) -> bytes:
-    """The encoded file behind one entry."""
+def _encoded(entry: Any, folder: Path | None, label: str) -> tuple[bytes, str | None]:
+    """The encoded file behind one entry, and its path or name where it has one."""
     if isinstance(entry, Mapping):
+        path = entry["path"] if isinstance(entry.get("path"), str) else None
         if entry.get("bytes") is not None:
-            return (
-                _encoded(entry["bytes"], folder, label) if isinstance(entry["bytes"], bytes) else _refuse(entry, label)
-            )
-        return _encoded(entry["path"], folder, label) if isinstance(entry.get("path"), str) else _refuse(entry, label)
+            return (entry["bytes"], path) if isinstance(entry["bytes"], bytes) else _refuse(entry, label)
+        return _encoded(path, folder, label) if path is not None else _refuse(entry, label)
     if isinstance(entry, bytes | bytearray | memoryview):
-        return bytes(entry)
+        return bytes(entry), None
     if not isinstance(entry, str) or not entry.strip():
         return _refuse(entry, label)
     if entry.lstrip()[:5].lower() == "data:":
-        return _data_address(entry.strip(), label)
-    return _base64(entry, label) if BASE64_IMAGE.fullmatch(entry) else _read_file(entry, folder, label)
+        return _data_address(entry.strip(), label), None
+    return (_base64(entry, label), None) if BASE64_IMAGE.fullmatch(entry) else _read_file(entry, folder, label)
 
 
 def _data_address(text: str, label: str) -> bytes:
@@ -169,14 +174,14 @@ def _base64(text: str, label: str) -> bytes:
         raise RowFault(f"{label} is base64 text that does not decode ({error}); encode the file again") from error
 
 
-def _refuse(entry: Any, label: str) -> bytes:
+def _refuse(entry: Any, label: str) -> NoReturn:
     raise RowFault(
         f"{label} is {reprlib.repr(entry)}; it must be a path, the bytes of an image file, or a struct with non-empty "
         "'bytes' or 'path'"
     )
 
 
-def _read_file(name: str, folder: Path | None, label: str) -> bytes:
+def _read_file(name: str, folder: Path | None, label: str) -> tuple[bytes, str]:
     shown = reprlib.repr(name)
     if "://" in name:
         raise RowFault(f"{label} is the address {shown}; download it and give the file's path")
@@ -186,7 +191,7 @@ def _read_file(name: str, folder: Path | None, label: str) -> bytes:
             raise RowFault(f"{label} is the relative path {shown}, but the dataset came without its image files")
         path = folder / path
     try:
-        return path.read_bytes()
+        return path.read_bytes(), str(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         cause = getattr(error, "strerror", None) or error
         raise RowFault(f"{label} cannot be read from {_PATHS.repr(str(path))}: {cause}") from error
@@ -197,7 +202,8 @@ def _decode(data: bytes, label: str) -> Image.Image:
         image = Image.open(BytesIO(data))
         image.load()
     except Exception as error:  # Pillow's decoders raise a dozen kinds, SyntaxError and struct.error among them
-        raise RowFault(f"{label} does not decode ({len(data)} bytes; {type(error).__name__}: {error})") from error
+        why = OBJECT.sub("", str(error))
+        raise RowFault(f"{label} does not decode ({len(data)} bytes; {type(error).__name__}: {why})") from error
     return _to_rgb(image, label)
 
 

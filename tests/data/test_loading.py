@@ -513,8 +513,16 @@ JSONL_FAULTS = {
     "variants without commas": (row(variants="['a?'\n 'b?']"), "two texts with no comma between them"),
     "image missing": (row(images=["gone.png"]), r"image 0 \(from 0\) cannot be read from '.*gone.png': No such file"),
     "image a folder": (row(images=["."]), "cannot be read from .*: Is a directory"),
-    "image cut": (row(images=["cut.jpg"]), r"image 0 \(from 0\) does not decode \(\d+ bytes; OSError: .*truncated"),
-    "image not one": (row(images="p.jsonl"), "the image does not decode .*UnidentifiedImageError"),
+    "image cut": (
+        row(images=["cut.jpg"]),
+        r"image 0 \(from 0\), '/.*/cut.jpg', does not decode \(\d+ bytes; OSError: .*truncated",
+    ),
+    "image cut in PNG": (row(images=["cut.png"]), r"image 0 \(from 0\), '/.*/cut.png', does not decode"),
+    "image not one": (
+        row(images="p.jsonl"),
+        r"the image, '/.*/p.jsonl', does not decode \(\d+ bytes; UnidentifiedImageError: cannot identify image file\)",
+    ),
+    "image named, but of text": (row(images={"path": "p.jsonl"}), r"the image, '/.*/p.jsonl', does not decode"),
     "image url": (row(images=["https://x.org/a.png"]), "is the address 'https://x.org/a.png'; download it"),
     "image data address of text": (row(images=["data:text/plain;base64,AAAA"]), "data:image/…;base64,… is understood"),
     "image data address as plain": (row(images=["data:image/svg+xml,<svg/>"]), "data:image/…;base64,… is understood"),
@@ -526,7 +534,7 @@ JSONL_FAULTS = {
     "image base64 cut": (row(images=["iVBORw0KGgo" + "A" * 50]), "is base64 text that does not decode"),
     "image null": (row(images=[None]), r"image 0 \(from 0\) is None; it must be a path"),
     "image struct empty": (row(images=[{"bytes": None, "path": None}]), "it must be a path, the bytes"),
-    "image 16 bit": (row(images=["deep.png"]), r"more than 8 bits per channel \(mode I;16\)"),
+    "image 16 bit": (row(images=["deep.png"]), r"'/.*/deep.png', has more than 8 bits per channel \(mode I;16\)"),
     "id taken": (row(id="0"), "the id '0' is already that of row 0; ids must be unique"),
     "id float": (row(id=1.5), r"the id \(column 'id'\) is 1.5; give text or a whole number"),
     "id empty": (row(id=""), "the id .* is ''; give text"),
@@ -541,6 +549,7 @@ JSONL_FAULTS = {
 def test_bad_row_stops_or_is_skipped(tmp_path, caplog, kind):
     bad, reason = JSONL_FAULTS[kind]
     (tmp_path / "cut.jpg").write_bytes(CUT)
+    (tmp_path / "cut.png").write_bytes(encoded()[:-30])
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
     path = write_jsonl(tmp_path / "p.jsonl", [row(), bad, row()])
     with pytest.raises(BadRowError, match=reason) as error:
@@ -580,8 +589,9 @@ def test_bytes_that_are_no_text_are_a_bad_row(tmp_path):
 @pytest.mark.parametrize("data", [b"", CUT, b"\x89PNG\r\n\x1a\n garbage", encoded()[:40]])
 def test_broken_image_bytes_in_parquet(tmp_path, data):
     good = row(images=[{"bytes": encoded(), "path": None}])
-    path = write_parquet(tmp_path / "p.parquet", [good, row(images=[{"bytes": data, "path": None}])])
-    with pytest.raises(BadRowError, match=r"row 1 \(counted from 0; p.parquet row 1\): image 0 .* does not decode"):
+    path = write_parquet(tmp_path / "p.parquet", [good, row(images=[{"bytes": data, "path": "1.png"}])])
+    told = r"row 1 \(counted from 0; p.parquet row 1\): image 0 \(from 0\), '1.png', does not decode \([^<>]*\)\. Fix"
+    with pytest.raises(BadRowError, match=told):
         load(path)
     assert [bad.place.row for bad in load(path, SKIP).skipped] == [1]
 
