@@ -89,10 +89,8 @@ _NAMES = {
 _UNITS = {name: unit for unit, names in _NAMES.items() for name in names.split()}
 _CAPITALS = re.compile(r"\ (?:[NJAWVL]|nm|[mk]?V|mA|[kM]?Pa|[kMG]?Hz)\.?")
 """Short symbols, which need their own case and a space: `5 N` is a force, 5n and 5N are products."""
-_SHORT = frozenset(
-    {"newton", "joule", "ampere", "watt", "volt", "litre", "nm", "mv", "kv", "ma", "pascal", "kpa", "mpa"}
-)
-_SHORT |= {"hertz", "khz", "mhz"}
+_OF_CAPITALS = "newton joule ampere watt volt litre nm mv kv ma pascal kpa mpa hertz khz mhz"
+_SHORT = frozenset(_OF_CAPITALS.split())
 _SCALES = {
     **{letter: name for name in ("celsius", "fahrenheit") for letter in (name, name[0])},
     **{letter: name for name in ("north", "south", "east", "west") for letter in (name, name[0])},
