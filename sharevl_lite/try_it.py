@@ -6,8 +6,10 @@ Prompt, rewards, transforms and sampling are those of the run's recipe; the rewr
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,7 +22,8 @@ from sharevl_lite.data.images import ImageReader
 from sharevl_lite.data.problem import PLACEHOLDER, Problem
 from sharevl_lite.evaluation.subject import check_model, locate
 from sharevl_lite.image_files import png_bytes
-from sharevl_lite.policy.folder import ADAPTER_CONFIG
+from sharevl_lite.policy.errors import PolicyError
+from sharevl_lite.policy.folder import ADAPTER_CONFIG, folder_on_disk, near
 from sharevl_lite.policy.hf import load_adapter, load_policy
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
@@ -65,9 +68,10 @@ def open_tryout(run: str, model: str) -> Tryout:
     elif found is not None:
         recipe = recipe.model_copy(update={"model": load_recipe(found / RECIPE_FILE).model})
     else:
-        check_model(model)
+        _check_name(model)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": model})})
-    policy = load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
+    with _said_of_option(recipe.model.path == model):
+        policy = load_policy(recipe.model, seed=recipe.seed, temperature=recipe.rollout.temperature)
     if adapter is not None:
         load_adapter(policy, adapter)
     told = recipe.model.path if adapter is None else f"{recipe.model.path} with the adapter {adapter}"
@@ -76,6 +80,29 @@ def open_tryout(run: str, model: str) -> Tryout:
     return Tryout(
         told, recipe.share.num_variants, recipe.rollout.max_completion_length, tester.ask, tester.scorer.close
     )
+
+
+def _check_name(model: str) -> None:
+    """Raises RunError or PolicyError where there is no such model, as far as names tell: a try at the Hub without a
+    connection takes half a minute, and no model of a supported family is there without an organisation."""
+    with _said_of_option(True):
+        check_model(model)
+        if "/" not in model and folder_on_disk(model) is None:
+            raise RunError(
+                f"--model {model}: no such run, checkpoint or model{near(model)}; give {RUN}, a folder, ORG/NAME "
+                "on the Hub, or builtin:digits-vl"
+            )
+
+
+@contextlib.contextmanager
+def _said_of_option(given: bool) -> Iterator[None]:
+    """Calls the model `--model` in messages where it was `given` there and is not the recipe's."""
+    try:
+        yield
+    except PolicyError as error:
+        if not given:
+            raise
+        raise PolicyError(str(error).replace("model.path:", "--model:", 1)) from error
 
 
 class Tester:

@@ -240,6 +240,10 @@ def test_without_a_model(trained, tmp_path, capsys):
         assert main(["view", str(trained), "--model", nothing]) == 2
         told = "is a folder without config.json" if nothing.endswith("rollouts") else "no such run, checkpoint or model"
         assert told in capsys.readouterr().err
+    assert main(["view", str(trained), "--model", "nope"]) == 2
+    assert "--model nope: no such run, checkpoint or model; give run, a folder, ORG/NAME" in capsys.readouterr().err
+    assert main(["view", str(trained), "--model", str(trained / "rollouts")]) == 2
+    assert "sharevl-lite: --model: cannot load" in capsys.readouterr().err
     (tmp_path / "rollouts").symlink_to(trained / "rollouts")
     assert main(["view", str(tmp_path), "--model", "run"]) == 2
     assert "holds no recipe.yaml; name the model" in capsys.readouterr().err

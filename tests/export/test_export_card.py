@@ -58,6 +58,7 @@ def test_the_card(run, export, tmp_path):
     assert front["pipeline_tag"] == "image-text-to-text"
     assert "base_model" not in front  # no name of the Hub
     text = card.text
+    assert "It is the final adapter of the run `digits_cpu`: LoRA of rank" in text
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     assert "| accuracy | " in text
     assert f"{last['eval_accuracy']:.3f} |" in text

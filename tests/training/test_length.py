@@ -118,7 +118,10 @@ def test_a_stopped_run_made_longer_and_one_that_ends_where_it_stopped(trained, c
     assert_same_training(run, longer)
     shutil.rmtree(run)
     stopped.rename(run)
-    trained(2, resume="auto")  # a moment ago it was to have four
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        trained(2, resume="auto")  # a moment ago it was to have four
+    assert [r.getMessage() for r in caplog.records] == ["train.rollouts was 4; the run ends at 2"]
     assert [record["step"] for record in figures(run)] == [1, 2]
     assert equal(run / "adapter", whole / "checkpoints" / "checkpoint-4")
     assert json.loads((run / "summary.json").read_text())["steps"] == 2
