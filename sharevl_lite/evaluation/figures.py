@@ -31,7 +31,7 @@ from functools import partial
 
 from sharevl_lite.evaluation.outcomes import RIGHT, Asked, Outcome
 from sharevl_lite.evaluation.settings import RESAMPLES
-from sharevl_lite.evaluation.statistics import Figure, figure, leading, majority, pass_at_k
+from sharevl_lite.evaluation.statistics import Figure, figure, leading, majority, paired_test, pass_at_k
 
 PerWay = Callable[[Asked], float | None]
 REWARD = "reward"
@@ -182,12 +182,16 @@ def _kind(
     found = _figures([way for _, way in ways], samples, draws, names)
     if all(plain is way for plain, way in ways):
         return found
-    changes = [_difference(mean_right(plain), mean_right(way)) for plain, way in ways]
-    return {**found, "change": figure(changes, share=False, seed=draws.seed, resamples=draws.resamples)}
+    return {**found, "change": _change([(mean_right(plain), mean_right(way)) for plain, way in ways], draws)}
 
 
-def _difference(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else after - before
+def _change(pairs: Sequence[tuple[float | None, float | None]], draws: Bootstrap) -> Figure:
+    """The mean difference, with the interval of a comparison: a bootstrap alone is too sure of few problems."""
+    known = [(before, after) for before, after in pairs if before is not None and after is not None]
+    if not known:
+        return Figure(None, None, None, 0, len(pairs))
+    found = paired_test(known, seed=draws.seed, resamples=draws.resamples)
+    return Figure(found.difference, found.low, found.high, len(known), len(pairs) - len(known))
 
 
 def counts(outcomes: Sequence[Outcome], comparisons_failed: int) -> dict[str, int]:

@@ -69,7 +69,11 @@ def _groups(title: str, groups: Mapping[str, Mapping[str, Figure]], samples: int
         for group, figures in groups.items()
     ]
     header = (head, "problems", name, INTERVAL, "vs plain", INTERVAL)
-    return Table(title, header, rows, "vs plain: percentage points, over the problems asked in both ways.")
+    told = (
+        "vs plain: percentage points, over the problems asked in both ways; the interval as of --compare (percentiles "
+        "of a bootstrap, drawn out to 0 where the test finds no difference)."
+    )
+    return Table(title, header, rows, told)
 
 
 def _sources(sources: Mapping[str, Mapping[str, Figure]], samples: int) -> Table:

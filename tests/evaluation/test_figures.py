@@ -126,6 +126,18 @@ def test_a_kinds_change_is_over_the_problems_asked_in_both_ways():
     assert "change" not in found["plain"]
 
 
+def test_a_change_of_few_problems_excludes_0_only_where_the_test_does():
+    """Three of three worse: a bootstrap says so for sure, of the 8 ways to swap them 2 are as far from 0 (p = 0.25)."""
+    worse = [outcome(str(number), (0, 0, 0, number % 2), rotate=(0, 1, 1, 1)) for number in range(8)]
+    few, many = (by_kind(worse[:count], 4, DRAWS)["rotate"]["change"] for count in (3, 8))
+    assert few.low < few.value < 0.0 == few.high
+    assert many.low < many.value < many.high < 0.0
+    unverified = outcome("x", (0, 0, 0, 0), rotate=("?",) * 4)
+    known = by_kind([*worse, unverified], 4, DRAWS)["rotate"]["change"]
+    assert (known.problems, known.left_out, known.value) == (8, 1, many.value)
+    assert by_kind([unverified], 4, DRAWS)["rotate"]["change"].value is None
+
+
 def test_sources_are_apart():
     found = by_source([outcome("a", (0, 0), "x"), outcome("b", (0, 1), "y"), outcome("c", (1, 1), "y")], 2, DRAWS)
     assert {name: figures["mean@2"].value for name, figures in found.items()} == {"x": 1.0, "y": 0.25}
