@@ -94,7 +94,7 @@ screenshots: install ## Every view of a run, light and dark, wide and narrow (RU
 	$(FROM_HERE) scripts/take_screenshots.py $(RUN) docs/screenshots $(MODEL)
 
 notebooks: install ## Run the notebooks and write them with their outputs (the .py files are the source)
-	cd notebooks && SHAREVL_SMOKE=1 ../$(BIN)/jupytext --to ipynb --execute *.py
+	cd notebooks && PATH="$(CURDIR)/$(BIN):$$PATH" SHAREVL_SMOKE=1 ../$(BIN)/jupytext --to ipynb --execute *.py
 
 docs: install ## Build the documentation into site/; a broken link stops it
 	$(FROM_HERE) -m mkdocs build --quiet

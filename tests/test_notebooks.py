@@ -38,7 +38,8 @@ def test_a_notebook_keeps_the_outputs_of_one_whole_run(pair):
     outputs = [output for cell in cells for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert str(ROOT) not in str(notebook)
+    for place in (str(ROOT), "/.venv/"):  # of the machine that ran it
+        assert place not in str(notebook)
 
 
 def statements(source, cell):
