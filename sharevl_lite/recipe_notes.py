@@ -42,13 +42,9 @@ def _on_data(recipe: Recipe) -> Iterator[str]:
     if recipe.data.eval is None and recipe.eval.every_rollouts is not None:
         yield f"eval.every_rollouts: {recipe.eval.every_rollouts} has no effect without data.eval (held-out problems)"
     for split, source in (("train", recipe.data.train), ("eval", recipe.data.eval)):
-        typed = getattr(recipe.data, f"{split}_split")
-        if (
-            source is not None
-            and typed != DataSection.model_fields[f"{split}_split"].default
-            and Path(source).is_file()
-        ):
-            yield f"data.{split}_split: {typed} has no effect, for {source} is one file"
+        name, typed = f"{split}_split", getattr(recipe.data, f"{split}_split")
+        if source is not None and typed != DataSection.model_fields[name].default and Path(source).is_file():
+            yield f"data.{name}: {typed} has no effect, for {source} is one file"
     if recipe.train.hub_model_id and not recipe.train.push_to_hub:
         yield f"train.hub_model_id: {recipe.train.hub_model_id} has no effect without train.push_to_hub: true"
 
@@ -67,9 +63,8 @@ def _on_sharing(recipe: Recipe) -> Iterator[str]:
 
 def _on_the_objective(recipe: Recipe) -> Iterator[str]:
     objective = recipe.objective
-    if objective.importance_sampling_level == "sequence" and max(objective.epsilon, objective.epsilon_high) > (
-        GRPO_CLIPS_FROM
-    ):
+    widest = max(objective.epsilon, objective.epsilon_high)
+    if objective.importance_sampling_level == "sequence" and widest > GRPO_CLIPS_FROM:
         yield (
             f"objective.epsilon: {objective.epsilon:g} and epsilon_high: {objective.epsilon_high:g} are bounds of "
             "token ratios; a whole sequence's hardly ever reach them (GSPO: 3e-4 and 4e-4, with delta: null)"

@@ -14,6 +14,8 @@ from sharevl_lite.data.errors import DataError
 ROWS = [
     {"problem": "<image>How many?", "images": "one.png", "answer": "2"},
     {"problem": "<image>Say \u201cit's\u201d, or not?", "images": "one.png", "answer": "no"},
+    {"problem": "<image>Which agent?", "images": "one.png", "answer": "007"},
+    {"problem": "<image>Is there one?", "images": "one.png", "answer": "None"},
 ]
 
 
@@ -38,7 +40,7 @@ def as_csv(file):
         ("one.jsonl", lambda file: file.write_text(json.dumps(ROWS)), "one JSON array, not an object on each line; "),
         (
             "pretty.jsonl",
-            lambda file: file.write_text(json.dumps(ROWS, indent=1), encoding="utf-8"),
+            lambda file: file.write_text(json.dumps(ROWS, indent=1), encoding="utf-8-sig"),
             "one JSON array, not an object on each line; ",
         ),
     ],
