@@ -199,9 +199,11 @@ def _conversion(file: Path, kind: str) -> str:
     """How a file of this kind becomes one that is read. Cells of a CSV stay the texts they are: a reader that looks for
     numbers takes the zeros from 007 and makes 3 a 3.0 where another cell is empty."""
     target = file.with_name(f"{file.stem}-lines.jsonl" if file.suffix == ".jsonl" else f"{file.stem}.jsonl")
-    opened = f"open({str(file)!r}, encoding='utf-8-sig', newline='')"
+    # In double quotes, so that the shell's word is in single ones.
+    source, made = (json.dumps(str(path), ensure_ascii=False) for path in (file, target))
+    opened = f'open({source}, encoding="utf-8-sig", newline="")'
     rows = f"csv.DictReader({opened})" if kind == "csv" else f"json.load({opened})"
-    written = f"open({str(target)!r}, 'x').writelines(json.dumps(row) + chr(10) for row in {rows})"
+    written = f'open({made}, "x").writelines(json.dumps(row) + chr(10) for row in {rows})'
     return f"; convert it once: python -c {shlex.quote(f'import csv, json; {written}')}"
 
 
