@@ -20,6 +20,7 @@ USAGE = """sharevl-lite eval RUN_OR_MODEL [--data DATA] [--samples N] [--engine 
 DESCRIPTION = """Evaluates a run, a checkpoint of one, a local model, a Hub id, or builtin:digits-vl, on plain
 questions and on variants of them; compares two evaluations; or runs public benchmarks with lmms-eval."""
 FEWEST_RESAMPLES = 100
+LENGTHS = frozenset({"train.rollouts", "train.updates_per_rollout"})
 COMPARE_TAKES = frozenset({"command", "target", "compare", "force", "json", "resamples"})
 """What may be set beside --compare; a target is refused by its name."""
 
@@ -94,12 +95,20 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     check_installed(subject.recipe)
     check_data(subject.recipe)
     check_inputs(subject.recipe, train=False)
+    if idle := _of_trainings(overrides):
+        print(f"{' '.join(idle)}: of no effect, for an evaluation trains nothing", file=sys.stderr)
     if subject.run_dir is None and settings.recipe_file is None:
         print("prompt, rewards and variants are the defaults; --recipe gives those of a training", file=sys.stderr)
     with without_collecting():
         from sharevl_lite.evaluate import evaluate, report
 
     report(evaluate(subject, settings), as_json=options.json)
+
+
+def _of_trainings(overrides: Sequence[str]) -> list[str]:
+    """Knobs that decide how a model is trained alone. (The length of a training is told to reward functions.)"""
+    names = [word.partition("=")[0] for word in overrides if word.startswith(("--train.", "--objective."))]
+    return [name for name in names if name.removeprefix("--").replace("-", "_") not in LENGTHS]
 
 
 def _settings(options: argparse.Namespace, overrides: Sequence[str]) -> Settings:

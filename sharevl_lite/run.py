@@ -65,7 +65,7 @@ from sharevl_lite.run_files import (
     TOKENIZER_FILE,
     read_record,
 )
-from sharevl_lite.run_folder import RunError, has_steps, held, is_finished, reopen
+from sharevl_lite.run_folder import RunError, has_steps, held, is_finished, reopen, words_on_beginning
 from sharevl_lite.schedule import check_enough
 from sharevl_lite.store import RolloutStore
 from sharevl_lite.together import is_main_process
@@ -121,6 +121,8 @@ def _train_in_folder(
         return RunResult(run_dir, summary)
     if checkpoint is None:
         check_adapter_start(recipe.model)
+        if resume is not None and not has_steps(run_dir):
+            console.print(words_on_beginning(run_dir), highlight=False, markup=False, soft_wrap=True)
     check_servers(recipe)
     with RewardScorer(recipe.reward) as scorer:
         resuming = resume is not None and has_steps(run_dir)

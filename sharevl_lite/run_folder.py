@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import logging
 from collections.abc import Iterator
@@ -91,6 +92,14 @@ def _of_another(checkpoint: Path) -> str:
 def holds_run(run_dir: Path) -> bool:
     """Whether `train` would refuse the folder without `--resume`."""
     return (run_dir / RECIPE_FILE).exists() and has_steps(run_dir)
+
+
+def words_on_beginning(run_dir: Path) -> str:
+    """What `--resume auto` finds where there is nothing to go on with, and the run that may have been meant."""
+    others = [file.parent.name for file in run_dir.parent.glob(f"*/{RECIPE_FILE}") if file.parent != run_dir]
+    near = difflib.get_close_matches(run_dir.name, others, n=1)
+    meant = f"; if you meant {run_dir.with_name(near[0])}, stop this and give its --name" if near else ""
+    return f"{run_dir} holds no run to resume: it begins{meant}."
 
 
 def has_steps(run_dir: Path) -> bool:

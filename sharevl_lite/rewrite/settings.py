@@ -58,6 +58,8 @@ class Settings:
         for source in (self.rewriting, self.checking):
             if source is not None:
                 source.check()
+        if "openai" not in (self.rewriter, self.check) and (self.base_url or self.model):
+            raise VariantsError("--base-url and --model need --with openai, or --check-with openai")
         if self.check is None and (self.check_base_url or self.check_model):
             raise VariantsError("--check-base-url and --check-model need --check-with openai")
         if "{problem}" not in self.check_template:

@@ -3,6 +3,7 @@
 import pytest
 
 from sharevl_lite.cli import main
+from sharevl_lite.errors import UserError
 from sharevl_lite.evaluation.settings import Settings
 from sharevl_lite.evaluation.subject import find_subject
 
@@ -56,6 +57,19 @@ def test_a_mistake_is_one_clear_message_and_code_2(words, told, capsys, monkeypa
         monkeypatch.setattr("sharevl_lite.engines.importlib.util.find_spec", lambda name: None)
     assert main(["eval", *words]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_knobs_of_trainings_alone_are_told_and_the_others_are_not(capsys, monkeypatch):
+    def stop(*_, **__):
+        raise UserError("asked")
+
+    monkeypatch.setattr("sharevl_lite.evaluate.evaluate", stop)
+    knobs = ["--train.learning-rate", "0.1", "--objective.beta=0.1", "--train.rollouts", "9", "--seed", "3"]
+    assert main(["eval", MODEL, *DIGITS, *knobs]) == 2
+    told = capsys.readouterr().err
+    assert "--train.learning-rate --objective.beta: of no effect, for an evaluation trains nothing\n" in told
+    assert "rollouts" not in told
+    assert told.endswith("asked\n")
 
 
 @pytest.mark.parametrize("target", ["gpt2", "Qwen/Qwen2.5-VL-3B-Instruct"])

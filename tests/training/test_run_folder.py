@@ -1,11 +1,13 @@
 """The folder of a run: held by one process, made where it can be, and read with a message where it is damaged."""
 
+import io
 import json
 import re
 import shlex
 import shutil
 
 import pytest
+from rich.console import Console
 
 from sharevl_lite import train
 from sharevl_lite.atomic import locked
@@ -63,6 +65,17 @@ def test_a_run_that_failed_in_its_first_step_is_started_again(small_recipe, tmp_
         train(recipe)
     with pytest.raises(RunError, match=r"started with another recipe \(seed was 0, now 1\)"):
         train(recipe.model_copy(update={"seed": 1}), resume="auto")
+
+
+def test_a_run_that_begins_where_one_was_to_be_resumed_says_so(small_recipe):
+    left_behind(small_recipe("digits_cpu"))
+    recipe, told = small_recipe("digit_cpu", **FEW), io.StringIO()
+    console = Console(file=told, width=200)
+    assert train(recipe, resume="auto", console=console).summary["steps"] == 2
+    assert f"{recipe.run_dir} holds no run to resume: it begins; if you meant" in told.getvalue()
+    assert f"{recipe.run_dir.with_name('digits_cpu')}, stop this" in told.getvalue()
+    train(recipe, resume="auto", console=console)
+    assert told.getvalue().count("holds no run") == 1
 
 
 def left_behind(recipe, updates=(4, 8)):
