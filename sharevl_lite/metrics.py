@@ -2,7 +2,8 @@
 
 `vanished_local` is the share of variant groups without local variance (but for rounding), `vanished_global` the share
 of problems without global variance, `rescued` the share of problems where some variant group has no variance but the
-problem has: those are the problems that GRPO within a variant would have learnt less from.
+problem has: those are the problems that GRPO within a variant would have learnt less from. `reward_std` is the mean over
+problems of the standard deviation of their rewards, under all variants.
 
 With dynamic sampling these and the figures of rewards and responses are over everything that was sampled, while `pairs`
 and what follows from them are of the problems that are trained. `replaced` of the scheduled problems gave way,
@@ -95,6 +96,8 @@ def tally_rollout(tally: Tally, rollout: Rollout) -> None:
     asked = everything_asked(rollout)
     tally_responses(tally, asked)
     silent_PM, silent_P = asked.advantages.silent_PM, asked.advantages.silent_P
+    groups = [rewards[known] for rewards, known in zip(asked.rewards_PMN, asked.mask_PMN, strict=True)]
+    tally.mean("reward_std", [float(group.std()) for group in groups if len(group) > 1])
     tally.mean("vanished_local", silent_PM)
     tally.mean("vanished_global", silent_P)
     tally.mean("rescued", silent_PM.any(1) & ~silent_P)

@@ -1,5 +1,6 @@
 """Dynamic sampling on rollouts with given rewards: what is replaced, by what, and that nothing is lost."""
 
+import pytest
 import torch
 
 from sharevl_lite.collect import Rollout, Stopwatch
@@ -86,6 +87,7 @@ def test_rewards_that_differ_by_rounding_alone_are_silent_and_count_as_vanished(
     tally_rollout(tally, found)
     tally_replaced(tally, found, "hierarchical")
     record = tally.as_record()
+    assert record["reward_std"] == pytest.approx(0.5 / 3), "of all three that were asked"
     assert record["vanished_global"] == 2 / 3
     assert record["vanished_local"] == 5 / 6
     assert record["silent_left"] == 1

@@ -19,6 +19,7 @@ LOGGED = {
     "format",
     "response_length",
     "truncated",
+    "reward_std",
     "vanished_local",
     "vanished_global",
     "rescued",

@@ -45,7 +45,10 @@ _OF_TRAINING = (
 )
 _CUT = Figure("truncated", "truncated", "share of responses cut at the length limit")
 _RESCUED = Figure("rescued", "rescued", "share of problems with such a group whose own rewards differ", _SHARE)
+_SPREAD = Figure("reward std", "reward_std", "of a problem's rewards over variants and answers; mean over problems")
+"""Shown where it was logged, as older programs did not."""
 _MORE_OF_TRAINING = (
+    _SPREAD,
     Figure("vanished local", "vanished_local", "share of variant groups whose rewards do not differ", _SHARE),
     Figure("vanished global", "vanished_global", "share of problems whose rewards do not differ", _SHARE),
     _RESCUED,
@@ -164,6 +167,7 @@ def _folded(sources: Sequence[_Source]) -> list[Html]:
     title = "more figures: signal, truncation, verifier, sampler" + (", held-out accuracy" if held_out else "")
     rescued = _RESCUED._replace(title=" or ".join(sorted({signals(of.context)["rescued"][0] for of in sources})))
     figures = [rescued if figure is _RESCUED else figure for figure in (*_MORE_OF_TRAINING, *held_out)]
+    figures = [figure for figure in figures if figure is not _SPREAD or _logged(figure, sources)]
     more: list[tuple[str, Sequence[Figure]]] = [(title, figures)]
     if any(_logged(figure, sources) for figure in _OF_OPTIMIZER):
         more.append(("optimizer: loss, learning rate, gradient norm, ratio, seconds per step", _OF_OPTIMIZER))
