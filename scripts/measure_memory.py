@@ -37,7 +37,8 @@ def measure(file: Path, layers: int | None) -> dict[str, float | str]:
     from random_models import write_random_model
 
     from sharevl_lite.engines import load_policy_of
-    from sharevl_lite.memory_plan import find_config, measure_shape, plan_memory
+    from sharevl_lite.memory_plan import plan_memory
+    from sharevl_lite.model_shape import find_config, measure_shape
 
     found = find_config(name)
     assert found is not None

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from sharevl_lite.memory_plan import PUBLISHED
+from sharevl_lite.model_shape import PUBLISHED
 from sharevl_lite.policy.hf import resolve_model_path
 
 SHIPPED = "builtin:digits-vl"
 ROPE = {
+    "qwen2_vl": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
     "qwen2_5_vl": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
     "qwen3_vl": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True},
 }

@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from sharevl_lite.config import Recipe
-from sharevl_lite.memory_plan import GIB, ModelShape, bytes_each, prompts_of_rollout, weight_bytes
+from sharevl_lite.memory_plan import GIB, bytes_each, prompts_of_rollout, weight_bytes
+from sharevl_lite.model_shape import ModelShape
 
 PROGRAM_BYTES = 5 * GIB
 

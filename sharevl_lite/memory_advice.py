@@ -15,15 +15,13 @@ from sharevl_lite.host_memory import host_parts
 from sharevl_lite.memory_plan import (
     GIB,
     MemoryPlan,
-    ModelShape,
     engine_needs,
     fewest_recomputed,
-    find_config,
-    measure_shape,
     plan_memory,
     reliefs,
     sequences_at_once,
 )
+from sharevl_lite.model_shape import ModelShape, find_config, measure_shape
 from sharevl_lite.policy.hf import has_bfloat16
 from sharevl_lite.precheck import is_local
 

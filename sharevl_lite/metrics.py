@@ -2,8 +2,8 @@
 
 `vanished_local` is the share of variant groups without local variance (but for rounding), `vanished_global` the share
 of problems without global variance, `rescued` the share of problems where some variant group has no variance but the
-problem has: those are the problems that GRPO within a variant would have learnt less from. `reward_std` is the mean over
-problems of the standard deviation of their rewards, under all variants.
+problem has: those are the problems that GRPO within a variant would have learnt less from. `reward_std` is the mean
+over problems of the standard deviation of their rewards, under all variants.
 
 With dynamic sampling these and the figures of rewards and responses are over everything that was sampled, while `pairs`
 and what follows from them are of the problems that are trained. `replaced` of the scheduled problems gave way,

@@ -20,7 +20,7 @@ from sharevl_lite.data.digits import SPLIT_SIZES
 from sharevl_lite.data.loading import BUILTIN
 from sharevl_lite.data.sources import count_rows, find_files, read_rows
 from sharevl_lite.intake import fit_prompts
-from sharevl_lite.memory_plan import find_config, measure_shape
+from sharevl_lite.model_shape import find_config, measure_shape
 from sharevl_lite.policy.folder import is_missing
 from sharevl_lite.policy.hf import bound_pixels, check_context, check_endings, check_supported, resolve_model_path
 from sharevl_lite.policy.prompts import PromptRenderer

@@ -187,7 +187,8 @@ def _prompt_length(recipe: Recipe, first: FirstLook) -> tuple[int, str]:
 def _memory_lines(recipe: Recipe) -> list[str]:
     import torch
 
-    from sharevl_lite.memory_plan import find_config, measure_shape, plan_memory
+    from sharevl_lite.memory_plan import plan_memory
+    from sharevl_lite.model_shape import find_config, measure_shape
     from sharevl_lite.policy.hf import has_bfloat16
 
     found = find_config(recipe.model.path)

@@ -11,7 +11,7 @@ from PIL import Image
 from small_models import write_small_model
 from transformers import AutoModelForImageTextToText
 
-from sharevl_lite.memory_plan import PUBLISHED
+from sharevl_lite.model_shape import PUBLISHED
 from sharevl_lite.policy.attention import check_full_attention
 from sharevl_lite.policy.hf import load_policy
 from sharevl_lite.policy.prompts import PromptEncoder
@@ -21,6 +21,7 @@ from sharevl_lite.share import SegmentGroup, pack_row
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_step.py"
 DEMO = SCRIPT.parents[1] / "configs" / "digits_cpu.yaml"
 PARAMETERS = {  # as their checkpoints say
+    "Qwen/Qwen2-VL-2B-Instruct": 2_208_985_600,
     "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
     "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
     "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,

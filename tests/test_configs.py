@@ -7,7 +7,8 @@ import pytest
 
 from sharevl_lite import load_recipe
 from sharevl_lite.memory_advice import FEW_SEQUENCES
-from sharevl_lite.memory_plan import GIB, engine_needs, find_config, measure_shape, plan_memory, sequences_at_once
+from sharevl_lite.memory_plan import GIB, engine_needs, plan_memory, sequences_at_once
+from sharevl_lite.model_shape import find_config, measure_shape
 from sharevl_lite.preview import preview, step_size
 from sharevl_lite.recipes import dump_recipe
 

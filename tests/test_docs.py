@@ -96,7 +96,8 @@ def test_the_search_finds_a_field_by_its_name_alone(site):
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "quickstart.md"], ids=lambda page: page.name)
 def test_the_recipe_to_start_from_fits_24_gb(page, tmp_path):
-    from sharevl_lite.memory_plan import GIB, find_config, measure_shape, plan_memory
+    from sharevl_lite.memory_plan import GIB, plan_memory
+    from sharevl_lite.model_shape import find_config, measure_shape
     from sharevl_lite.recipes import load_recipe
 
     (block,) = (text for text in re.findall(r"```yaml\n(.+?)```", page.read_text(), re.S) if "name: my-run" in text)

@@ -15,7 +15,8 @@ from sharevl_lite import doctor, memory_advice
 from sharevl_lite.cli import main
 from sharevl_lite.doctor import TESTED, examine
 from sharevl_lite.findings import Check
-from sharevl_lite.memory_plan import GIB, find_config, measure_shape
+from sharevl_lite.memory_plan import GIB
+from sharevl_lite.model_shape import find_config, measure_shape
 from sharevl_lite.next_steps import Candidate, candidates, next_steps, recipes_check
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.rollout.serve_command import serve_command

@@ -7,16 +7,14 @@ from sharevl_lite import load_recipe
 from sharevl_lite.memory_plan import (
     FOUR_BITS,
     GIB,
-    PUBLISHED,
     USABLE,
     adapter_parameters,
     engine_needs,
     fewest_recomputed,
-    find_config,
-    measure_shape,
     plan_memory,
     reliefs,
 )
+from sharevl_lite.model_shape import PUBLISHED, find_config, measure_shape
 from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.policy.hf import load_policy
 from sharevl_lite.recipes import dump_recipe
@@ -46,6 +44,7 @@ def shape_of(path):
     ("path", "published"),
     [
         # Parameters in the checkpoints' own indices.
+        ("Qwen/Qwen2-VL-2B-Instruct", 2_208_985_600),
         ("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976),
         ("Qwen/Qwen2.5-VL-7B-Instruct", 8_292_166_656),
         ("Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808),

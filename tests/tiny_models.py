@@ -16,7 +16,10 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -28,7 +31,7 @@ from sharevl_lite.policy.hf import enable_checkpointing
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.policy.prompts import PromptEncoder
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -45,7 +48,7 @@ CHAT_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-MERGED = {"qwen2_5_vl": 28, "qwen3_vl": 32}
+MERGED = {"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32}
 """Pixels along a side of the square that becomes one image token."""
 
 
@@ -63,10 +66,11 @@ def tiny_processor(family):
     side = MERGED[family]
     size = {"shortest_edge": side**2, "longest_edge": 16 * side**2}
     images = {"size": size, "patch_size": side // 2, "temporal_patch_size": 2, "merge_size": 2}
-    if family == "qwen2_5_vl":
-        parts = (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor)
-    else:
-        parts = (Qwen3VLProcessor, Qwen3VLVideoProcessor)
+    parts = {
+        "qwen2_vl": (Qwen2VLProcessor, Qwen2VLVideoProcessor),
+        "qwen2_5_vl": (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor),
+        "qwen3_vl": (Qwen3VLProcessor, Qwen3VLVideoProcessor),
+    }[family]
     return parts[0](
         image_processor=Qwen2VLImageProcessor(**images),
         tokenizer=tokenizer,
@@ -100,7 +104,11 @@ def tiny_model(family, *, seed=0, dtype=torch.float32):
         "vision_end_token_id": ids["<|vision_end|>"],
     }
     torch.manual_seed(seed)
-    if family == "qwen2_5_vl":
+    if family == "qwen2_vl":
+        text["rope_parameters"]["mrope_section"] = [2, 1, 1]
+        vision = {"depth": 3, "embed_dim": 16, "mlp_ratio": 3, "num_heads": 2, "hidden_size": 32}
+        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **shared))
+    elif family == "qwen2_5_vl":
         text["rope_parameters"]["mrope_section"] = [2, 1, 1]
         vision |= {"fullatt_block_indexes": [2], "window_size": 56}
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **shared))

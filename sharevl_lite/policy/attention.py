@@ -94,8 +94,9 @@ def check_full_attention(config: Any) -> None:
     if kinds != {"full_attention"} or dropout:
         raise ValueError(
             f"shared-prefix packing needs full attention without dropout in every text layer; this model has "
-            f"{', '.join(sorted(kinds))} and attention_dropout {dropout}. Use another model of the Qwen2.5-VL or "
-            "Qwen3-VL families, or set use_sliding_window to false and attention_dropout to 0 in its config.json"
+            f"{', '.join(sorted(kinds))} and attention_dropout {dropout}. Use another model of the Qwen2-VL, "
+            "Qwen2.5-VL or Qwen3-VL families, or set use_sliding_window to false and attention_dropout to 0 in its "
+            "config.json"
         )
 
 
@@ -116,7 +117,8 @@ def use_prefix_attention(model: Any) -> None:
     _set_attention(model.model.language_model, NAME)
     tower = model.model.visual
     weight, sizes = next(tower.parameters()), model.config.vision_config
-    if choose_backend(weight.device, weight.dtype, sizes.hidden_size // sizes.num_heads) == "varlen":
+    width = getattr(sizes, "embed_dim", sizes.hidden_size)  # Qwen2-VL's hidden_size is what the tower hands on
+    if choose_backend(weight.device, weight.dtype, width // sizes.num_heads) == "varlen":
         use_block_attention(tower)
 
 

@@ -28,7 +28,7 @@ from sharevl_lite.policy.folder import ADAPTER_CONFIG, ADAPTER_FILE, BUILTIN_PRE
 from sharevl_lite.policy.fused import fuse
 from sharevl_lite.policy.packed import HALF, PackedPolicy
 
-SUPPORTED = ("qwen2_5_vl", "qwen3_vl")
+SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 def default_device() -> torch.device:

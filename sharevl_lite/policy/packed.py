@@ -64,8 +64,8 @@ class TokenScores(NamedTuple):
 class PackedPolicy(nn.Module):
     """A vision-language model with adapters that scores packed rows.
 
-    `model` is a PeftModel around `Qwen2_5_VLForConditionalGeneration` or `Qwen3VLForConditionalGeneration`;
-    `temperature` divides the logits of every score. Log-probs are float32 or wider.
+    `model` is a PeftModel around the conditional-generation model of Qwen2-VL, Qwen2.5-VL or Qwen3-VL; `temperature`
+    divides the logits of every score. Log-probs are float32 or wider.
     """
 
     accepts_loss_kwargs = False

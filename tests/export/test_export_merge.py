@@ -18,18 +18,19 @@ from sharevl_lite.policy.hf import resolve_model_path
 @pytest.mark.parametrize(
     ("family", "dtype", "tied"),
     [
+        ("qwen2_vl", torch.bfloat16, False),
         ("qwen2_5_vl", torch.float32, False),
         ("qwen2_5_vl", torch.bfloat16, True),
         ("qwen3_vl", torch.float16, False),
     ],
 )
-def test_both_families_every_type_and_tied_embeddings(tiny_run, export, tmp_path, family, dtype, tied):
+def test_all_families_every_type_and_tied_embeddings(tiny_run, export, tmp_path, family, dtype, tied):
     run, base = tiny_run(family, dtype, tied=tied)
     export(run, tmp_path / "out")
     before, after = tensors_of(base), tensors_of(tmp_path / "out")
     assert before.keys() == after.keys()
     assert ("lm_head.weight" in after) != tied
-    assert any(name.startswith("visual." if family == "qwen2_5_vl" else "model.visual.") for name in after)
+    assert any(name.startswith("model.visual." if family == "qwen3_vl" else "visual.") for name in after)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {
         name for name in before if name.endswith(("q_proj.weight", "down_proj.weight")) and "visual" not in name

@@ -13,6 +13,7 @@ from sharevl_kernels.prefix_attention import Run
 from sharevl_kernels.prefix_attention.reference import masked_attention
 from tiny_models import FAMILIES, encoder, picture, tiny_model, tiny_policy
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRMSNorm
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
 from sharevl_lite.share import SegmentGroup, pack_row, packed_length, plan_rows
@@ -34,8 +35,8 @@ def exact(monkeypatch):
         variance = hidden_states.pow(2).mean(-1, keepdim=True)
         return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
 
-    monkeypatch.setattr(Qwen2_5_VLRMSNorm, "forward", normalise)
-    monkeypatch.setattr(Qwen3VLTextRMSNorm, "forward", normalise)
+    for norm in (Qwen2VLRMSNorm, Qwen2_5_VLRMSNorm, Qwen3VLTextRMSNorm):
+        monkeypatch.setattr(norm, "forward", normalise)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
