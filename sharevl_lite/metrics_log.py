@@ -80,6 +80,26 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return [_parse(path, number, line)[0] for number, line in enumerate(_whole_lines(path), 1)]
 
 
+def read_sound(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The whole records with a step that can be read, oldest first, and what is wrong with each other line: for those
+    who show a log, and must not mistake it for whole.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    sound, faults = list[dict[str, Any]](), list[str]()
+    for number, line in enumerate(_whole_lines(path), 1):
+        try:
+            record, where = _parse(path, number, line)
+            _step_of(record, where)
+        except MetricsError as error:
+            faults.append(str(error))
+        else:
+            sound.append(record)
+    return sound, faults
+
+
 def _whole_lines(path: Path) -> list[bytes]:
     """Lines that end in a newline, with it; what follows the last newline is torn."""
     return [line + b"\n" for line in path.read_bytes().split(b"\n")[:-1]]
@@ -102,7 +122,8 @@ def _parse(path: Path, number: int, line: bytes) -> tuple[dict[str, Any], str]:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise MetricsError(f"{where}: not a JSON object ({error}); the file is damaged, remove the line") from error
+        why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise MetricsError(f"{where}: not a JSON object ({why}); the file is damaged, remove the line") from error
     if not isinstance(record, dict):
         raise MetricsError(
             f"{where}: holds {type(record).__name__}, not an object; the file is damaged, remove the line"

@@ -18,9 +18,9 @@ def test_from_the_run_to_a_response_by_clicks_and_back_by_links(page, served, tr
     opened(page, served(trained), ready=".charts")
     assert page.locator(".chart svg:visible").count() == 9
     page.locator("details.more summary").first.click()
-    assert page.locator(".chart svg:visible").count() == 17
+    assert page.locator(".chart svg:visible").count() == 18
     page.locator("details.more summary").last.click()
-    assert page.locator(".chart svg:visible").count() == 22
+    assert page.locator(".chart svg:visible").count() == 23
     assert page.locator(".bars a").count() == 2
     page.locator(".bars a").first.click()
     page.wait_for_selector(".problems")

@@ -51,10 +51,10 @@ def test_outcomes_and_signals_of_problems(tmp_path):
         "unknown": ("unknown", "none", 2, 0),
         "one": ("unknown", "none", 2, 0),
     }
-    assert found["rescued"]["spread_global"] == pytest.approx(0.5)
+    assert found["rescued"]["spread_global"] == pytest.approx(3**-0.5), "with n - 1, as advantages are divided"
     assert found["rescued"]["spread_local"] == 0
-    assert found["half"]["spread_global"] == pytest.approx(0.1875**0.5)
-    assert found["half"]["spread_local"] == pytest.approx(0.25)
+    assert found["half"]["spread_global"] == pytest.approx(0.5)
+    assert found["half"]["spread_local"] == pytest.approx(0.5**0.5 / 2)
 
 
 def test_filters_and_neighbours(tmp_path):
@@ -184,9 +184,12 @@ def test_markup_escapes_text_and_refuses_links_that_lead_out():
 
 def test_changed_words_that_stand_together_are_one_change():
     assert word_diff("<image>How many are even?", "<image>What is the number of even?") == (
-        '<bdi class="words" dir="auto"><del>How many are</del><ins>What is the number of</ins> even?</bdi>'
+        '<bdi class="words" dir="auto">▣ <del>How many are</del><ins>What is the number of</ins> even?</bdi>'
     )
     assert "<del>" not in word_diff("a  b", "a b")
+    reworded = word_diff(r"Solve $\frac{a}{b}=2$.", r"Find a in $\frac{a}{b}=2$, $x$.")
+    assert reworded.count("<mfrac>") == 1
+    assert "<ins>, <math" in reworded
     assert word_diff("<b>", "<i>").count("&lt;") == 1
 
 
@@ -200,4 +203,4 @@ def test_formulas_become_mathml_and_prices_do_not():
 def test_a_link_holds_the_whole_state_and_a_broken_one_opens():
     state = State(view="step", step=3, q="a&b=<c>", low=0.5, down=1)
     assert parse(state.to()) == state
-    assert parse("?view=nowhere&step=x&page=-4&low=nan&sort=%00") == State(sort="\0")
+    assert parse("?view=nowhere&step=x&sheet=-4&low=nan&sort=%00") == State(sort="\0")

@@ -201,7 +201,7 @@ def test_the_advantage_is_the_one_that_trained(tmp_path, pairs, told):
     store.write("train", 1, [replace(row, adv_global=0.25, adv_local=-0.75, scorers=scorers)])
     index = Index([tmp_path])
     page = text(render(index, "?view=response&step=1&problem=p-a&variant=1"))
-    assert f"Advantage global 0.250 local −0.750 trained with {told} Log-prob gap under Q0" in page
+    assert f"Advantage global 0.250 local −0.750 reward 0.00; trained with {told} Log-prob gap under Q0" in page
     assert "global + local" not in page
     matrix = text(render(index, "?view=problem&step=1&problem=p-a&cell=advantage"))
     assert "advantage, what the pair trained with." in matrix
@@ -213,5 +213,5 @@ def test_one_step_is_no_steps_and_clear_restores_the_order(tmp_path):
     stored(tmp_path, 1, TOTALS)
     index = Index([tmp_path])
     assert "1 step, 20 responses" in text(render(index, "?view=run"))
-    page = render(index, "?view=step&step=1&sort=reward&down=1&outcome=mixed&signal=rescued&page=1")
+    page = render(index, "?view=step&step=1&sort=reward&down=1&outcome=mixed&signal=rescued&sheet=1")
     assert re.search(r'href="([^"]*)">Clear<', page)[1] == "?view=step&amp;step=1"

@@ -56,6 +56,7 @@ def build(index: Index, *, follow: bool, tryout: Tryout | None = None) -> gr.Blo
     desk = None if tryout is None else Desk(tryout)
 
     def view(query: str) -> str:
+        index.refresh()
         return str(render(index, query, tryout))
 
     def attempt(given: Any) -> str:
@@ -67,8 +68,7 @@ def build(index: Index, *, follow: bool, tryout: Tryout | None = None) -> gr.Blo
             return str(refused(str(error)))
 
     def revision(_: Any) -> dict[str, Any]:  # Gradio passes one argument, whatever the page sends
-        if follow:
-            index.refresh()
+        index.refresh()
         return news(index)
 
     with gr.Blocks(title=f"{index.runs[0].name} · sharevl explorer", analytics_enabled=False, fill_width=True) as app:

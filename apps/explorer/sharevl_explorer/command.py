@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from sharevl_lite.heavy_imports import without_collecting
 from sharevl_lite.run_files import RECIPE_FILE
-from sharevl_lite.store_schema import StoreError
+from sharevl_lite.store_schema import ROLLOUTS_DIR, StoreError
 
 if TYPE_CHECKING:
     from sharevl_explorer.index import Index
     from sharevl_explorer.trial import Tryout
 
 LOCAL_HOST = "127.0.0.1"
+_MANY = 100
 _PAUSE = 1.0
 """Seconds between two looks for a run that has not begun."""
 
@@ -66,6 +67,7 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
             "--problem, --split and --step choose what --export OUT.html writes; a served page has them all"
         )
     _check_address(host, options.port)
+    _tell_wait(runs)
     try:
         index = _awaited(runs) if options.follow else Index(runs)
     except KeyboardInterrupt:
@@ -88,6 +90,13 @@ def run(options: argparse.Namespace, open_tryout: Callable[[], Tryout] | None = 
     finally:
         if tryout is not None:
             tryout.close()
+
+
+def _tell_wait(runs: Sequence[str]) -> None:
+    """Says what is read where that takes seconds."""
+    steps = sum(1 for run in runs for _ in Path(run, ROLLOUTS_DIR).glob("*/step_*.parquet"))
+    if steps > _MANY:
+        print(f"reading {steps:,} steps …", flush=True)
 
 
 def _runs_in(folder: Path) -> list[Path]:

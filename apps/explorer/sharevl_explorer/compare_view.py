@@ -43,7 +43,8 @@ def _problem(context: Context) -> Html:
     stations = (f"compare · {state.split}", context.link(problem="")), (state.problem[:200], None)
     if not found:
         return not_here(context, "No step of this split asked that problem.", *stations)
-    shown = _chosen(found)
+    compared = {(0, state.first), (len(index.runs) - 1, state.last)}
+    shown = _chosen(found, compared)
     hidden = [row for row in found if row not in shown]
     asked = [
         f"{index.names[run]}: {counted(sum(row['run'] == run for row in found), 'step')}"
@@ -55,23 +56,23 @@ def _problem(context: Context) -> Html:
         trail(*stations),
         el("p.quiet", f"asked in {'; '.join(asked)}", f", of which {len(shown)} are shown" if hidden else None),
         None if alike else el("p.note", "The runs asked different problems under this id: see question and answer."),
-        el("div.variants", [_appearance(context.at(run=row["run"], step=row["step"]), row) for row in shown]),
+        el("div.variants", [_appearance(context.at(run=row["run"], step=row["step"]), row, compared) for row in shown]),
         el("details", el("summary", "the other steps"), el("ul", [_elsewhere(context, row) for row in hidden]))
         if hidden
         else None,
     )
 
 
-def _chosen(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most eight appearances: the first and last of a run; of two runs at the same steps where there are such."""
+def _chosen(found: Sequence[dict[str, Any]], compared: set[tuple[int, int]]) -> list[dict[str, Any]]:
+    """At most eight appearances, the first and last of a run, of two runs at the same steps where there are such; and
+    those at the (run, step) pairs that were compared."""
     runs = sorted({row["run"] for row in found})
     steps = [{row["step"] for row in found if row["run"] == run} for run in runs]
     both = set.intersection(*steps)
     most = 4 if len(runs) == 1 else 2
-    chosen = [(run, step) for run, own in zip(runs, steps, strict=True) for step in _ends(both or own, most)]
-    return sorted(
-        (row for row in found if (row["run"], row["step"]) in chosen), key=lambda row: (row["step"], row["run"])
-    )
+    ends = {(run, step) for run, own in zip(runs, steps, strict=True) for step in _ends(both or own, most)}
+    chosen = [row for row in found if (row["run"], row["step"]) in ends | compared]
+    return sorted(chosen, key=lambda row: (row["step"], row["run"]))
 
 
 def _ends(steps: set[int], most: int) -> list[int]:
@@ -91,13 +92,13 @@ def _named(context: Context) -> str:
     return f"{names[state.run]} · step {state.step}" if len(names) > 1 else f"step {state.step}"
 
 
-def _appearance(context: Context, row: dict[str, Any]) -> Html:
+def _appearance(context: Context, row: dict[str, Any], compared: set[tuple[int, int]]) -> Html:
     state = context.state
     rows = responses(context.index, state.run, state.split, state.step, state.problem)
     first = rows[0] if rows else None
     left_out = len(rows) - _TEXTS
     return el(
-        "article.card",
+        "article.card.marked" if (state.run, state.step) in compared else "article.card",
         el("h3", el("a", _named(context), href=context.link("problem"))),
         [picture(context, sha, f"image at step {state.step}") for sha in (first["image_sha"] if first else [])],
         first and el("p", question(_start(first["variant_text"], "question"))),
@@ -201,8 +202,9 @@ def _choices(context: Context, later_run: int) -> tuple[list[int], list[int]]:
 
 
 def _defaults(first: int, last: int, choices: tuple[list[int], list[int]], *, same_run: bool) -> tuple[int, int]:
-    """The steps as chosen; else the first and the last of one run, the newest that both have of two."""
-    both = [step for step in choices[0] if step in set(choices[1])]
+    """The steps as chosen; else the first and the last of one run, the newest that both have of two, or where that is
+    the one before the training the newest of each."""
+    both = [step for step in choices[0] if step in set(choices[1]) and step > 0]
     ends = (choices[0][0], choices[1][-1]) if same_run else (both or choices[0])[-1:] + (both or choices[1])[-1:]
     return first if first in choices[0] else ends[0], last if last in choices[1] else ends[1]
 
@@ -221,8 +223,10 @@ def _warning(rows: Sequence[dict[str, Any]]) -> Html | None:
         el(
             "li",
             el("code", row["problem"][:200]),
-            f": {shortened(row['question'], 90)} ({shortened(row['answer'], 30)}) and ",
-            f"{shortened(row['question_b'], 90)} ({shortened(row['answer_b'], 30)})",
+            ": ",
+            el("bdi", f"{shortened(row['question'], 90)} ({shortened(row['answer'], 30)})", dir="auto"),
+            " and ",
+            el("bdi", f"{shortened(row['question_b'], 90)} ({shortened(row['answer_b'], 30)})", dir="auto"),
         )
         for row in rows[:20]
     ]
@@ -232,7 +236,7 @@ def _warning(rows: Sequence[dict[str, Any]]) -> Html | None:
 
 def _mover(context: Context, row: dict[str, Any]) -> Html:
     shas = row["images"] or []
-    label = shortened(row["question"], 90) or row["problem"]
+    label = el("bdi", shortened(row["question"], 90) or row["problem"], dir="auto")
     return el(
         "li",
         picture(context.at(run=0), shas[0], f"image of {row['problem']}", ".small") if shas else el("span"),

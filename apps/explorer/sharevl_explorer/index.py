@@ -3,8 +3,9 @@
 A shard that is new, replaced (a resume writes steps again) or gone is noticed by its size, time and inode at
 :meth:`Index.refresh`. One that cannot be read is listed in `unreadable` and tried again at the next refresh.
 
-Spread is the population standard deviation of the total reward: over all m·n responses of a problem (global), over the
-n responses of a variant (local). A group is the responses to one variant. Its signal is, as in the training's metrics,
+Spread is the standard deviation of the total reward, with n - 1, which is what an advantage is divided by (but for
+`share.std`): over all m·n responses of a problem (global), over the n responses of a variant (local). A group is the
+responses to one variant. Its signal is, as in the training's metrics,
 
     own       its rewards differ (by more than `SILENT_SPREAD`)
     rescued   they do not, but those of the problem do: only the shared level of the advantage can teach
@@ -77,7 +78,7 @@ WITH whole AS (
 )
 SELECT f.step, f.problem, f.variant, arg_min(f.question, f.response) AS question,
     arg_min(f.transform, f.response) AS transform, arg_min(f.images, f.response) AS images,
-    arg_min(f.answer, f.response) AS answer, stddev_pop(f.total) AS spread, {_OUTCOME} AS outcome,
+    arg_min(f.answer, f.response) AS answer, stddev_samp(f.total) AS spread, {_OUTCOME} AS outcome,
     CASE WHEN max(f.total) - min(f.total) > {SILENT_SPREAD} THEN 'own'
     WHEN any_value(w.spreads) THEN 'rescued' ELSE 'none' END AS signal
 FROM fresh f JOIN whole w USING (step, problem) GROUP BY f.step, f.problem, f.variant
@@ -96,7 +97,7 @@ WITH g AS (
     string_agg(DISTINCT transform, ', ' ORDER BY transform) AS transforms FROM grouped GROUP BY step, problem
 ), r AS (
     SELECT any_value(run) AS run, any_value(split) AS split, step, problem, count(*) AS n, count(accuracy) AS judged,
-    avg(accuracy) AS success, avg(total) AS reward, stddev_pop(total) AS spread_global, {_OUTCOME} AS outcome,
+    avg(accuracy) AS success, avg(total) AS reward, stddev_samp(total) AS spread_global, {_OUTCOME} AS outcome,
     count(*) FILTER (truncated) AS truncated, count(total) > 0 AND count(adv_global) = 0 AS replaced
     FROM fresh GROUP BY step, problem
 )

@@ -13,7 +13,13 @@ from typing import Any
 
 _SAFE_HREF = re.compile(r"[?#]|/run-image/[0-9]+/[0-9a-f]{64}\.png$|data:image/png;base64,[A-Za-z0-9+/=]*$")
 _VOID = {"img", "input", "br", "link", "meta"}
-_UNSEEN = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"} | {127: "␡"}
+_DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200B, 0xFEFF)
+"""Overrides of the direction of text, a space without width, and the mark of byte order."""
+_UNSEEN = {
+    **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"},
+    **{code: f"[U+{code:04X}]" for code in _DIRECTIONS},
+    127: "␡",
+}
 
 
 class Html(str):
@@ -23,7 +29,8 @@ class Html(str):
 
 
 def text(value: object) -> Html:
-    """`value` as text: escaped, with control characters, NUL among them, as their visible pictures."""
+    """`value` as text: escaped, with control characters, NUL among them, as their visible pictures,
+    and what would turn the text around by its number."""
     return value if isinstance(value, Html) else Html(html.escape(str(value).translate(_UNSEEN), quote=True))
 
 

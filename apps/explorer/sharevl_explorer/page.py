@@ -8,6 +8,7 @@ from sharevl_explorer.compare_view import comparable, compare_view
 from sharevl_explorer.index import Index
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import Context, counted, empty
+from sharevl_explorer.places import place
 from sharevl_explorer.problem_view import problem_view
 from sharevl_explorer.prose import shortened
 from sharevl_explorer.response_view import response_view
@@ -43,7 +44,7 @@ def render(index: Index, query: str, tryout: Tryout | None = None) -> Html:
     try:
         view = try_view(tryout) if state.view == "try" else _VIEWS[state.view](context)
     except StoreError as error:
-        view = empty("This cannot be read", str(error))
+        view = _damaged(context, str(error))
     return el(
         "div.frame",
         _bar(context, offers_trial=tryout is not None),
@@ -55,11 +56,19 @@ def render(index: Index, query: str, tryout: Tryout | None = None) -> Html:
     )
 
 
+def _damaged(context: Context, why: str) -> Html:
+    """A view whose file cannot be read, under the way up from it: a step is listed by what was read before."""
+    step = context.link("step", q="", sheet=1)
+    stations = [(f"step {context.state.step}", step)] if context.state.view in ("step", "problem", "response") else []
+    ways_out = [el("a.button", "the step's problems", href=step)] if stations else []
+    return el("section", place(context, *stations), empty("This cannot be read", why, *ways_out))
+
+
 def _title(context: Context) -> str:
     """What the browser calls the page: its view and what is shown in it, then the run."""
     state = context.state
     step = f"step {state.step}" + (f" of {state.split}" if state.split != "train" else "")
-    place = {
+    where = {
         "run": "",
         "step": step,
         "problem": f"{shortened(state.problem, 60)}, {step}",
@@ -67,7 +76,7 @@ def _title(context: Context) -> str:
         "compare": f"compare {shortened(state.problem, 60)}".rstrip(),
         "try": "Try it",
     }[state.view]
-    return f"{place} · {context.index.names[state.run]} · sharevl explorer".removeprefix(" · ")
+    return f"{where} · {context.index.names[state.run]} · sharevl explorer".removeprefix(" · ")
 
 
 def settle(index: Index, state: State) -> State:
@@ -92,7 +101,11 @@ def _bar(context: Context, *, offers_trial: bool) -> Html:
         *([("Try it", fresh.link("try"), "try")] if offers_trial else []),
     )
     names = index.names if len(index.names) > 1 else []
-    runs = [el("a", name, href=f"?run={n}", aria_current=_current(n == state.run)) for n, name in enumerate(names)]
+    stays = {} if state.view in ("step", "problem", "response") else {"step": -1}
+    runs = [
+        el("a", name, href=context.link(run=n, **stays), aria_current=_current(n == state.run))
+        for n, name in enumerate(names)
+    ]
     return el(
         "header.bar",
         el("strong", "sharevl", el("span.quiet", " explorer")),

@@ -32,7 +32,7 @@ def split_tabs(context: Context, **changes: Any) -> Html | None:
     links = []
     for name in names:
         step = state.step if state.step in index.steps(state.run, name) else -1
-        links.append((name, context.link(split=name, **{"step": step, "page": 1, **changes}), name == state.split))
+        links.append((name, context.link(split=name, **{"step": step, "sheet": 1, **changes}), name == state.split))
     return tabs("split", links)
 
 
@@ -40,7 +40,7 @@ def step_keys(context: Context, steps: Sequence[int]) -> list[Html | None]:
     """`[` and `]` go to the nearest of these steps before and after the state's."""
     before, after = _around(steps, context.state.step, 1)
     return [
-        key(context, sign, context.link(step=near[0], page=1)) for sign, near in (("[", before), ("]", after)) if near
+        key(context, sign, context.link(step=near[0], sheet=1)) for sign, near in (("[", before), ("]", after)) if near
     ]
 
 

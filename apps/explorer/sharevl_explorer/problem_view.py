@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from itertools import groupby
-from statistics import pstdev
+from statistics import stdev
 from typing import Any
 
 from sharevl_explorer.figures import number, percent
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, counted, key, picture, tabs, untrained
+from sharevl_explorer.parts import Context, badge, counted, key, picture, signals, tabs, trains, untrained
 from sharevl_explorer.places import not_here, other_steps, place, same_problem, step_keys
 from sharevl_explorer.prompt import prompt_as_sent
 from sharevl_explorer.prose import question, shortened, word_diff
-from sharevl_explorer.queries import neighbours, responses
+from sharevl_explorer.queries import appearances, neighbours, responses
 from sharevl_explorer.state import CELLS
 
 
@@ -36,7 +36,8 @@ def problem_view(context: Context) -> Html:
         place(context, *stations),
         el(
             "header.view",
-            el("p", "right answer ", el("b.gold", rows[0]["answer"])),
+            el("p", "right answer ", el("b.gold", el("bdi", rows[0]["answer"], dir="auto"))),
+            _whole(context),
             other_steps(context, steps),
             el("a.button.plain", "compare across steps", href=context.link("compare"))
             if context.link("compare")
@@ -44,6 +45,24 @@ def problem_view(context: Context) -> Html:
         ),
         el("div.variants", [_card(context, j, group, groups[0][1][0]) for j, group in groups]),
         _matrix(context, rows, [j for j, _ in groups]),
+    )
+
+
+def _whole(context: Context) -> Html | None:
+    """The problem's figures in the step, as in the Step view's row."""
+    state = context.state
+    found = [
+        row
+        for row in appearances(context.index, state.split, state.problem)
+        if (row["run"], row["step"]) == (state.run, state.step)
+    ]
+    if not found:
+        return None
+    (row,) = found
+    spread = f", spread {number(row['spread_global'])}"
+    signal = badge(row["signal"], signals(context)) if trains(state.split) else None
+    return el(
+        "p", el("span.quiet", f"mean reward {number(row['reward'])}{spread} "), badge(row["outcome"]), " ", signal
     )
 
 
@@ -64,7 +83,7 @@ def _card(context: Context, j: int, group: list[dict[str, Any]], original: dict[
     known = [row["accuracy"] for row in group if row["accuracy"] is not None]
     rewards = [row["total"] for row in group if row["total"] is not None]
     success = percent(sum(known) / len(known)) if known else "–"
-    spread = number(pstdev(rewards)) if rewards else "–"
+    spread = number(stdev(rewards)) if len(rewards) > 1 else "–"
     same = first["variant_text"] == original["variant_text"]
     changed = (
         question(first["variant_text"])

@@ -13,9 +13,12 @@ from sharevl_explorer.mathml import FORMULA, as_mathml, formula, inside, is_bloc
 SHOWN = 20_000
 """Characters of a text that are shown before one asks for all: its beginning, its end and its last boxed answer."""
 _END = 5_000
+_IMAGE = "<image>"
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
+_WHOLE = re.compile(f"{FORMULA.pattern}|{_IMAGE}", re.S)
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.S)
 _LONGEST_BOX = 5_000
+_PLAIN_WORDS = re.compile(r"\s*[^\W\d_]{3,}(?:[ -][^\W\d_]+)*\s*")
 _OPEN, _CLOSE = "<think>", "</think>"
 
 Ranges = list[tuple[int, int]]
@@ -31,8 +34,11 @@ def shortened(written: str, limit: int = 160) -> str:
 
 def question(written: str) -> Html:
     """A question with its formulas; the place of an image is marked."""
-    pieces = written.split("<image>")
-    return el("bdi.words", join([with_formulas(piece) for piece in pieces], "▣ "), dir="auto")
+    return el("bdi.words", _with_images(written), dir="auto")
+
+
+def _with_images(written: str) -> Html:
+    return join([with_formulas(piece) for piece in written.split(_IMAGE)], "▣ ")
 
 
 def response(written: str, *, full: bool, all_of_it: str | None) -> Html:
@@ -141,7 +147,9 @@ def _boxed(written: str, start: int, end: int, boxes: Sequence[Box]) -> list[Htm
 
 def _mark(inner: str) -> Html:
     dollars = re.fullmatch(r"\s*(\$\$?)([^$]+)\1\s*", inner)
-    return el("mark.boxed", formula(dollars[2] if dollars else inner), title=f"boxed: {inner[:200]}")
+    words = _PLAIN_WORDS.fullmatch(inner)  # which as a formula would be a product of letters
+    shown = text(inner) if words else formula(dollars[2] if dollars else inner)
+    return el("mark.boxed", shown, title=f"boxed: {inner[:200]}")
 
 
 def _formula(written: str, match: re.Match[str], boxes: Sequence[Box]) -> list[Html]:
@@ -180,19 +188,29 @@ def _boxes(written: str) -> list[Box]:
 
 
 def _changed(dropped: str, added: str) -> list[Html]:
-    gone = [el("del", dropped)] if dropped.strip() else []
-    return [*gone, el("ins", added) if added.strip() else text(added)]
+    gone = [el("del", _with_images(dropped))] if dropped.strip() else []
+    return [*gone, el("ins", _with_images(added)) if added.strip() else text(added)]
+
+
+def _words(written: str) -> list[str]:
+    """Words, spaces and signs; a formula and the place of an image are each one of them."""
+    words: list[str] = []
+    place = 0
+    for match in _WHOLE.finditer(written):
+        words += [*_WORDS.findall(written[place : match.start()]), match[0]]
+        place = match.end()
+    return [*words, *_WORDS.findall(written[place:])]
 
 
 def word_diff(original: str, variant: str) -> Html:
     """The variant's words; those that the original lacks are inserted, those it dropped struck out."""
-    before, after = (_WORDS.findall(side.replace("<image>", " ").strip()[:6000]) for side in (original, variant))
+    before, after = (_words(side.strip()[:6000]) for side in (original, variant))
     parts: list[Html] = []
     dropped = added = ""
     for kind, a, b, c, d in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
         same = "".join(before[a:b]) if kind == "equal" else ""
         if same.strip():
-            parts += [*_changed(dropped, added), text(same)]
+            parts += [*_changed(dropped, added), _with_images(same)]
             dropped = added = ""
         else:  # a space between two changes is part of one
             dropped, added = dropped + "".join(before[a:b]), added + "".join(after[c:d])

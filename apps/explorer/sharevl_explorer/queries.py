@@ -118,7 +118,7 @@ def problems(index: Index, state: State) -> Page:
     )
     found = index.rows(f"SELECT {sums} FROM problems p WHERE {where}", given)[0]
     pages = max(math.ceil(found["total"] / PAGE_ROWS), 1)
-    number = min(state.page, pages)
+    number = min(state.sheet, pages)
     given |= {"limit": PAGE_ROWS, "offset": (number - 1) * PAGE_ROWS}
     sql = f"SELECT * FROM problems p WHERE {where} ORDER BY {_order(state)} LIMIT $limit OFFSET $offset"
     return Page(index.rows(sql, given), number=number, pages=pages, **found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mean, stdev
 from typing import Any
 
 from sharevl_explorer.figures import number
@@ -50,7 +51,7 @@ def response_view(context: Context) -> Html:
             "div.columns",
             asked,
             el("div", _text(context, row), _logged(context, row), token_view(context, row)),
-            el("div", _verdict(row), _advantage(state.split, row)),
+            el("div", _verdict(row), _advantage(state.split, row, rows)),
         ),
     )
 
@@ -117,7 +118,7 @@ def _logged(context: Context, row: dict[str, Any]) -> Html | None:
     return el("section.panel", el("h3", "Logged by reward functions"), el("dl.logged", entries), whole if cut else None)
 
 
-def _advantage(split: str, row: dict[str, Any]) -> Html:
+def _advantage(split: str, row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Html:
     """Both levels, and the advantage of each pair as it was stored: `share.levels` and `share.trajectories` choose."""
     if row["adv_global"] is None:
         return el("section.panel", el("h3", "Advantage"), el("p.quiet", f"none: {untrained(split, [row])}"))
@@ -130,11 +131,24 @@ def _advantage(split: str, row: dict[str, Any]) -> Html:
         "section.panel",
         el("h3", "Advantage"),
         _bars(levels, floor=floor),
+        el("p.quiet", _where_from(row, rows)),
         trained if pairs else None,
         el("h3", "Log-prob gap"),
         _bars(gaps, floor=0.05),
         el("p.quiet", "mean over tokens, nats, against the source"),
     )
+
+
+def _where_from(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """What both levels compare the reward with: means and deviations (n - 1) of the problem's and the group's rewards."""
+    j = row["variant_index"]
+    own = [other for other in rows if other["variant_index"] == j]
+    told = []
+    for whose, members in (("the problem's", rows), (f"Q{j}'s", own)):
+        rewards = [other["total"] for other in members if other["total"] is not None]
+        if len(rewards) > 1:
+            told.append(f"mean {number(mean(rewards))}, deviation {number(stdev(rewards))} of {whose} {len(rewards)}")
+    return f"reward {number(row['total'])}; " + "; ".join(told)
 
 
 def _under(row: dict[str, Any], scorer: dict[str, Any]) -> str:

@@ -12,8 +12,7 @@ from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import OUTCOMES, Context, counted, empty, signals, tabs, trains
 from sharevl_explorer.queries import step_groups, step_means
 from sharevl_explorer.recipe_file import local_alone
-from sharevl_lite.metrics_log import MetricsError
-from sharevl_lite.metrics_log import read as read_metrics
+from sharevl_lite.metrics_log import read_sound
 
 
 class Figure(NamedTuple):
@@ -254,11 +253,14 @@ def _source(context: Context) -> tuple[_Source, str | None]:
     state, index = context.state, context.index
     means, logged, problem = step_means(index, state.run, state.split), {}, None
     try:
-        logged = _by_step(read_metrics(index.runs[state.run] / "metrics.jsonl"))
+        records, faults = read_sound(index.runs[state.run] / "metrics.jsonl")
+        logged = _by_step(records)
+        if faults:
+            problem = f"{counted(len(faults), 'line')} of metrics.jsonl left out of the figures: {faults[0]}"
     except FileNotFoundError:
         problem = "no metrics.jsonl in the run: what only it holds is not shown"
-    except (MetricsError, KeyError, OSError) as error:
-        problem = f"metrics.jsonl cannot be used: {error}"
+    except OSError as error:
+        problem = f"metrics.jsonl cannot be read: {error}"
     mark = "reward" if trains(state.split) else f"{state.split}_accuracy"
     expected = {*index.damaged(state.run, state.split), *(step for step in logged if mark in logged[step])}
     return _Source(context, means, logged, sorted(expected - {row["step"] for row in means})), problem

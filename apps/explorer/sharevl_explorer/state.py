@@ -59,15 +59,16 @@ class State:
     """Text that is searched for."""
     sort: str = "problem"
     down: int = 0
-    page: int = 1
+    sheet: int = 1
+    """Of a step's table. (Gradio takes a key named `page` for itself.)"""
     under: int = -1
     """Variant whose log-probs the tokens show, against the source; -1: as they were sampled."""
     full: int = 0
     """1: long texts in full."""
     first: int = -1
-    """Compare: the earlier step; -1: the first, or of two runs the newest that both have."""
+    """Compare: the earlier step; -1: the first, or of two runs the newest after 0 that both have, else its newest."""
     last: int = -1
-    """Compare: the later step; -1: the newest, or of two runs the newest that both have."""
+    """Compare: the later step; -1: the newest, or of two runs the newest after 0 that both have, else its newest."""
     moves: str = ""
     """Compare: only problems whose accuracy rose, or only those whose fell; empty: all."""
 
@@ -100,7 +101,7 @@ def parse(query: str) -> State:
         outcome=state.outcome if state.outcome in OUTCOMES else "",
         signal=state.signal if state.signal in SIGNALS else "",
         moves=state.moves if state.moves in MOVES else "",
-        page=max(state.page, 1),
+        sheet=max(state.sheet, 1),
     )
 
 

@@ -15,8 +15,8 @@ _COLUMNS = (
     ("problem", "problem", "by id"),
     ("success", "success", "share of right responses"),
     ("reward", "reward", "mean total reward"),
-    ("spread_global", "spread", "global: standard deviation of the reward over all responses"),
-    ("spread_local", "local", "mean over variants of the deviation inside a variant"),
+    ("spread_global", "spread", "global: standard deviation (n - 1) of the reward over all responses"),
+    ("spread_local", "local", "mean over variants of the deviation (n - 1) inside a variant"),
     ("outcome", "outcome", "by verdicts"),
     ("signal", "signal", "what an update can learn from"),
     ("silent", "silent", "variants whose responses all earned the same, of all: no signal of their own"),
@@ -77,7 +77,8 @@ def _row(context: Context, row: dict[str, Any], told: dict[str, tuple[str, str, 
     trained = trains(context.state.split)
     href = context.link("problem", problem=row["problem"], variant=0, response=0)
     shas = row["images"] or []
-    label = el("a.row", shortened(row["question"], 110) or row["problem"], href=href, data_row=True)
+    asked = el("bdi", shortened(row["question"], 110) or row["problem"], dir="auto")
+    label = el("a.row", asked, href=href, data_row=True)
     success = percent(row["success"])
     meter = el("span.meter", el("span", style=f"width:{100 * (row['success'] or 0):.0f}%"), aria_hidden="true")
     return el(
@@ -107,7 +108,7 @@ def _heading(context: Context, column: str, label: str, meaning: str) -> Html:
     mine = state.sort == column
     arrow = (" ↓" if state.down else " ↑") if mine else ""
     down = not state.down if mine else column != "problem"
-    href = context.link(sort=column, down=int(down), page=1)
+    href = context.link(sort=column, down=int(down), sheet=1)
     order = ("descending" if state.down else "ascending") if mine else None
     return el("th", el("a", label + arrow, href=href, title=meaning or None), scope="col", aria_sort=order)
 
@@ -155,7 +156,7 @@ def _filters(context: Context) -> Html:
 
 _CLEARED: dict[str, Any] = {
     **dict.fromkeys(("q", "outcome", "signal", "transform"), ""),
-    **{"low": None, "high": None, "truncated": 0, "page": 1, "sort": "problem", "down": 0},
+    **{"low": None, "high": None, "truncated": 0, "sheet": 1, "sort": "problem", "down": 0},
 }
 """What a state without filters and in the order of ids has."""
 
@@ -170,8 +171,8 @@ def _select(name: str, choices: list[tuple[str, str]], chosen: str) -> Html:
 
 
 def _pager(context: Context, page: Page) -> Html:
-    before = context.link(page=page.number - 1) if page.number > 1 else None
-    after = context.link(page=page.number + 1) if page.number < page.pages else None
+    before = context.link(sheet=page.number - 1) if page.number > 1 else None
+    after = context.link(sheet=page.number + 1) if page.number < page.pages else None
     return el(
         "nav.pager",
         el("a.button", "← previous", href=before) if before else None,

@@ -166,6 +166,7 @@ function offer(step) {
 
 function go(href, stays = false) {
   if (href.startsWith("#")) return;
+  if (href === location.search) return show(); // no entry of its own in the history
   places.set(shown, here());
   entry = fresh();
   history.pushState({ sharevl: entry }, "", href);
@@ -178,7 +179,7 @@ function submit(form) {
     const value = field.type === "checkbox" ? (field.checked ? field.value : "") : field.value;
     value ? query.set(field.name, value) : query.delete(field.name);
   }
-  query.delete("page");
+  query.delete("sheet");
   return go("?" + query, true);
 }
 
@@ -239,14 +240,24 @@ function moveFocus(by) {
   return rows.length > 0;
 }
 
+// Keys that are pressed while a page is on its way are for that page: they wait for it, a held key's repeats do not.
+let keys = Promise.resolve(), coming = 0;
+
+function followKey(key) {
+  coming += 1;
+  const link = () => root.querySelector(`[data-key="${CSS.escape(key)}"]`)?.getAttribute("href");
+  keys = keys.then(() => link() && go(link())).catch(() => {}).then(() => (coming -= 1));
+}
+
 function pressed(event) {
   const typing = /INPUT|SELECT|TEXTAREA/.test(event.target.tagName);
   if (event.key === "Escape") event.target.blur();
-  if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || page.querySelector("dialog[open]")) return;
   const link = root.querySelector(`[data-key="${CSS.escape(event.key)}"]`);
   if (event.key === "?") root.querySelector("dialog").showModal();
   else if (event.key === "/" && root.querySelector("input[type=search]")) root.querySelector("input[type=search]").focus();
-  else if (link) go(link.getAttribute("href"));
+  else if (link && !(event.repeat && coming)) followKey(event.key);
+  else if (link) void 0;
   else if (!("jk".includes(event.key) && moveFocus(event.key === "j" ? 1 : -1))) return;
   event.preventDefault();
 }
@@ -255,7 +266,7 @@ root.addEventListener("click", (event) => {
   const link = event.target.closest("a[href]");
   if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
     event.preventDefault();
-    go(link.getAttribute("href"), link.matches("th *, .tabs *, .filters *, .note *"));
+    go(link.getAttribute("href"), link.matches("thead th *, .tabs *, .filters *, .note *"));
   }
   if (event.target.closest("[data-help]")) root.querySelector("dialog").showModal();
   if (event.target.closest("[data-theme]")) {
