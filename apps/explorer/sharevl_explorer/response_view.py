@@ -140,7 +140,7 @@ def _advantage(split: str, row: dict[str, Any], rows: Sequence[dict[str, Any]]) 
 
 
 def _where_from(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """What both levels compare the reward with: means and deviations (n - 1) of the problem's and the group's rewards."""
+    """What both levels compare the reward with: mean and deviation (n - 1) of the problem's and the group's rewards."""
     j = row["variant_index"]
     own = [other for other in rows if other["variant_index"] == j]
     told = []
