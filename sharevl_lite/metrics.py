@@ -131,12 +131,12 @@ def tally_responses(tally: Tally, rollout: Rollout) -> None:
     tally.total("verifier_failures", len(scores) - len(known))
 
 
-def tally_replaced(tally: Tally, rollout: Rollout, levels: Levels) -> None:
-    """What dynamic sampling did, by the recipe's `share.levels`."""
+def tally_replaced(tally: Tally, rollout: Rollout, levels: Levels, *, masks_truncated: bool = False) -> None:
+    """What dynamic sampling did; see :func:`sharevl_lite.dynamic.silent_problems`."""
     rounds = [len(gone.problems) for gone in rollout.replaced or ()]
     tally.total("replaced", max(rounds, default=0))  # a place that is replaced twice was so in the first round
     tally.total("extra_problems", sum(rounds))
-    tally.total("silent_left", int(silent_problems(rollout, levels).sum()))
+    tally.total("silent_left", int(silent_problems(rollout, levels, masks_truncated=masks_truncated).sum()))
 
 
 def tally_difficulties(tally: Tally, rollout: Rollout) -> None:

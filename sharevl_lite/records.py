@@ -9,9 +9,11 @@ from typing import Any
 
 from PIL.Image import Image
 
+from sharevl_lite.ahead import Ahead
 from sharevl_lite.atomic import write_atomically, write_json
 from sharevl_lite.collect import Rollout
 from sharevl_lite.data.problem import Problem, Variant
+from sharevl_lite.dynamic import everything_asked
 from sharevl_lite.learn import Learner, Pair
 from sharevl_lite.policy.prompts import PromptRenderer
 from sharevl_lite.rewards import Score, known
@@ -19,22 +21,48 @@ from sharevl_lite.rollout.engine import Response
 from sharevl_lite.store import Rewards, RolloutRow, Scorer, Verification
 
 
+class StoredPictures:
+    """Names of variants' pictures, which `put_image` stores. Those of a rollout can be stored while it is trained: a
+    photo takes a tenth of a second to be packed."""
+
+    def __init__(self, put_image: Callable[[Image], str]) -> None:
+        self._put_image = put_image
+        self._ahead: Ahead[dict[int, list[str]]] = Ahead()
+
+    def start(self, rollout: Rollout) -> None:
+        """Begins with a rollout's pictures, in the background."""
+        variants = [variant for row in everything_asked(rollout).variants for variant in row]
+        self._ahead.start(lambda: {id(variant): self._names(variant) for variant in variants})
+
+    def take(self) -> Callable[[Variant], list[str]]:
+        """What names a variant's pictures, once those that were begun are stored; others are stored when asked for.
+
+        Raises what storing one raised.
+        """
+        known = self._ahead.take() or {}
+        return lambda variant: known[id(variant)] if id(variant) in known else self._names(variant)
+
+    def _names(self, variant: Variant) -> list[str]:
+        return [self._put_image(image) for image in variant.images]
+
+
 def rollout_rows(
     run_id: str,
     rollout: Rollout,
-    put_image: Callable[[Image], str],
+    names_of: Callable[[Variant], list[str]],
     learner: Learner | None = None,
     clip_fractions: Mapping[Pair, float] | None = None,
 ) -> list[RolloutRow]:
     """One row per response; with a `learner`, how every variant scored it and what the update clipped.
 
-    A response without a known reward has no advantage (null), not one of 0. Neither has one of a problem that dynamic
-    sampling replaced: its reward is known, but no update saw it. These rows come last.
+    `names_of` gives the names of a variant's stored pictures. A response without a known reward has no advantage
+    (null), not one of 0. Neither has one of a problem that dynamic sampling replaced: its reward is known, but no
+    update saw it. These rows come last.
     """
     rows = []
     for p, problem in enumerate(rollout.problems):
         for j, variant in enumerate(rollout.variants[p]):
-            shas = [put_image(image) for image in variant.images]
+            shas = names_of(variant)
             for i, (response, score) in enumerate(zip(rollout.responses[p][j], rollout.scores[p][j], strict=True)):
                 row = response_row(run_id, rollout.number, problem, variant, shas, (j, i), response, score)
                 if learner is not None and learner.takes_part(p, j, i):
@@ -48,7 +76,7 @@ def rollout_rows(
                     )
                 rows.append(row)
     for gone in rollout.replaced or ():
-        rows += rollout_rows(run_id, gone, put_image)
+        rows += rollout_rows(run_id, gone, names_of)
     return rows
 
 
@@ -86,9 +114,7 @@ def response_row(
 def _rewards(score: Score) -> Rewards:
     """What the store says of a score; unknown is null."""
     functions = {name: known(value) for name, value in score.functions.items()}
-    if score.failure is None:
-        return Rewards(score.total, score.accuracy, score.format, functions)
-    return Rewards(known(score.total), None, score.format, functions)
+    return Rewards(known(score.total), known(score.accuracy), score.format, functions)
 
 
 def _verification(score: Score) -> Verification:

@@ -139,4 +139,6 @@ class RolloutSource:
         rollout = ask(self.schedule.problems(number))
         if not self.recipe.rollout.dynamic_sampling:
             return rollout
-        return replace_silent(rollout, ask, self.schedule.spares(number), self.recipe.share.levels)
+        masked = self.recipe.objective.mask_truncated_completions
+        levels, spares = self.recipe.share.levels, self.schedule.spares(number)
+        return replace_silent(rollout, ask, spares, levels, masks_truncated=masked)

@@ -48,7 +48,7 @@ from sharevl_lite.metrics import (
 from sharevl_lite.metrics_log import MetricsLog
 from sharevl_lite.policy.hf import load_adapter, save_adapter
 from sharevl_lite.policy.packed import PackedPolicy
-from sharevl_lite.records import rollout_rows
+from sharevl_lite.records import StoredPictures, rollout_rows
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.sampling import RolloutSource
 from sharevl_lite.schedule import Schedule, UpdateStep
@@ -110,6 +110,7 @@ class ShareGRPOTrainer(Trainer):
         )
         self.source = RolloutSource(recipe, policy, problems, collector, self.schedule, self.in_all)
         self._loss_scale = LossScale(enabled=policy.base_dtype == torch.float16)
+        self._pictures = StoredPictures(store.put_image)
         self._step_metrics: dict[str, float] = {}
         self.control: TrainerControl
 
@@ -117,7 +118,8 @@ class ShareGRPOTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[UpdateStep]:
         """Every process walks through all updates of the run; the schedule says which problems are its own."""
-        return DataLoader(self.schedule, batch_size=1, shuffle=False, collate_fn=_as_inputs)
+        as_mapping = lambda steps: {"step": steps[0]}  # noqa: E731 - what the Trainer wants for a batch
+        return DataLoader(self.schedule, batch_size=1, shuffle=False, collate_fn=as_mapping)
 
     # -- the step ------------------------------------------------------------------------------------------------
 
@@ -139,6 +141,7 @@ class ShareGRPOTrainer(Trainer):
         self._started = time.perf_counter()
         self._tally = Tally()
         self._rollout: Rollout = self._sample(number)
+        self._pictures.start(self._rollout)
         self._watch = self._rollout.stopwatch
         self._learner = Learner(self.recipe, self.policy, self._rollout)
         self._clipped: dict[Pair, float] = {}
@@ -224,6 +227,8 @@ class ShareGRPOTrainer(Trainer):
             attempt.add(row_loss)
 
     def _finish_rollout(self) -> None:
+        with self._watch.part("store"):
+            self._store_rows("train", self._rollout, self._learner, self._clipped)
         tally_rollout(self._tally, self._rollout)
         tally_plans(self._tally, self._plans)
         tally_scores(self._tally, self._learner)
@@ -239,14 +244,14 @@ class ShareGRPOTrainer(Trainer):
             record["gap_p95"] = p95
         record["tokens_per_second"] = record["sampled_tokens"] / record["seconds/step"]
         self._step_metrics = record
-        self._store_rows("train", self._rollout, self._learner, self._clipped)
         del self._rollout, self._learner, self._plans  # pixels, features and log-probs need not outlive the step
         self.policy.forget_images()
 
     def _tally_choices(self) -> None:
         """What dynamic sampling replaced and how hard problems were asked; their success rates go on."""
         if self.recipe.rollout.dynamic_sampling:
-            tally_replaced(self._tally, self._rollout, self.recipe.share.levels)
+            masked = self.recipe.objective.mask_truncated_completions
+            tally_replaced(self._tally, self._rollout, self.recipe.share.levels, masks_truncated=masked)
         if self.recipe.share.difficulty.adaptive:
             tally_difficulties(self._tally, self._rollout)
             visits = self.gather(visits_of(everything_asked(self._rollout)))
@@ -387,12 +392,7 @@ class ShareGRPOTrainer(Trainer):
     def _store_rows(
         self, split: str, rollout: Rollout, learner: Learner | None = None, clipped: dict[Pair, float] | None = None
     ) -> None:
-        rows = rollout_rows(self.recipe.name, rollout, self.store.put_image, learner, clipped)
+        rows = rollout_rows(self.recipe.name, rollout, self._pictures.take(), learner, clipped)
         everyone = [row for part in self.gather(rows) for row in part]
         if self.accelerator.is_main_process:
             self.store.write(split, rollout.number, everyone)
-
-
-def _as_inputs(steps: list[UpdateStep]) -> dict[str, UpdateStep]:
-    """The Trainer wants a mapping for a batch."""
-    return {"step": steps[0]}

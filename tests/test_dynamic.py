@@ -1,5 +1,7 @@
 """Dynamic sampling on rollouts with given rewards: what is replaced, by what, and that nothing is lost."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 
@@ -16,6 +18,11 @@ SILENT, ROUNDED, LIVELY, UNKNOWN, SPLIT = (
     [[float("nan")] * 2] * 2,
     [[1.0, 1.0], [0.0, 0.0]],
 )
+
+
+@dataclass
+class Reply:
+    truncated: bool
 
 
 class Data:
@@ -97,6 +104,22 @@ def test_without_spares_silent_problems_stay():
     data = Data(SILENT, LIVELY)
     found = replace_silent(data([0, 1]), data, [[], []], "hierarchical")
     assert (ids(found), found.replaced, len(data.asked)) == ([0, 1], [], 1)
+
+
+def test_a_problem_whose_only_differences_were_cut_off_gives_way_where_those_train_nothing():
+    def cut(rollout):
+        of = [
+            [[Reply(truncated=problem.id == "0") for _ in range(2)] for _ in range(2)] for problem in rollout.problems
+        ]
+        return replace(rollout, responses=of)
+
+    data = Data(LIVELY, LIVELY, LIVELY)
+    ask = lambda indices: cut(data(indices))  # noqa: E731
+    assert ids(replace_silent(ask([0, 1]), ask, [[2], [2]], "hierarchical")) == [0, 1]
+    assert ids(replace_silent(ask([0, 1]), ask, [[2], [2]], "hierarchical", masks_truncated=True)) == [2, 1]
+    tally = Tally()
+    tally_replaced(tally, ask([0, 1]), "hierarchical", masks_truncated=True)
+    assert tally.as_record()["silent_left"] == 1
 
 
 def test_with_no_silent_problem_nothing_is_asked():

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,8 @@ from PIL import Image
 
 from sharevl_lite import store as store_module
 from sharevl_lite.atomic import temporary_beside
+from sharevl_lite.data import Variant
+from sharevl_lite.records import StoredPictures
 from sharevl_lite.store import Rewards, RolloutRow, RolloutStore, Scorer, StoreError, Verification, read, scan
 from sharevl_lite.store_schema import SCHEMA, SCHEMA_VERSION
 
@@ -441,3 +444,30 @@ def test_kills_at_random_moments_show_no_torn_file(tmp_path):
             visible = [name for name in os.listdir(tmp_path / folder) if not name.startswith(".tmp-")]
             assert all(name.endswith((".parquet", ".png")) for name in visible)
         step = steps[-1] + 1
+
+
+def test_pictures_are_stored_in_the_background(tmp_path):
+    """Those of a rollout while it is trained, others when asked for; a failure comes to light where it counts."""
+    names = {}
+
+    def put(image):
+        names[image] = threading.current_thread().name
+        if image == "bad":
+            raise OSError("the disk is full")
+        return f"sha of {image}"
+
+    def rollout_of(*rows):
+        return SimpleNamespace(variants=[[Variant(k, "?", row) for k in range(2)] for row in rows], replaced=None)
+
+    rollout, pictures = rollout_of(("a",), ("b", "c")), StoredPictures(put)
+    pictures.start(rollout)
+    names_of = pictures.take()
+    assert {*names} == {"a", "b", "c"}
+    assert threading.current_thread().name not in names.values()
+    assert names_of(rollout.variants[1][0]) == ["sha of b", "sha of c"]
+    assert names_of(Variant(0, "?", ("d",))) == ["sha of d"]
+    assert names["d"] == threading.current_thread().name
+    pictures.start(rollout_of(("bad",)))
+    with pytest.raises(OSError, match="the disk is full"):
+        pictures.take()
+    assert pictures.take()(rollout.variants[0][0]) == ["sha of a"]

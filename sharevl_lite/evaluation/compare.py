@@ -12,7 +12,7 @@ from sharevl_lite.evaluation.errors import EvaluationError
 from sharevl_lite.evaluation.figures import REWARD, agreements, is_share, mean_right, measures, rewards_of
 from sharevl_lite.evaluation.outcomes import Answer, Asked, Outcome
 from sharevl_lite.evaluation.settings import RESAMPLES
-from sharevl_lite.evaluation.statistics import LEVEL, PairedTest, paired_test
+from sharevl_lite.evaluation.statistics import FEW, LEVEL, PairedTest, paired_test
 from sharevl_lite.evaluation.tables import Table, between, chance, number, points
 
 OF_ALL = frozenset({"format", "truncated", "response_length"})
@@ -219,7 +219,7 @@ def tables(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
     notes = (
         "B - A: percentage points. p: two-sided; the permutation test that swaps the two values of a problem, or (M) "
         "McNemar's exact test. Not corrected for the number of rows. Intervals: bootstrap over problems (percentiles), "
-        "drawn out to 0 where the test finds no difference. "
+        f"of fewer than {FEW} with Student's t, drawn out to 0 where the test finds no difference. "
         "Problems: those that have the figure in both. Responses: those to them that the figure is of, in A / B where "
         "not as many; without a verdict they are in none about right and wrong."
     )

@@ -25,23 +25,24 @@ enough verified responses is left out of a figure, and counted with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from sharevl_lite.evaluation.outcomes import RIGHT, Asked, Outcome
 from sharevl_lite.evaluation.settings import RESAMPLES
-from sharevl_lite.evaluation.statistics import Figure, figure, leading, majority, paired_test, pass_at_k
+from sharevl_lite.evaluation.statistics import EVERYWHERE, Figure, figure, leading, majority, paired_test, pass_at_k
 
 PerWay = Callable[[Asked], float | None]
-REWARD = "reward"
+REWARD, LENGTH = "reward", "response_length"
 AGREEMENTS = ("consistency", "all_right", "all_wrong", "mixed")
 """The figures over all ways of asking together."""
 
 
 def is_share(name: str) -> bool:
     """Whether a figure is a share of 0..1: neither a length nor a reward."""
-    return name != "response_length" and not name.startswith(REWARD)
+    return name != LENGTH and not name.startswith(REWARD)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def measures(samples: int, rewards: Iterable[str] = ()) -> dict[str, PerWay]:
         **({f"maj@{samples}": _majority_right} if samples > 1 else {}),
         "format": lambda way: _mean([answer.well_formed for answer in way.answers]),
         "truncated": lambda way: _mean([answer.truncated for answer in way.answers]),
-        "response_length": lambda way: _mean([answer.tokens for answer in way.answers]),
+        LENGTH: lambda way: _mean([answer.tokens for answer in way.answers]),
         **{name: partial(_mean_reward, name=name) for name in rewards},
     }
 
@@ -131,7 +132,13 @@ def _figures(
     ways: Sequence[Asked], samples: int, draws: Bootstrap, names: Sequence[str] | None = None
 ) -> dict[str, Figure]:
     return {
-        name: figure([measure(way) for way in ways], share=is_share(name), seed=draws.seed, resamples=draws.resamples)
+        name: figure(
+            [measure(way) for way in ways],
+            share=is_share(name),
+            seed=draws.seed,
+            resamples=draws.resamples,
+            bounds=(0.0, math.inf) if name == LENGTH else EVERYWHERE,
+        )
         for name, measure in measures(samples, rewards_of(ways)).items()
         if names is None or name in names
     }

@@ -16,7 +16,7 @@ the answer with the most votes is right; a tie counts by the share of right ones
 of the problems whose majority answers under all ways of asking say the same. Two answers say the same when the verifier
 accepts one as the other. Responses that could not be verified are left out of all of these, and counted above.
 Intervals: bootstrap over problems (BCa), {resamples} draws, seed {seed}; of fewer than {few} problems, and where all
-agree, the exact binomial one."""
+agree, the exact binomial one; of other figures than shares then also as wide as Student's t makes it."""
 TITLES = {"not_verified": "not verified (left out)", "without_answer": "without a boxed answer", "tied_votes": "ties"}
 
 
@@ -71,7 +71,7 @@ def _groups(title: str, groups: Mapping[str, Mapping[str, Figure]], samples: int
     header = (head, "problems", name, INTERVAL, "vs plain", INTERVAL)
     told = (
         "vs plain: percentage points, over the problems asked in both ways; the interval as of --compare (percentiles "
-        "of a bootstrap, drawn out to 0 where the test finds no difference)."
+        "of a bootstrap, of few problems with Student's t, drawn out to 0 where the test finds no difference)."
     )
     return Table(title, header, rows, told)
 

@@ -9,6 +9,7 @@ problems, each with all its responses: responses to one problem are not independ
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ LEVEL = 0.95
 FEW = 20
 """Problems below which a bootstrap's intervals are too narrow: of 4 they hold the truth in 79 to 86 of 100 cases, of 12
 in 89 to 97 (docs/LOG.md, 2026-11-28)."""
+EVERYWHERE = (-math.inf, math.inf)
 _DRAWS_AT_ONCE = 4_000_000
 _DECIMALS = 12
 _NOISE = 10.0**-_DECIMALS
@@ -77,19 +79,27 @@ def majority(groups: Sequence[int | None]) -> float:
     return 1.0 / len(ahead) if RIGHT in ahead else 0.0
 
 
-def figure(values: Sequence[float | None], *, share: bool = True, seed: int = 0, resamples: int = RESAMPLES) -> Figure:
+def figure(
+    values: Sequence[float | None],
+    *,
+    share: bool = True,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    bounds: tuple[float, float] = EVERYWHERE,
+) -> Figure:
     """The mean over problems (None: a problem that is left out) and its interval at `LEVEL`.
 
     The interval is the bias-corrected and accelerated bootstrap (Efron 1987, as in scipy). A bootstrap knows too little
     of fewer than `FEW` problems, and of problems that all have the same value it sees no spread: a `share` gets the
     exact binomial (Clopper-Pearson) interval then, of so many problems with so many of them right, fractions included,
-    which is rather too wide than too narrow. One problem alone has none, nor have equal values that are no shares.
+    which is rather too wide than too narrow. What is no share gets what the bootstrap and Student's t together cover,
+    within the `bounds` of its values. One problem alone has none, nor have equal values that are no shares.
     """
     known_P = np.asarray([value for value in values if value is not None], dtype=np.float64)
     left_out = len(values) - len(known_P)
     if not len(known_P):
         return Figure(None, None, None, 0, left_out)
-    low, high = interval(known_P, share=share, seed=seed, resamples=resamples)
+    low, high = interval(known_P, share=share, seed=seed, resamples=resamples, bounds=bounds)
     return Figure(float(known_P.mean()), low, high, len(known_P), left_out)
 
 
@@ -100,6 +110,7 @@ def interval(
     seed: int,
     resamples: int = RESAMPLES,
     methods: Sequence[str] = ("BCa", "percentile"),
+    bounds: tuple[float, float] = EVERYWHERE,
 ) -> tuple[float | None, float | None]:
     """(low, high) of the mean; see :func:`figure`. Of scipy's `methods` the first that has an answer counts."""
     size = len(values_P)
@@ -124,7 +135,15 @@ def interval(
             ).confidence_interval
         if np.isfinite(drawn).all():
             break
-    return float(drawn.low), float(drawn.high)
+    if size >= FEW:
+        return float(drawn.low), float(drawn.high)
+    low, high = _student(values_P)
+    return max(bounds[0], min(low, drawn.low)), min(bounds[1], max(high, drawn.high))
+
+
+def _student(values_P: Float[np.ndarray, "P"]) -> tuple[float, float]:
+    found = stats.ttest_1samp(values_P, 0.0).confidence_interval(LEVEL)
+    return float(found.low), float(found.high)
 
 
 def _clopper_pearson(right: float, size: int) -> tuple[float, float]:
@@ -157,8 +176,9 @@ def paired_test(
     Where every value is 0 or 1 (one response each, a vote without ties): McNemar's exact test, the binomial one on the
     problems that changed sides. Otherwise the permutation test that swaps the two values of problems (all 2^P ways
     where those are no more than `resamples`). The interval of the difference is the percentile bootstrap over problems,
-    drawn out to 0 where the test finds no difference at `LEVEL`: of a few changed problems a bootstrap knows too little
-    and excludes 0 too often, BCa, which suits single evaluations, most of all.
+    of fewer than `FEW` together with Student's t, drawn out to 0 where the test finds no difference at `LEVEL`: of a
+    few changed problems a bootstrap knows too little and excludes 0 too often, BCa, which suits single evaluations,
+    most of all.
     Raises ValueError without a pair.
     """
     if not pairs:
@@ -167,7 +187,8 @@ def paired_test(
     change_P = second_P - first_P
     binary = share and bool(np.isin(pairs, (0.0, 1.0)).all())
     p_value = _mcnemar(change_P) if binary else _permutation(first_P, second_P, seed, resamples)
-    low, high = interval(change_P, share=False, seed=seed, resamples=resamples, methods=("percentile",))
+    bounds, methods = (-1.0, 1.0) if share else EVERYWHERE, ("percentile",)
+    low, high = interval(change_P, share=False, seed=seed, resamples=resamples, methods=methods, bounds=bounds)
     if low is not None and high is not None and p_value > 1.0 - LEVEL:
         low, high = min(low, 0.0), max(high, 0.0)
     return PairedTest(

@@ -11,7 +11,9 @@ until they are handed over.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,29 @@ from sharevl_kernels.swiglu import swiglu, swiglu_backward
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+
+_NARROW: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar("narrow", default=None)
+"""Adapters and what they are in their layer's precision, by `id`; None: nothing is kept."""
+
+
+@contextlib.contextmanager
+def narrowed_once() -> Iterator[None]:
+    """Inside, where no weight may change, an adapter is narrowed once and not in every pass: sampling has one for each
+    token."""
+    token = _NARROW.set({})
+    try:
+        yield
+    finally:
+        _NARROW.reset(token)
+
+
+def _narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    kept = _NARROW.get()
+    if kept is None or tensor.dtype == dtype:
+        return tensor.to(dtype)
+    if id(tensor) not in kept:
+        kept[id(tensor)] = (tensor, tensor.to(dtype))  # with the tensor, so that its id is no other's meanwhile
+    return kept[id(tensor)][1]
 
 
 class Adapted(NamedTuple):
@@ -43,7 +68,8 @@ class Adapted(NamedTuple):
 
     def narrowed(self) -> Adapted:
         """With an adapter of W's precision."""
-        return self._replace(a_RI=self.a_RI.to(self.weight_OI.dtype), b_OR=self.b_OR.to(self.weight_OI.dtype))
+        dtype = self.weight_OI.dtype
+        return self._replace(a_RI=_narrow(self.a_RI, dtype), b_OR=_narrow(self.b_OR, dtype))
 
     def apply(self, x_TI: Float[Tensor, "T I"]) -> tuple[Float[Tensor, "T O"], Float[Tensor, "T R"]]:
         """y, and x Aᵀ, which the gradient of B reads."""
@@ -84,7 +110,7 @@ class LoRALinear(torch.autograd.Function):
         x_TI = x.reshape(-1, x.shape[-1]).to(layer.weight_OI.dtype)
         y_TO, low_TR = layer.apply(x_TI)
         ctx.save_for_backward(x_TI, low_TR, *layer.tensors)
-        return y_TO.view(*x.shape[:-1], -1)
+        return y_TO.view(*x.shape[:-1], y_TO.shape[-1])
 
     @staticmethod
     @once_differentiable
@@ -119,7 +145,7 @@ class LoRAMLP(torch.autograd.Function):
         y_TI, down_low_TR = down.apply(swiglu(gate_TJ, up_TJ))
         made = x_TI, gate_TJ, up_TJ, gate_low_TR, up_low_TR, down_low_TR
         ctx.save_for_backward(*made, *(tensor for layer in layers for tensor in layer.tensors))
-        return y_TI.view(*x.shape[:-1], -1)
+        return y_TI.view(*x.shape[:-1], y_TI.shape[-1])
 
     @staticmethod
     @once_differentiable

@@ -115,14 +115,17 @@ class PromptRenderer:
 
     def longest(self, questions: Sequence[str], image_sizes: Sequence[tuple[int, int]]) -> int:
         """The largest :meth:`count_tokens` of questions about the same images, in one call of the tokenizer."""
-        texts = [self.render(question) for question in questions]
+        return max(self.text_tokens(questions)) - len(image_sizes) + self.count_image_tokens(image_sizes)
+
+    def text_tokens(self, questions: Sequence[str]) -> list[int]:
+        """Tokens of encoded prompts in which an image counts as one, in one call of the tokenizer."""
+        texts = [self._chat(question) for question in questions]
         # Not verbose: what is too long is said by those who ask.
-        ids = self.processor.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-        return max(map(len, ids)) - len(image_sizes) + self.count_image_tokens(image_sizes)
+        return list(map(len, self.processor.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids))
 
     def bound_tokens(self, question: str, image_sizes: Sequence[tuple[int, int]]) -> int:
         """At least :meth:`count_tokens`, in a tenth of its time: a tokenizer makes no more tokens than bytes."""
-        text = self.render(question) if self._frame is None else self._frame.around(question)
+        text = self._chat(question)
         normalizer = self.processor.tokenizer.backend_tokenizer.normalizer
         if normalizer is not None:  # may write one letter as several
             text = normalizer.normalize_str(text)
@@ -135,6 +138,10 @@ class PromptRenderer:
         sizes = [(height, width) for width, height in image_sizes]
         expanded = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
         return sum(int(count) for count in expanded)
+
+    def _chat(self, question: str) -> str:
+        """What :meth:`render` gives, in a fraction of its time where the template has a frame."""
+        return self.render(question) if self._frame is None else self._frame.around(question)
 
     @cached_property
     def _frame(self) -> PromptFrame | None:

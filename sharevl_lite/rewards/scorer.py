@@ -177,8 +177,15 @@ class RewardScorer:
         total = self._section.format_weight * form
         if self._section.accuracy_weight:  # 0 * NaN would be NaN
             total += self._section.accuracy_weight * accuracy
-        total += sum(self._functions[name][0] * value for name, value in functions.items() if not math.isnan(value))
+        given = {name: value for name, value in functions.items() if not math.isnan(value)}
+        total += sum(self._functions[name][0] * value for name, value in given.items())
+        if not self._section.format_weight and not self._section.accuracy_weight and not self._weighs(given):
+            total = math.nan  # nothing that counts was said of it: it earned no 0
         return Score(total, accuracy, form, functions, verdict, failure)
+
+    def _weighs(self, names: Collection[str]) -> bool:
+        """Whether any of the functions of these names counts."""
+        return any(self._functions[name][0] for name in names)
 
     def _call_functions(self, samples: Sequence[Sample], trainer_state: Any, log: RewardLog) -> dict[str, list[float]]:
         if not self._functions:

@@ -225,7 +225,8 @@ def _by_text(answer: str, expected: str) -> bool | None:
         return True
     if (letters := _letters_of(expected)) is not None and letters == _letters_of(answer):
         return True
-    return False if is_prose(expected) else None
+    turned = is_prose(answer) and sorted(text_key(answer)) == sorted(text_key(expected))  # `no` for `on`
+    return False if turned or is_prose(expected) else None
 
 
 def _letters_of(answer: str) -> str | None:

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
+from sharevl_lite.policy.adapted import narrowed_once
 from sharevl_lite.policy.packed import PackedPolicy, cache_argument
 from sharevl_lite.policy.prompts import EncodedPrompt
 from sharevl_lite.rollout.continuous import BufferPool, Context, join
@@ -121,7 +122,8 @@ class HFRolloutEngine:
         pool = BufferPool(min(size, sum(map(len, groups))), longest + sampling.max_completion_length)
         running: list[Row] = []
         context: Context | None = None
-        with self.policy.autocast(), without_own_settings(self.policy.base), without_cudnn_attention():
+        settings = without_own_settings(self.policy.base)
+        with self.policy.autocast(), narrowed_once(), settings, without_cudnn_attention():
             while True:
                 staying = [place for place, row in enumerate(running) if not self._has_ended(row, sampling)]
                 joining: list[Row] = []

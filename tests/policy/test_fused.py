@@ -45,6 +45,24 @@ def scores_and_slopes(policy, budget=ALL):
     return scores, gradients(policy, scores)
 
 
+def test_while_sampling_an_adapter_is_narrowed_once():
+    draw = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(*shape, generator=draw).bfloat16() for shape in ((6, 4), (2, 4)))
+    a, b = (torch.randn(*shape, generator=draw) for shape in ((3, 4), (6, 3)))
+    layer = Adapted(weight, None, a, b, 0.7)
+    with torch.no_grad(), adapted.narrowed_once():
+        expected = adapted_linear(x, layer)
+        with Operations() as seen:
+            assert torch.equal(adapted_linear(x, layer), expected)
+        assert seen.counts["_to_copy"] == 0
+    b.mul_(2.0)  # an update
+    with torch.no_grad():
+        assert not torch.equal(adapted_linear(x, layer), expected)
+        with adapted.narrowed_once():
+            assert torch.equal(adapted_linear(x, layer), adapted_linear(x, Adapted(weight, None, a, b.bfloat16(), 0.7)))
+    assert adapted_linear(x[:0], layer).shape == (0, 6)
+
+
 def test_gradients_are_those_of_the_formula():
     draw = torch.Generator().manual_seed(0)
     x, weight, bias, a, b = (

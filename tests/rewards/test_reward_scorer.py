@@ -197,6 +197,18 @@ def test_without_accuracy_weight_a_failure_does_not_spoil_the_total(tmp_path):
     assert score.failure is not None
 
 
+def test_a_response_of_which_nothing_that_counts_is_said_earned_no_0(folder):
+    """Its answer would train as a wrong one; so it is masked, as one without a verdict is."""
+    state = SimpleNamespace(global_step=7)
+    with RewardScorer(section(use("only_geometry"), accuracy_weight=0.0, format_weight=0.0)) as scorer:
+        judged, other = scorer.score([sample(GOOD, subject="geometry"), sample(GOOD, subject="algebra")], state)
+    assert judged.total == 1.0
+    assert math.isnan(other.total)
+    assert other.accuracy == 1.0
+    with RewardScorer(section(use("only_geometry"), accuracy_weight=0.0, format_weight=0.5)) as scorer:
+        assert scorer.score([sample(GOOD, subject="algebra")], state)[0].total == 0.5
+
+
 def test_functions_get_columns_as_trl_passes_them_and_none_adds_nothing(folder):
     state = SimpleNamespace(global_step=7)
     with RewardScorer(section(use("short", 0.5), use("only_geometry", -2.0))) as scorer:

@@ -340,6 +340,7 @@ WRONG = [
     (r"\pm 3", "3"),
     ("act", "cat"),  # right to math-verify
     ("on", "no"),  # right to both
+    ("no", "on"),
     ("No", "Yes"),
     ("né", "én"),
     ("京北", "北京"),

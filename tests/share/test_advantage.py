@@ -223,3 +223,13 @@ def test_a_reward_that_counts_must_be_finite(bad):
         hierarchical_advantage(rewards_PMN)
     with pytest.raises(ValueError, match="not finite"):
         hierarchical_advantage(rewards_PMN, torch.ones(1, 2, 2, dtype=torch.bool))
+
+
+def test_integers_are_rewards_too():
+    advantages = hierarchical_advantage(torch.tensor([[[0, 1, 1], [1, 1, 1]]]))
+    assert advantages.global_PMN.dtype == torch.get_default_dtype()
+    expected = hierarchical_advantage(torch.tensor([[[0.0, 1.0, 1.0], [1.0, 1.0, 1.0]]]))
+    torch.testing.assert_close(advantages.global_PMN, expected.global_PMN)
+    assert advantages.global_PMN[0, 0, 0] < -2.0
+    with pytest.raises(ValueError, match="M and N above 0, got shape"):
+        hierarchical_advantage(torch.zeros(2, 3, 0))

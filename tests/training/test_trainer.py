@@ -39,6 +39,7 @@ LOGGED = {
     "seconds/reward",
     "seconds/score",
     "seconds/update",
+    "seconds/store",
     "tokens_per_second",
     "peak_memory_mib",
     "loss",

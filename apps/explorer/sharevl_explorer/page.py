@@ -101,9 +101,9 @@ def _bar(context: Context, *, offers_trial: bool) -> Html:
         *([("Try it", fresh.link("try"), "try")] if offers_trial else []),
     )
     names = index.names if len(index.names) > 1 else []
-    stays = {} if state.view in ("step", "problem", "response") else {"step": -1}
+    step = state.step if state.view in ("step", "problem", "response") else -1
     runs = [
-        el("a", name, href=context.link(run=n, **stays), aria_current=_current(n == state.run))
+        el("a", name, href=context.link(run=n, step=step), aria_current=_current(n == state.run))
         for n, name in enumerate(names)
     ]
     return el(

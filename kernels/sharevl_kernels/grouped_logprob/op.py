@@ -94,7 +94,7 @@ def _check(
         )
     if hidden_SH.dtype != weight_VH.dtype:
         raise ValueError(f"hidden_SH is {hidden_SH.dtype}, weight_VH {weight_VH.dtype}: cast one, or use autocast")
-    if temperature <= 0.0:
+    if not temperature > 0.0:  # nor NaN
         raise ValueError(f"temperature must be positive, got {temperature}")
     rows = hidden_SH.shape[0] if rows_T is None else rows_T.numel()
     if targets_T.numel() != rows:

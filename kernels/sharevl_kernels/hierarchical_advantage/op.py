@@ -34,12 +34,12 @@ def hierarchical_advantage(
     """Global and local advantages of the rewards R_PMN (n responses under each of m variants of P problems).
 
     `mask_PMN` is True where a reward counts; a masked response has an advantage of 0 and any reward, NaN included.
-    Computed in float64, returned in the rewards' dtype; on a GPU one launch computes both levels.
+    Computed in float64, returned in the rewards' dtype (integers': torch's default); on a GPU one launch does both.
 
     Raises ValueError for a wrong shape, a mask of another shape, or a reward that counts and is not finite.
     """
-    if rewards_PMN.ndim != 3:
-        raise ValueError(f"rewards_PMN must be [P, M, N], got shape {tuple(rewards_PMN.shape)}")
+    if rewards_PMN.ndim != 3 or 0 in rewards_PMN.shape[1:]:
+        raise ValueError(f"rewards_PMN must be [P, M, N], M and N above 0, got shape {tuple(rewards_PMN.shape)}")
     if mask_PMN is None:
         mask_PMN = torch.ones_like(rewards_PMN, dtype=torch.bool)
     if mask_PMN.shape != rewards_PMN.shape:
@@ -54,5 +54,5 @@ def hierarchical_advantage(
             found = launch_advantage(rewards_PMN, mask_PMN, eps, repeats, scaled=std != "none")
     else:
         found = reference_advantage(rewards_PMN, mask_PMN, eps, repeats, scaled=std != "none")
-    dtype = rewards_PMN.dtype
+    dtype = rewards_PMN.dtype if rewards_PMN.is_floating_point() else torch.get_default_dtype()
     return found._replace(global_PMN=found.global_PMN.to(dtype), local_PMN=found.local_PMN.to(dtype))
