@@ -103,7 +103,7 @@ model:
 data: {train: hiyouga/geometry3k, eval: hiyouga/geometry3k, max_prompt_length: 1024, on_bad_row: skip}
 share: {num_variants: 2, num_responses: 2}
 rollout: {max_completion_length: 384, batch_size: 16}
-train: {rollouts: 4, problems_per_rollout: 8, problems_per_update: 8, warmup_updates: 1, token_budget: 4096}
+train: {rollouts: 4, problems_per_rollout: 8, problems_per_update: 8, token_budget: 4096}
 eval: {problems: 16, samples: 1}
 """
 SMALL = """

@@ -274,7 +274,7 @@ class TrainSection(Section):
     """Peak rate of Adam on the adapters. The paper's 1e-6 is for full weights; adapters start at 0 and need more."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "constant_with_warmup"
     warmup_updates: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps over which the rate rises from 0."""
+    """Optimizer steps over which the rate rises from 0, which is that of the first one, as in transformers."""
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""

@@ -31,6 +31,8 @@ def _on_the_rate(recipe: Recipe) -> Iterator[str]:
                 f"train.warmup_updates: {train.warmup_updates} has no effect with train.lr_scheduler_type: constant; "
                 "constant_with_warmup has it"
             )
+    elif train.warmup_updates == 1:
+        yield "train.warmup_updates: 1 is one update at a rate of 0, which changes nothing; 0 is without a warm-up"
     elif train.warmup_updates >= updates:
         yield (
             f"train.warmup_updates: {train.warmup_updates} of the run's {updates} updates, so that the rate never "

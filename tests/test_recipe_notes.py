@@ -17,6 +17,7 @@ GSPO = {
     "objective.delta": None,
 }
 TOLD = [
+    ({"train.warmup_updates": 1}, "train.warmup_updates: 1 is one update at a rate of 0, which changes nothing"),
     ({"train.warmup_updates": 48}, "train.warmup_updates: 48 of the run's 48 updates, so that the rate never reaches"),
     ({"train.warmup_updates": 2, "train.lr_scheduler_type": "constant"}, "no effect with train.lr_scheduler_type: con"),
     ({"eval.every_rollouts": 5, "data.eval": None}, "eval.every_rollouts: 5 has no effect without data.eval"),
