@@ -54,6 +54,10 @@ def engine(policy, recipe):
 
 @pytest.fixture(scope="module")
 def requests(policy, recipe):
+    return requests_of(policy, recipe)
+
+
+def requests_of(policy, recipe):
     """Four problems with an image, one without, six responses each."""
     encoder = PromptEncoder(policy.processor, policy.base.model.get_rope_index, recipe.data.prompt_template)
     problems = load_problems(recipe.data.train, recipe.data, split="train", limit=4).problems
@@ -200,6 +204,41 @@ except ValueError as error:
 """
 
 
+OTHER_FAMILY = """
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+from transformers import AutoProcessor
+
+sys.path[:0] = map(str, Path(sys.argv[1]).parents[:2])
+import test_vllm_engine as here
+from small_models import write_small_model
+
+name, folder, kind = sys.argv[2:]
+write_small_model(name, Path(folder), pytest.MonkeyPatch())
+made = AutoProcessor.from_pretrained(folder)
+parts = {"image_processor": made.image_processor, "tokenizer": made.tokenizer, "chat_template": made.chat_template}
+getattr(transformers, kind)(**parts, video_processor=made.video_processor).save_pretrained(folder)
+words = ["--rollout.engine", "vllm", "--rollout.temperature", "0.9", "--model.path", folder]
+recipe = here.load_recipe(here.RECIPE, [*words, "--model.min-pixels", "1024", "--model.max-pixels", "100352"])
+policy = here.load_policy(recipe.model, seed=0, temperature=0.9)
+requests = here.requests_of(policy, recipe)
+from sharevl_lite.rollout.vllm import VLLMRolloutEngine
+
+engine = VLLMRolloutEngine(policy, recipe)
+for seed in (None, 1):
+    if seed is not None:
+        here.move(policy, seed)
+    engine.sync()
+    sampled = engine.sample(requests, here.SAMPLING)
+    here.assert_same_scores(policy, requests, sampled)
+print("alike:", len(here.sampler_scores(sampled)), policy.config.model_type)
+engine.close()
+"""
+
+
 def run(*command, cwd=None):
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, env={**os.environ}, cwd=cwd, check=False
@@ -212,6 +251,14 @@ def test_vision_tokens_are_banned_and_noticed_where_they_are_not(tmp_path):
     """In a model that likes to write image placeholders; without the ban it does, and the engine says so."""
     out = run("-c", BANNED, str(RECIPE), str(tmp_path / "model"))
     assert "RolloutError a: vLLM drew the vision tokens" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("Qwen/Qwen2-VL-2B-Instruct", "Qwen2VL"), ("Qwen/Qwen3-VL-4B-Instruct", "Qwen3VL")]
+)
+def test_the_other_families_are_scored_alike_with_and_without_an_adapter(name, family, tmp_path):
+    out = run("-c", OTHER_FAMILY, __file__, name, str(tmp_path / "model"), f"{family}Processor")
+    assert "alike: 720 qwen" in out
 
 
 def test_a_run_trains_on_what_vllm_samples(tmp_path):
