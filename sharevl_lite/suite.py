@@ -32,6 +32,7 @@ from sharevl_lite.evaluation.settings import Settings
 from sharevl_lite.evaluation.statistics import LEVEL
 from sharevl_lite.evaluation.subject import Subject, find_subject
 from sharevl_lite.evaluation.tables import NOTHING, Table, markdown, show, value_and_interval
+from sharevl_lite.rollout.server_client import KEY_VARIABLE, key_in
 from sharevl_lite.rollout.serving import name_of, served
 
 SCORING = (
@@ -136,7 +137,7 @@ def _run_saved(
 
 def _run(words: Sequence[str], variables: dict[str, str]) -> None:
     """Runs the harness with its output on standard error."""
-    key = os.environ.get("VLLM_API_KEY", "EMPTY")
+    key = key_in(KEY_VARIABLE) or "EMPTY"
     surroundings = {**os.environ, **variables, "OPENAI_API_KEY": key}
     try:
         done = subprocess.run(words, env=surroundings, stdout=STANDARD_ERROR, check=False)

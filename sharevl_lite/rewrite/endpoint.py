@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import time
 from collections import Counter
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 from sharevl_lite.rewrite.cache import Reply
 from sharevl_lite.rewrite.chat import ChatRequest, NoReplyError, openai_message
 from sharevl_lite.rewrite.errors import VariantsError
-from sharevl_lite.rollout.server_client import retry_after
+from sharevl_lite.rollout.server_client import key_in, retry_after
 
 TRIES = 6
 LONGEST_WAIT = 120.0
@@ -21,7 +20,10 @@ FATAL = frozenset({401, 403, 404})
 
 
 class EndpointModel:
-    """A chat model behind `base_url`; `concurrency` requests at a time, each ended after `timeout` seconds."""
+    """A chat model behind `base_url`; `concurrency` requests at a time, each ended after `timeout` seconds.
+
+    Raises RolloutError where OPENAI_API_KEY holds what no header may have.
+    """
 
     def __init__(self, base_url: str, model: str, *, concurrency: int, timeout: float) -> None:
         from openai import AsyncOpenAI
@@ -29,7 +31,7 @@ class EndpointModel:
         self.model = model
         self.identity = f"openai:{model}"
         self._address = without_credentials(base_url)
-        key = os.environ.get("OPENAI_API_KEY") or "none"  # local servers ask for none
+        key = key_in("OPENAI_API_KEY") or "none"  # local servers ask for none
         self._client = AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=timeout)
         self._slots = asyncio.Semaphore(concurrency)
         self._open_at = 0.0

@@ -88,6 +88,8 @@ class ServerClient:
             answer = await self.http.request(method, self.root + path, json=body)
         except httpx.TimeoutException as error:
             raise Unavailable(f"{self.url} did not answer in time ({type(error).__name__})") from error
+        except httpx.LocalProtocolError:  # its text may quote a header, and one of them is the key
+            raise Unavailable(f"{self.url} cannot be asked (LocalProtocolError)") from None
         except httpx.TransportError as error:
             raise Unavailable(f"{self.url} cannot be reached ({str(error) or type(error).__name__})") from error
         if answer.status_code == 429 or answer.status_code >= 500:
@@ -130,9 +132,23 @@ def pause(number: int, after: float | None = None) -> float:
     return max(longest * random.uniform(0.5, 1.0), min(after or 0.0, LONGEST_RETRY_AFTER))
 
 
+def key_in(variable: str) -> str | None:
+    """The key in an environment variable, without the white space around it; an empty one is none.
+
+    Raises RolloutError, which does not show the key, where a request could not carry it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise RolloutError(f"{variable} holds characters that no HTTP header may have; set it to the key alone")
+    return key or None
+
+
 def new_http(timeout_seconds: float) -> httpx.AsyncClient:
-    """Connections with the user's key, without a bound of their own: the engine bounds the requests under way."""
-    key = os.environ.get(KEY_VARIABLE)
+    """Connections with the user's key, without a bound of their own: the engine bounds the requests under way.
+
+    Raises RolloutError where the key is none that can be sent.
+    """
+    key = key_in(KEY_VARIABLE)
     return httpx.AsyncClient(
         headers={} if key is None else {"Authorization": f"Bearer {key}"},
         timeout=httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds)),

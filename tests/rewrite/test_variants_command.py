@@ -147,6 +147,23 @@ def test_a_refused_key_stops_with_code_2(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("key", ["sécret-of-this-test", "secret\nof-this-test"])
+def test_a_key_that_cannot_be_sent_is_said_at_once_and_not_told(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with serve_chat(answer) as server:
+        said = run(*endpoint(data(tmp_path, 1), tmp_path / "out", server), code=2)
+    assert "OPENAI_API_KEY holds characters that no HTTP header may have" in said
+    assert "cret" not in said
+    assert server.bodies == []
+
+
+def test_the_line_end_of_a_key_is_not_sent(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-of-this-test\n")
+    with serve_chat(answer) as server:
+        run(*endpoint(data(tmp_path, 1), tmp_path / "out", server))
+    assert server.bodies
+
+
 def slow(number, body):
     return (*answer(number, body)[:3], 0.3)
 

@@ -1,6 +1,7 @@
 """What is found out about servers before anything is loaded, and how long the engine waits for one."""
 
 import socket
+import traceback
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -76,6 +77,38 @@ def test_the_key_is_sent_and_never_told(recipe, start, url, app, requests, monke
     monkeypatch.setenv("VLLM_API_KEY", app.key)
     check_servers(recipe(url))
     assert len(start(url).sample(requests, SAMPLING)) == 3
+
+
+@pytest.mark.parametrize("written", ["{}\n", " {}\r\n"])
+def test_a_key_that_came_out_of_a_file_is_sent_without_its_line_end(recipe, url, app, monkeypatch, written):
+    app.key = "secret-of-this-test"
+    monkeypatch.setenv("VLLM_API_KEY", written.format(app.key))
+    check_servers(recipe(url))
+
+
+@pytest.mark.parametrize("key", ["sécret-of-this-test", "secret\nof-this-test", "secret-of-this\x7f-test"])
+def test_a_key_that_cannot_be_sent_is_not_told(recipe, url, app, monkeypatch, key):
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    with pytest.raises(RolloutError, match="VLLM_API_KEY holds characters that no HTTP header may have") as caught:
+        check_servers(recipe(url))
+    assert "cret" not in "".join(traceback.format_exception(caught.value))
+    assert app.seen == []
+
+
+def test_an_empty_key_is_none(recipe, url, app, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "\n")
+    check_servers(recipe(url))
+    app.key = "secret-of-this-test"
+    with pytest.raises(RolloutError, match="wants another key"):
+        check_servers(recipe(url))
+
+
+def test_what_httpx_says_of_a_header_is_not_told(recipe, url, monkeypatch):
+    """Should a key ever come that far: httpx quotes it."""
+    monkeypatch.setattr(server_client, "key_in", lambda variable: "secret-of-this-test\n")
+    with pytest.raises(RolloutError, match="cannot be asked") as caught:
+        check_servers(recipe(url))
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
 # ---------------------------------------------------------------- pauses
