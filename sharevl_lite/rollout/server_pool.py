@@ -16,7 +16,7 @@ import httpx
 from sharevl_lite.policy.hf import resolve_model_path
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.serve_command import serve_command
-from sharevl_lite.rollout.server_client import Refusal, ServerClient, Unavailable, new_http, patiently
+from sharevl_lite.rollout.server_client import Refusal, Result, ServerClient, Unavailable, new_http, patiently
 
 if TYPE_CHECKING:
     from sharevl_lite.config import Recipe
@@ -49,10 +49,14 @@ class ServerPool:
         """The end of a message: the command that starts the server as it is needed."""
         return f"start it with\n    {serve_command(self.recipe, url=server.url, **self._for_command)}"
 
-    async def look(self) -> None:
-        """Raises RolloutError unless every server runs the recipe's model with what it takes to train it."""
-        for server in self.servers:
-            await self._patiently(server, partial(self._look_at, server), "the first look")
+    async def look(self) -> list[list[dict[str, Any]]]:
+        """What each server serves: base models and adapters.
+
+        Raises RolloutError unless every one runs the recipe's model with what it takes to train it.
+        """
+        return [
+            await self._patiently(server, partial(self._look_at, server), "the first look") for server in self.servers
+        ]
 
     async def load(self, name: str, folder: Path, probe: int) -> None:
         """Hands the adapter in `folder` to every server under `name`; `probe` is a token to try it with."""
@@ -71,7 +75,7 @@ class ServerPool:
     async def reload(self, server: ServerClient, name: str, folder: Path, probe: int) -> None:
         """Makes the adapter known to one server, unless it is. Raises Unavailable or RolloutError."""
         async with server.loading:
-            cards = await server.models()
+            cards = await self._cards(server)
             self._check_model(server, cards)
             if any(card.get("id") == name for card in cards):
                 return
@@ -89,7 +93,17 @@ class ServerPool:
         """
         if isinstance(error, Unavailable) and (error.status != 500 or not await server.is_healthy()):
             raise error
-        return any(card.get("id") == name for card in await server.models())
+        return any(card.get("id") == name for card in await self._cards(server))
+
+    async def _cards(self, server: ServerClient) -> list[dict[str, Any]]:
+        """What a known server serves: where it is refused, a gateway speaks while the server is restarted.
+
+        Raises Unavailable.
+        """
+        try:
+            return await server.models()
+        except Refusal as refusal:
+            raise Unavailable(_no_models(server, refusal), refusal.status) from refusal
 
     def _not_loaded(self, server: ServerClient, folder: Path, error: Refusal | Unavailable) -> RolloutError:
         return RolloutError(
@@ -115,15 +129,20 @@ class ServerPool:
                 + self.how_to_start(server)
             )
 
-    async def _look_at(self, server: ServerClient) -> None:
-        self._check_model(server, await server.models())
+    async def _look_at(self, server: ServerClient) -> list[dict[str, Any]]:
+        try:
+            cards = await server.models()
+        except Refusal as refusal:
+            raise RolloutError(f"rollout.server_urls: {_no_models(server, refusal)}") from refusal
+        self._check_model(server, cards)
         try:
             paths = (await server.get("/openapi.json"))["paths"]
         except (Refusal, KeyError, TypeError):
-            return  # its documentation is switched off: what is missing shows in the first step
+            return cards  # its documentation is switched off: what is missing shows in the first step
         for path, switch in SWITCHES.items():
             if path not in paths:
                 raise RolloutError(f"{server.url} runs without {switch}; {self.how_to_start(server)}")
+        return cards
 
     def _check_model(self, server: ServerClient, cards: list[dict[str, Any]]) -> None:
         wanted = self.recipe.rollout.server_model
@@ -154,12 +173,14 @@ class ServerPool:
         return any(name in names or _same_folder(name, resolve_model_path(path)) for name in own)
 
     async def _patiently(
-        self, server: ServerClient, attempt: Callable[[], Coroutine[Any, Any, None]], what: str
-    ) -> None:
-        def once(number: int) -> Coroutine[Any, Any, None]:
+        self, server: ServerClient, attempt: Callable[[], Coroutine[Any, Any, Result]], what: str
+    ) -> Result:
+        def once(number: int) -> Coroutine[Any, Any, Result]:
             return attempt()
 
-        await patiently(once, retries=self.retries, advice=lambda: self.how_to_start(server), what=f"rollout, {what}")
+        return await patiently(
+            once, retries=self.retries, advice=lambda: self.how_to_start(server), what=f"rollout, {what}"
+        )
 
 
 async def look_at_servers(recipe: Recipe) -> None:
@@ -168,6 +189,10 @@ async def look_at_servers(recipe: Recipe) -> None:
     timeout = min(FIRST_LOOK_SECONDS, section.server_timeout_seconds)
     async with new_http(timeout) as http:
         await ServerPool(recipe, http, retries=min(FIRST_LOOK_RETRIES, section.server_retries)).look()
+
+
+def _no_models(server: ServerClient, refusal: Refusal) -> str:
+    return f"{server.url} answers /v1/models with {refusal.status}; it is no vLLM server, or the URL is wrong"
 
 
 def _described(card: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from sharevl_lite import event_loop
 from sharevl_lite.policy.hf import adapter_digest, resolve_model_path
-from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.server_client import new_http
 from sharevl_lite.rollout.server_pool import ServerPool
 
@@ -52,15 +51,11 @@ async def _hand_over(recipe: Recipe, adapter: Path | None) -> str:
     name = name_of(recipe, adapter)
     async with new_http(recipe.rollout.server_timeout_seconds) as http:
         pool = ServerPool(recipe, http, retries=min(2, recipe.rollout.server_retries))
-        await pool.look()
+        (cards,) = await pool.look()
         if adapter is not None:
             await pool.load(name, adapter.absolute(), PROBE)
-        cards = await pool.servers[0].models()
-    if adapter is not None:
-        return name
+            return name
     bases = [str(card.get("id")) for card in cards if card.get("parent") is None]
-    if not bases:
-        raise RolloutError(f"{pool.servers[0].url} serves nothing; {pool.how_to_start(pool.servers[0])}")
     return name if name in bases else bases[0]  # the look found the recipe's model there, under its own name
 
 

@@ -29,6 +29,8 @@ class App:
         self.moods = []
         self.load_answers = []
         """(status, message) for the next adapters, instead of loading them."""
+        self.models_answers = []
+        """(status, message) for the next questions what it serves, instead of the models."""
         self.probe_logprob = 0.0
         self.key = None
         self.seen = []
@@ -74,7 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if not self._is_let_in():
             return
-        if self.path == "/v1/models":
+        if self.path == "/v1/models" and self.app.models_answers:
+            self.fail(*self.app.models_answers.pop(0))
+        elif self.path == "/v1/models":
             base = self.app.cards[0]["id"]
             self.send(200, {"data": [*self.app.cards, *({"id": a, "parent": base} for a in self.app.adapters)]})
         elif self.path == "/openapi.json" and self.app.documented:

@@ -203,6 +203,19 @@ def test_a_restarted_server_gets_the_adapter_again_once(start, url, app, request
     assert [body["lora_name"] for body in app.of(LOAD)] == [engine._name] * 2
 
 
+def test_a_gateway_may_answer_404_and_502_while_its_server_is_restarted(start, url, app, requests, honest):
+    engine = start(url, server_retries=3)
+    engine.sync()
+    app.adapters.clear()
+    app.models_answers = [(404, "no backend"), (502, "no backend"), (307, "elsewhere")]
+    assert engine.sample(requests, SAMPLING) == honest
+    app.models_answers = [(404, "no backend")]
+    engine.sync()
+    app.models_answers = [(404, "no backend")] * 100
+    with pytest.raises(RolloutError, match=r"answers /v1/models with 404; .* \(4 attempts in "):
+        engine.sync()
+
+
 def test_a_server_that_comes_back_with_another_model_is_refused(start, url, app, requests):
     engine = start(url)
     engine.sync()

@@ -54,6 +54,19 @@ def test_a_server_that_reads_too_little(recipe, url, app):
         check_servers(recipe(url))
 
 
+@pytest.mark.parametrize("status", [301, 404, 405])
+def test_what_is_no_vllm_server(recipe, url, app, status):
+    app.models_answers = [(status, "another program")]
+    with pytest.raises(RolloutError, match=rf"answers /v1/models with {status}; it is no vLLM server, or the URL is w"):
+        check_servers(recipe(url))
+    assert len(app.seen) == 1
+
+
+def test_a_gateway_whose_server_is_not_up_yet_is_asked_again(recipe, url, app):
+    app.models_answers = [(502, "no server")]
+    check_servers(recipe(url))
+
+
 @pytest.mark.parametrize(
     ("path", "told"),
     [(GENERATE, "runs without --enable-scale-out"), (LOAD, "without VLLM_ALLOW_RUNTIME_LORA_UPDATING")],

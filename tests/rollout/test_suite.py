@@ -143,6 +143,13 @@ def test_mistakes_are_one_message_and_code_2(words, told, run_dir, harness, caps
     assert told in capsys.readouterr().err
 
 
+def test_an_address_of_something_else_is_one_message_and_code_2(app, url, run_dir, harness, capsys):
+    harness()
+    app.models_answers = [(404, "another program")]
+    assert main(["eval", str(run_dir), "--suite", "ai2d", "--server-url", url]) == 2
+    assert f"{url} answers /v1/models with 404; it is no vLLM server" in capsys.readouterr().err
+
+
 def test_the_command_is_printed_without_harness_or_server(run_dir, capsys):
     words = ["--suite", "mmmu", "--server-url", "http://127.0.0.1:9/v1", "--print-command"]
     assert main(["eval", str(run_dir), *words]) == 0
