@@ -8,7 +8,8 @@ that the server expanded come back too and must be the policy's.
 
 After an update the main process writes the adapter into a folder that the servers can read and has them load it under
 a name never used before, which keeps their caches of earlier adapters apart; every process samples under that name.
-A server that was restarted gets the adapter again; one that does not answer is asked again, or another one is.
+A server that was restarted gets the adapter again; one that does not answer is asked again, or another one is, and an
+update does not wait for it while another has the adapter.
 
 Responses are seeded by name, but a server's batches change their rounding: a resumed run samples alike, not bit for
 bit.
@@ -99,7 +100,7 @@ class ServerRolloutEngine:
         return self._loop.run(self._sample(requests, sampling)) if requests else []
 
     def sync(self) -> None:
-        """Hands the current adapter to every server. Raises RolloutError, on all processes alike."""
+        """Hands the current adapter to every server that is up. Raises RolloutError, on all processes alike."""
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # nobody samples under the previous name any more
         self._synced += 1

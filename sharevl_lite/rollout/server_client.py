@@ -45,6 +45,10 @@ class Refusal(Exception):
         self.status = status
 
 
+class StayedAway(RolloutError):
+    """A server was Unavailable at every attempt."""
+
+
 class ServerClient:
     """One server, known by its base URL; `http` is shared by all of them and holds the key."""
 
@@ -111,7 +115,7 @@ async def patiently(
     """The result of `attempt(0)`, or of the first of `retries` more that is not Unavailable.
 
     Pauses double from half a second to 20 seconds, each shortened by chance by up to a half so that many clients do not
-    come back together; `Retry-After` lengthens one. Raises RolloutError with `advice` when none is left.
+    come back together; `Retry-After` lengthens one. Raises StayedAway with `advice` when none is left.
     """
     started = time.monotonic()
     number = 0
@@ -121,7 +125,7 @@ async def patiently(
         except Unavailable as trouble:
             if number >= retries:
                 tries = f"{number + 1} attempts in {time.monotonic() - started:.0f} s" if number else "one attempt"
-                raise RolloutError(f"{what}: {trouble} ({tries}); {advice()}") from trouble
+                raise StayedAway(f"{what}: {trouble} ({tries}); {advice()}") from trouble
             await asyncio.sleep(pause(number, trouble.after))
         number += 1
 

@@ -1,12 +1,15 @@
 """The servers of a recipe: whether they serve its model as it needs, and one adapter on all of them.
 
-A server that was restarted has lost the adapter and answers 404; it is checked again and gets the adapter again.
+A server that was restarted has lost the adapter and answers 404; it is checked again and gets the adapter again. So
+does one that was away when the others got it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import logging
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,15 @@ import httpx
 from sharevl_lite.policy.hf import resolve_model_path
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.serve_command import serve_command
-from sharevl_lite.rollout.server_client import Refusal, Result, ServerClient, Unavailable, new_http, patiently
+from sharevl_lite.rollout.server_client import (
+    Refusal,
+    Result,
+    ServerClient,
+    StayedAway,
+    Unavailable,
+    new_http,
+    patiently,
+)
 
 if TYPE_CHECKING:
     from sharevl_lite.config import Recipe
@@ -26,6 +37,10 @@ LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 SWITCHES = {GENERATE: "--enable-scale-out", LOAD: "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"}
 FIRST_LOOK_SECONDS, FIRST_LOOK_RETRIES = 30.0, 2
 UNLOAD_SECONDS = 10.0
+FEW_ATTEMPTS, STRAGGLER_SECONDS = 3, 30.0
+"""When another server has the adapter, one that is away is left out after so many attempts or so long."""
+
+logger = logging.getLogger(__name__)
 
 
 class ServerPool:
@@ -43,6 +58,8 @@ class ServerPool:
         self.recipe = recipe
         self.retries = retries
         self.servers = [ServerClient(url, http) for url in recipe.rollout.server_urls]
+        self._away: set[ServerClient] = set()
+        """Those without the newest adapter, which the user was told of."""
         self._for_command: dict[str, Any] = {"dtype": dtype, "max_images": max_images}
 
     def how_to_start(self, server: ServerClient) -> str:
@@ -59,18 +76,73 @@ class ServerPool:
         ]
 
     async def load(self, name: str, folder: Path, probe: int) -> None:
-        """Hands the adapter in `folder` to every server under `name`; `probe` is a token to try it with."""
-        for server in self.servers:
-            await self._patiently(server, partial(self.reload, server, name, folder, probe), "handing the adapter over")
+        """Hands the adapter in `folder` to every server under `name`; `probe` is a token to try it with.
+
+        One that is away while another has it is left out with a warning: it gets the adapter when it is back and asked
+        to sample. Raises RolloutError where one refuses it or none took it.
+        """
+        taken = asyncio.Event()
+        offers = {
+            asyncio.create_task(self._offer(server, partial(self.reload, server, name, folder, probe), taken)): server
+            for server in self.servers
+        }
+        try:
+            await _wait_for(offers, taken)
+            if not taken.is_set():
+                raise next(trouble for offer in offers if (trouble := offer.result()))
+        finally:
+            for offer in offers:
+                offer.cancel()
+            await asyncio.gather(*offers, return_exceptions=True)
+        for offer, server in offers.items():
+            slow = Unavailable(f"{server.url} has not taken the adapter {STRAGGLER_SECONDS:g} s after another did")
+            self._note(server, slow if offer.cancelled() else offer.result())
+
+    async def _offer(
+        self, server: ServerClient, hand_over: Callable[[], Coroutine[Any, Any, None]], taken: asyncio.Event
+    ) -> Unavailable | StayedAway | None:
+        """Hands the adapter to one server and says that it is `taken`; returns why not, where the server is away."""
+        few = 1 if server in self._away else FEW_ATTEMPTS
+
+        async def attempt(number: int) -> Unavailable | None:
+            try:
+                await hand_over()
+            except Unavailable as trouble:
+                if taken.is_set() and number + 1 >= few:
+                    return trouble
+                raise
+            taken.set()
+            return None
+
+        advice = partial(self.how_to_start, server)
+        try:
+            return await patiently(
+                attempt, retries=self.retries, advice=advice, what="rollout, handing the adapter over"
+            )
+        except StayedAway as trouble:
+            return trouble
+
+    def _note(self, server: ServerClient, trouble: Exception | None) -> None:
+        """Warns once of a server that is away, until it has taken an adapter again."""
+        if trouble is None:
+            self._away.discard(server)
+        elif server not in self._away:
+            self._away.add(server)
+            logger.warning(
+                "%s; it is left out while the others sample, and gets the adapter when it is back: %s",
+                trouble,
+                self.how_to_start(server),
+            )
 
     async def unload(self, name: str) -> None:
         """Takes an adapter's name from the servers; one that is away or does not know it any more is as wanted."""
-        for server in self.servers:
-            try:
+
+        async def one(server: ServerClient) -> None:
+            with suppress(Unavailable, Refusal, RolloutError, TimeoutError):
                 async with asyncio.timeout(UNLOAD_SECONDS):
                     await server.tell(UNLOAD, {"lora_name": name})
-            except (Unavailable, Refusal, RolloutError, TimeoutError):
-                continue
+
+        await asyncio.gather(*(one(server) for server in self.servers))
 
     async def reload(self, server: ServerClient, name: str, folder: Path, probe: int) -> None:
         """Makes the adapter known to one server, unless it is. Raises Unavailable or RolloutError."""
@@ -181,6 +253,19 @@ class ServerPool:
         return await patiently(
             once, retries=self.retries, advice=lambda: self.how_to_start(server), what=f"rollout, {what}"
         )
+
+
+async def _wait_for(offers: Collection[asyncio.Task[Any]], taken: asyncio.Event) -> None:
+    """Returns when all have ended, or some time after the first was taken. Raises what one of them raised."""
+    pending = set(offers)
+    while pending and not taken.is_set():
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for offer in done:
+            offer.result()
+    if pending:
+        done, _ = await asyncio.wait(pending, timeout=STRAGGLER_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+        for offer in done:
+            offer.result()
 
 
 async def look_at_servers(recipe: Recipe) -> None:

@@ -6,9 +6,10 @@ the handler and the honest answer. The real vLLM is met in test_server_engine.py
 """
 
 import json
+import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -152,14 +153,29 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False  # a handler may be asleep
 
+    def __init__(self, *args):
+        self.connections = []
+        super().__init__(*args)
+
+    def get_request(self):
+        connection, address = super().get_request()
+        self.connections.append(connection)
+        return connection, address
+
+    def hang_up(self):
+        """A dead server holds no connection either."""
+        for connection in self.connections:
+            with suppress(OSError):  # closed long ago
+                connection.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, *_):
         """Clients that hang up are part of the tests."""
 
 
 @contextmanager
-def serve(app):
-    """Yields the server's base URL."""
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"app": app}))
+def serve(app, port=0):
+    """Yields the server's base URL; on `port`, or on any that is free."""
+    server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"app": app}))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -167,4 +183,5 @@ def serve(app):
     finally:
         server.shutdown()
         server.server_close()
+        server.hang_up()
         thread.join()

@@ -15,7 +15,7 @@ from moody_server import GENERATE, LOAD, serve
 
 from sharevl_lite.policy.hf import load_policy
 from sharevl_lite.recipes import load_recipe
-from sharevl_lite.rollout import server_client
+from sharevl_lite.rollout import server_client, server_pool
 from sharevl_lite.rollout.engine import Sampling
 from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.rollout.server import ServerRolloutEngine
@@ -316,6 +316,54 @@ def test_requests_are_spread_and_one_server_stands_in_for_another(start, make_ap
         second.moods = [status(503)] * 100
         assert engine.sample(requests, SAMPLING) == honest
         assert (len(first.sampled()), len(second.sampled())) == (5, 2)
+
+
+def test_an_update_does_not_wait_for_a_dead_server_and_it_gets_the_adapter_when_it_is_back(
+    start, make_app, requests, honest, caplog
+):
+    first, second = make_app(), make_app()
+    with serve(second) as two:
+        with serve(first) as one:
+            engine = start(one, two)
+            engine.sync()
+        started = time.monotonic()
+        for _ in range(2):
+            engine.sync()
+            assert list(second.adapters) == [engine._name]
+            assert engine.sample(requests, SAMPLING) == honest
+        assert time.monotonic() - started < 30.0, "retries would go on for minutes"
+        (told,) = (record.getMessage() for record in caplog.records if "left out" in record.message)
+        assert one in told
+        first.adapters.clear()
+        with serve(first, int(one.removesuffix("/v1").rpartition(":")[2])):
+            assert engine.sample(requests, SAMPLING) == honest
+            assert list(first.adapters) == [engine._name]
+            engine.sync()
+            assert list(first.adapters) == list(second.adapters) == [engine._name]
+
+
+def test_an_update_does_not_wait_for_a_server_that_hangs(start, url, app, requests, honest, monkeypatch, caplog):
+    monkeypatch.setattr(server_pool, "STRAGGLER_SECONDS", 0.3)
+    monkeypatch.setattr(server_pool, "UNLOAD_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        engine = start(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", url, server_timeout_seconds=60.0)
+        started = time.monotonic()
+        engine.sync()
+        assert time.monotonic() - started < 30.0
+        assert "has not taken the adapter 0.3 s after another did" in caplog.text
+        assert list(app.adapters) == [engine._name]
+
+
+def test_an_update_ends_where_no_server_takes_the_adapter_or_one_refuses_it(start, make_app):
+    first, second = make_app(), make_app()
+    with serve(first) as one, serve(second) as two:
+        engine = start(one, two, server_retries=4)
+        first.load_answers, second.load_answers = [(503, "not yet")] * 5, [(503, "not yet")] * 5
+        with pytest.raises(RolloutError, match=r"handing the adapter over: .* answered 503: not yet \(5 attempts in"):
+            engine.sync()
+        second.load_answers = [(400, "LoRA is off")]
+        with pytest.raises(RolloutError, match=r"did not load the adapter in .*400: LoRA is off"):
+            engine.sync()
 
 
 def test_no_more_requests_are_under_way_than_the_recipe_says(start, url, app, requests):
