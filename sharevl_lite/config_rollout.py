@@ -55,7 +55,7 @@ class RolloutSection(Section):
     """Folder through which the servers read the adapters; for another machine one of a shared file system, under the
     same path there. None: `served` in the run's folder."""
     server_timeout_seconds: Positive = 600.0
-    """Longest wait for one request's responses; after that it is sent again."""
+    """Longest wait for one request's responses, until the last of them is whole; after that it is sent again."""
     server_retries: Annotated[int, Field(ge=0)] = 20
     """How often a request is sent again when a server cannot be reached, is busy or fails, with growing pauses: 20
     bridge a restart of three minutes."""

@@ -88,10 +88,13 @@ class ServerClient:
             raise Unavailable(f"{self.url} answered /v1/models with something else than models ({error!r})") from error
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        whole = self.http.timeout.read  # httpx bounds each read, and an answer that drips would go on for ever
         try:
-            answer = await self.http.request(method, self.root + path, json=body)
-        except httpx.TimeoutException as error:
-            raise Unavailable(f"{self.url} did not answer in time ({type(error).__name__})") from error
+            async with asyncio.timeout(whole):
+                answer = await self.http.request(method, self.root + path, json=body)
+        except (TimeoutError, httpx.TimeoutException) as error:
+            why = "ConnectTimeout" if isinstance(error, httpx.ConnectTimeout) else f"{whole:g} s"
+            raise Unavailable(f"{self.url} did not answer in time ({why})") from error
         except httpx.LocalProtocolError:  # its text may quote a header, and one of them is the key
             raise Unavailable(f"{self.url} cannot be asked (LocalProtocolError)") from None
         except httpx.TransportError as error:

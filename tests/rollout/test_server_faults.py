@@ -153,8 +153,29 @@ def test_a_server_that_hangs_is_asked_again_when_its_time_is_over(start, url, ap
     app.moods = [hang]
     assert start(url, server_timeout_seconds=0.5).sample(requests, SAMPLING) == honest
     app.moods = [hang, hang]
-    with pytest.raises(RolloutError, match=r"did not answer in time \(ReadTimeout\) \(2 attempts"):
+    with pytest.raises(RolloutError, match=r"did not answer in time \(0.5 s\) \(2 attempts"):
         start(url, server_timeout_seconds=0.5, server_retries=1).sample(requests[:1], SAMPLING)
+
+
+def test_an_answer_that_drips_is_given_up_when_its_time_is_over(start, url, app, requests, honest):
+    ended = []
+
+    def drip(handler, answer):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+        try:
+            for _ in range(200):
+                time.sleep(0.1)
+                handler.wfile.write(b" ")
+        except OSError:
+            ended.append("hung up on")
+
+    app.moods = [drip]
+    engine = start(url, server_timeout_seconds=1.0)
+    assert engine.sample(requests, SAMPLING) == honest
+    deadline = time.monotonic() + 5.0
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ended == ["hung up on"]
 
 
 def test_a_prompt_that_was_read_otherwise_is_refused_at_once(start, url, app, requests):
