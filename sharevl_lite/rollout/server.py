@@ -77,7 +77,7 @@ class ServerRolloutEngine:
         self._concurrency = section.batch_size
         self._retries = section.server_retries
         self._longest = recipe.max_sequence_length
-        self._http = new_http(section.server_timeout_seconds)
+        self._http = new_http(section.server_timeout_seconds, section.server_urls)
         self._pool = ServerPool(
             recipe, self._http, retries=self._retries, dtype=engine_dtype(policy), max_images=max_images
         )

@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import httpx
 
 from sharevl_lite.rollout.errors import RolloutError
+from sharevl_lite.rollout.proxies import proxy_of, shown, transports
 
 Result = TypeVar("Result")
 
@@ -56,6 +57,10 @@ class ServerClient:
         self.url = url
         self.root = url.rstrip("/").removesuffix("/v1")
         self.http = http
+        proxy = proxy_of(url)
+        self.proxy = None if proxy is None else shown(proxy)
+        self.where = url if proxy is None else f"{url} (through the proxy {self.proxy})"
+        """The server in a message about a fault that may be the proxy's."""
         self.loading = asyncio.Lock()
         """Held while an adapter is handed over, so that one of many refused requests does it."""
 
@@ -94,22 +99,28 @@ class ServerClient:
                 answer = await self.http.request(method, self.root + path, json=body)
         except (TimeoutError, httpx.TimeoutException) as error:
             why = "ConnectTimeout" if isinstance(error, httpx.ConnectTimeout) else f"{whole:g} s"
-            raise Unavailable(f"{self.url} did not answer in time ({why})") from error
+            raise Unavailable(f"{self.where} did not answer in time ({why})") from error
         except httpx.LocalProtocolError:  # its text may quote a header, and one of them is the key
             raise Unavailable(f"{self.url} cannot be asked (LocalProtocolError)") from None
         except httpx.TransportError as error:
-            raise Unavailable(f"{self.url} cannot be reached ({str(error) or type(error).__name__})") from error
+            raise Unavailable(f"{self.where} cannot be reached ({str(error) or type(error).__name__})") from error
         if answer.status_code == 429 or answer.status_code >= 500:
-            words = f"{self.url} answered {answer.status_code}: {_words(answer)}"
+            words = f"{self.where} answered {answer.status_code}: {_words(answer)}"
             raise Unavailable(words, answer.status_code, retry_after(answer.headers.get("Retry-After")))
-        if answer.status_code in (401, 403):
-            raise RolloutError(
-                f"rollout.server_urls: {self.url} wants another key ({answer.status_code}); set the environment "
-                "variable VLLM_API_KEY to the key that the server was started with"
-            )
+        if answer.status_code in (401, 403, 407):
+            raise RolloutError(self._locked_out(answer.status_code))
         if answer.status_code >= 300:
             raise Refusal(answer.status_code, _words(answer))
         return answer
+
+    def _locked_out(self, status: int) -> str:
+        key = "set the environment variable VLLM_API_KEY to the key that the server was started with"
+        if self.proxy is None:
+            return f"rollout.server_urls: {self.url} wants another key ({status}); {key}"
+        return (
+            f"rollout.server_urls: {self.url} wants another key, or the proxy {self.proxy} lets nobody through "
+            f"({status}); {key}, and name the server's host in NO_PROXY if it needs no proxy"
+        )
 
 
 async def patiently(
@@ -150,17 +161,22 @@ def key_in(variable: str) -> str | None:
     return key or None
 
 
-def new_http(timeout_seconds: float) -> httpx.AsyncClient:
-    """Connections with the user's key, without a bound of their own: the engine bounds the requests under way.
+def new_http(timeout_seconds: float, urls: Sequence[str]) -> httpx.AsyncClient:
+    """Connections to the servers of `urls` with the user's key and, where the environment says so, through a proxy.
 
-    Raises RolloutError where the key is none that can be sent.
+    They have no bound of their own: the engine bounds the requests under way. Raises RolloutError where the key is none
+    that can be sent, or a proxy none that can be used.
     """
     key = key_in(KEY_VARIABLE)
+    # Servers close an idle connection after five seconds; a request on one that is about to close would fail.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
     return httpx.AsyncClient(
         headers={} if key is None else {"Authorization": f"Bearer {key}"},
         timeout=httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds)),
-        # Servers close an idle connection after five seconds; a request on one that is about to close would fail.
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0),
+        limits=limits,
+        mounts=transports(urls, limits),
+        trust_env=False,  # it would choose proxies by rules of its own
+        verify=httpx.create_ssl_context(),
     )
 
 

@@ -272,12 +272,12 @@ async def look_at_servers(recipe: Recipe) -> None:
     """A quick look at every server before anything is loaded. Raises RolloutError."""
     section = recipe.rollout
     timeout = min(FIRST_LOOK_SECONDS, section.server_timeout_seconds)
-    async with new_http(timeout) as http:
+    async with new_http(timeout, section.server_urls) as http:
         await ServerPool(recipe, http, retries=min(FIRST_LOOK_RETRIES, section.server_retries)).look()
 
 
 def _no_models(server: ServerClient, refusal: Refusal) -> str:
-    return f"{server.url} answers /v1/models with {refusal.status}; it is no vLLM server, or the URL is wrong"
+    return f"{server.where} answers /v1/models with {refusal.status}; it is no vLLM server, or the URL is wrong"
 
 
 def _described(card: dict[str, Any]) -> str:

@@ -49,7 +49,7 @@ def served(recipe: Recipe, adapter: Path | None) -> Iterator[str]:
 
 async def _hand_over(recipe: Recipe, adapter: Path | None) -> str:
     name = name_of(recipe, adapter)
-    async with new_http(recipe.rollout.server_timeout_seconds) as http:
+    async with new_http(recipe.rollout.server_timeout_seconds, recipe.rollout.server_urls) as http:
         pool = ServerPool(recipe, http, retries=min(2, recipe.rollout.server_retries))
         (cards,) = await pool.look()
         if adapter is not None:
@@ -60,5 +60,5 @@ async def _hand_over(recipe: Recipe, adapter: Path | None) -> str:
 
 
 async def _take_back(recipe: Recipe, name: str) -> None:
-    async with new_http(recipe.rollout.server_timeout_seconds) as http:
+    async with new_http(recipe.rollout.server_timeout_seconds, recipe.rollout.server_urls) as http:
         await ServerPool(recipe, http, retries=0).unload(name)
