@@ -1,7 +1,8 @@
 """Requests to a vLLM server that outlast what servers go through: a restart, a queue, a dropped connection.
 
-A fault that may pass (no connection, no answer in time, 429, 5xx, an answer that is none) raises :class:`Unavailable`,
-and :func:`patiently` tries again after a growing pause. Whatever will be the same next time is a :class:`Refusal`.
+A fault that may pass (no connection, no answer in time, 408, 425, 429, 5xx, an answer that is none) raises
+:class:`Unavailable`, and :func:`patiently` tries again after a growing pause. Whatever will be the same next time is a
+:class:`Refusal`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ KEY_VARIABLE = "VLLM_API_KEY"
 CONNECT_SECONDS = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 LONGEST_RETRY_AFTER = 600.0
+PASSING = frozenset({408, 425, 429})
+"""Statuses below 500 that ask for another attempt: too late, too early, too many."""
 SHOWN = 400  # characters of a server's answer in a message
 
 
@@ -102,9 +105,11 @@ class ServerClient:
             raise Unavailable(f"{self.where} did not answer in time ({why})") from error
         except httpx.LocalProtocolError:  # its text may quote a header, and one of them is the key
             raise Unavailable(f"{self.url} cannot be asked (LocalProtocolError)") from None
-        except httpx.TransportError as error:
+        except httpx.DecodingError as error:
+            raise Unavailable(f"{self.where} answered with something that cannot be unpacked ({error})") from error
+        except httpx.RequestError as error:
             raise Unavailable(f"{self.where} cannot be reached ({str(error) or type(error).__name__})") from error
-        if answer.status_code == 429 or answer.status_code >= 500:
+        if answer.status_code in PASSING or answer.status_code >= 500:
             words = f"{self.where} answered {answer.status_code}: {_words(answer)}"
             raise Unavailable(words, answer.status_code, retry_after(answer.headers.get("Retry-After")))
         if answer.status_code in (401, 403, 407):

@@ -61,6 +61,10 @@ def page(handler, answer):
     handler.send(200, b"<html>a proxy's page</html>")
 
 
+def not_packed(handler, answer):
+    handler.send(200, b"not gzip at all", Content_Encoding="gzip")
+
+
 def changed(change):
     """A mood that changes the honest answer."""
 
@@ -81,6 +85,9 @@ no_logprobs = changed(lambda answer: answer["choices"][0].update(logprobs=None))
 shuffled = changed(lambda answer: answer["choices"].reverse())
 elsewhere = changed(lambda answer: answer.pop("prompt_token_ids"))
 PASSING = {
+    "408": status(408),
+    "425": status(425),
+    "no gzip": not_packed,
     "500": status(500),
     "503": status(503),
     "hangs up": hang_up,
@@ -123,6 +130,7 @@ def test_responses_are_put_in_order(start, url, app, requests, honest):
     [
         (status(500), "answered 500: in a bad mood"),
         (page, "answered /inference/v1/generate with something that is not JSON"),
+        (not_packed, "answered with something that cannot be unpacked"),
         (hang_up, "cannot be reached"),
         (aborted, "broke a response off after 4 tokens (abort)"),
         (one_missing, "answered with 3 responses, 4 were asked for"),
