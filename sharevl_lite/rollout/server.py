@@ -110,8 +110,7 @@ class ServerRolloutEngine:
     def close(self) -> None:
         """Takes the adapter from the servers and its files from the folder, and ends all connections."""
         if is_main_process() and self._name:
-            self._loop.run(self._pool.unload(self._name))
-            shutil.rmtree(self._folder(self._name), ignore_errors=True)
+            self._take_back(self._name)
         self._loop.run(self._http.aclose())
         self._loop.close()
 
@@ -124,13 +123,21 @@ class ServerRolloutEngine:
         try:
             save_adapter(self.policy, self._folder(name))
             self._loop.run(self._pool.load(name, self._folder(name), self.end_ids[0]))
-        except BaseException:  # nobody knows its name any more
-            shutil.rmtree(self._folder(name), ignore_errors=True)
+            if previous:
+                self._loop.run(self._pool.unload(previous))
+        except BaseException:  # nobody knows its name any more, and some server may have loaded it
+            self._take_back(name)
             raise
         if previous:
-            self._loop.run(self._pool.unload(previous))
             shutil.rmtree(self._folder(previous), ignore_errors=True)
         return name
+
+    def _take_back(self, name: str) -> None:
+        """Takes an adapter from the servers and its files from the folder."""
+        try:
+            self._loop.run(self._pool.unload(name))
+        finally:
+            shutil.rmtree(self._folder(name), ignore_errors=True)
 
     async def _sample(self, requests: Sequence[SamplingRequest], sampling: Sampling) -> list[list[Response]]:
         room = asyncio.Semaphore(self._concurrency)

@@ -11,10 +11,12 @@ from PIL import Image
 from sharevl_lite.policy.hf import load_policy, resolve_model_path
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.recipes import load_recipe
-from sharevl_lite.rollout.engine import SamplingRequest, end_ids
+from sharevl_lite.rollout.engine import Sampling, SamplingRequest, end_ids
 from sharevl_lite.rollout.server import ServerRolloutEngine
 
 DEMO = Path(__file__).parents[2] / "configs" / "digits_cpu.yaml"
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_completion_length=32, seed=3)
+"""What the answers of `honest` are sampled by."""
 MODEL = resolve_model_path("builtin:digits-vl")
 
 if find_spec("vllm") is not None:
@@ -83,6 +85,16 @@ def recipe(tmp_path):
         return load_recipe(DEMO, {**servers, "output_dir": str(tmp_path), **changes})
 
     return make
+
+
+@pytest.fixture
+def honest(requests, make_app, policy, recipe):
+    """What an undisturbed server answers."""
+    with serve(make_app()) as address:
+        engine = ServerRolloutEngine(policy, recipe(address))
+        responses = engine.sample(requests, SAMPLING)
+        engine.close()
+    return responses
 
 
 @pytest.fixture
