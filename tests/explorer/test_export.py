@@ -44,7 +44,7 @@ def test_an_exported_file_opens_without_a_server(page, hostile, trained, tmp_pat
 
 
 def test_an_image_stands_once_in_a_file_however_often_it_is_shown(tmp_path):
-    """Two problems of twelve responses over one image: 28 places, one copy."""
+    """Two problems of twelve responses over one image: 28 places and the large one, one copy."""
     store = RolloutStore(tmp_path / "run")
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     sha = store.put_image(Image.fromarray(noise))
@@ -55,9 +55,9 @@ def test_an_image_stands_once_in_a_file_however_often_it_is_shown(tmp_path):
     text = target.read_text()
     encoded = 4 * (tmp_path / "run" / "images" / f"{sha}.png").stat().st_size // 3
     assert text.count("data:image/png;base64") == 1
-    assert len(re.findall(f'href="#image-{sha}"', text)) == 2 * (2 + 12)
+    assert len(re.findall(f'href="#image-{sha}"', text)) == 2 * (2 + 12) + 1
     assert encoded > 150_000
-    assert len(text) < 1.7 * encoded
+    assert len(text) < 1.8 * encoded
 
 
 def test_an_image_that_is_missing_or_damaged_leaves_a_frame(tmp_path):

@@ -27,7 +27,7 @@ class Album:
         self._kept: dict[str, _Kept] = {}
 
     def picture(self, path: Path, alt: str) -> Html:
-        """A reference to the image (PNG), in its own size up to 260 pixels of height.
+        """A reference to the image (PNG), in its own size up to 260 pixels of height; it opens the large one.
 
         Raises:
             OSError: it cannot be read, or is no PNG.
@@ -35,20 +35,48 @@ class Album:
         identity = f"image-{path.stem}"
         if identity not in self._kept:
             self._kept[identity] = _read(path, identity)
-        _, width, height = self._kept[identity]
-        return el(
-            "svg.picture",
-            el("use", href=f"#{identity}", width=width, height=height),
-            viewBox=f"0 0 {width} {height}",
-            role="img",
-            aria_label=alt,
-            style=f"width:{min(width, round(width * TALLEST / height))}px",
-        )
+        kept = self._kept[identity]
+        wide = min(kept.width, round(kept.width * TALLEST / kept.height))
+        shown = _reference(identity, kept, ".picture", role="img", aria_label=alt, style=f"width:{wide}px")
+        return el("button.enlarge", shown, type="button", popovertarget=_large(identity), title="enlarge")
 
     def symbols(self) -> Html:
         """What the references refer to; takes no room itself."""
         symbols = [kept.symbol for kept in self._kept.values()]
         return el("svg", symbols, style="position:absolute;width:0;height:0", aria_hidden="true")
+
+    def dialogs(self) -> list[Html]:
+        """Every image in the whole window. The browser opens and closes them by itself, Escape closes too; a box that
+        is ticked by a click on the picture, or by the space bar, shows it 1:1."""
+        return [_dialog(identity, kept) for identity, kept in self._kept.items()]
+
+
+def _large(identity: str) -> str:
+    return f"large-{identity}"
+
+
+def _reference(identity: str, kept: _Kept, kind: str, **attributes: str) -> Html:
+    _, width, height = kept
+    shown = el("use", href=f"#{identity}", width=width, height=height)
+    return el(f"svg{kind}", shown, viewBox=f"0 0 {width} {height}", **attributes)
+
+
+def _dialog(identity: str, kept: _Kept) -> Html:
+    _, width, height = kept
+    name, size = _large(identity), f"{width:,} × {height:,} pixels"
+    shown = _reference(identity, kept, ".large", aria_hidden="true", style=f"--width:{width}px;--height:{height}px")
+    toggle = el("input.hidden", type="checkbox", aria_label="1:1", autofocus=True)
+    close = el("button", "✕", type="button", popovertarget=name, popovertargetaction="hide", aria_label="close")
+    coarse = f"@media (width>{width}px) and (height>{height}px){{#{name} .large{{image-rendering:pixelated}}}}"
+    return el(
+        "dialog.enlarged",
+        el("style", Html(coarse)),
+        el("label.pane", toggle, shown),
+        el("p", el("span", size), close),
+        id=name,
+        popover=True,
+        aria_label=f"picture, {size}",
+    )
 
 
 def _read(path: Path, identity: str) -> _Kept:

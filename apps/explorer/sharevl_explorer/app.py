@@ -21,6 +21,7 @@ from sharevl_explorer.try_view import answers, refused
 from sharevl_lite.run_files import RECIPE_FILE, SUMMARY_FILE
 
 _IMAGE = re.compile(r"([0-9a-f]{64})\.png")
+_SCRIPTS = ("explorer.js", "pictures.js")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -74,7 +75,7 @@ def build(index: Index, *, follow: bool, tryout: Tryout | None = None) -> gr.Blo
     with gr.Blocks(title=f"{index.runs[0].name} · sharevl explorer", analytics_enabled=False, fill_width=True) as app:
         gr.HTML(
             html_template='<div id="sharevl" data-follow="${follow}">loading …</div>',
-            js_on_load=asset("explorer.js"),
+            js_on_load="".join(map(asset, _SCRIPTS)),
             server_functions=[view, revision, attempt],
             apply_default_css=False,
             follow=int(follow),

@@ -67,7 +67,10 @@ def export(
     parts = [_problem(index, state, album, number, problem, ids) for number, problem in enumerate(ids)]
     contents = el("ol.contents", [el("li", el("a", problem, href=f"#p{n}")) for n, problem in enumerate(ids)])
     title = f"{index.runs[0].name}, step {state.step}" + (f" ({split})" if split != "train" else "")
-    body = el("body", el("div", album.symbols(), el("div.frame", el("h1", title), contents, parts), id="sharevl"))
+    body = el(
+        "body",
+        el("div", album.symbols(), el("div.frame", el("h1", title), contents, parts), album.dialogs(), id="sharevl"),
+    )
     head = el(
         "head",
         el("meta", charset="utf-8"),

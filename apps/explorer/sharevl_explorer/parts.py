@@ -66,12 +66,14 @@ class Context:
 
 
 def picture(context: Context, sha: str, alt: str, kind: str = "") -> Html:
-    """An image of the run; a missing one leaves a labelled frame."""
+    """An image of the run, that a click shows in its full size; a missing one leaves a labelled frame."""
     run = context.state.run
     path = context.index.runs[run] / IMAGES_DIR / f"{sha}.png" if _SHA.fullmatch(sha) else None
     if path is not None and path.is_file():
         if context.album is None:
-            return el(f"img.picture{kind}", src=f"/run-image/{run}/{sha}.png", alt=alt, loading="lazy")
+            address = f"/run-image/{run}/{sha}.png"
+            shown = el(f"img.picture{kind}", src=address, alt=alt, loading="lazy")
+            return el("a.enlarge", shown, href=address, title="enlarge")
         with suppress(OSError):  # a damaged file is as good as none
             return context.album.picture(path, alt)
     return el("span.picture.missing", "image missing", role="img", aria_label=f"{alt} (missing)", title=sha[:80])

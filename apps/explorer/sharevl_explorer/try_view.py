@@ -72,9 +72,14 @@ def _variant(j: int, variant: AskedVariant, original: AskedVariant) -> Html:
         el("h3", f"Q{j}", el("span.quiet", f" {variant.transform or 'no transform'}")),
         [
             el(
-                "img.picture",
-                src=data_url(data),
-                alt=f"image {n + 1} of variant {j}, {variant.transform or 'as it is'}",
+                "button.enlarge",
+                el(
+                    "img.picture",
+                    src=data_url(data),
+                    alt=f"image {n + 1} of variant {j}, {variant.transform or 'as it is'}",
+                ),
+                type="button",
+                title="enlarge",
             )
             for n, data in enumerate(variant.images)
         ],
