@@ -5,7 +5,7 @@ import re
 
 import pytest
 from hostile_rows import rows
-from sharevl_explorer.charts import Line, line_chart
+from sharevl_explorer.charts import HEIGHT, Line, line_chart, moving_mean
 from sharevl_explorer.index import Index
 from sharevl_explorer.page import render
 
@@ -20,8 +20,12 @@ def ticks(page):
     return re.findall(r'text-anchor="end">([^<]*)</text>', page.partition("<path")[0].partition("<circle")[0])
 
 
+def step_names(page):
+    return re.findall(f'y="{HEIGHT - 4}" text-anchor="[a-z]*">([^<]*)<', page)
+
+
 def as_numbers(labels):
-    return [float(label.replace("−", "-")) for label in labels]
+    return [float(label.replace("−", "-").replace(",", "")) for label in labels]
 
 
 @pytest.mark.parametrize("high", [1e-7, 3e-5, 2.8e-4, 0.004, 0.5, 3.0, 900.0, 250_000.0])
@@ -97,6 +101,51 @@ def test_of_many_points_a_hundred_are_links_and_the_newest_is(steps):
     page = chart([(step, 0.001 * step) for step in range(1, steps + 1)])
     assert min(steps, 50) <= page.count("<circle") <= 100
     assert f'href="?step={steps}"' in page
+
+
+def test_many_values_are_faint_below_their_moving_mean():
+    noisy = [(step, 0.5 + (0.5 if step % 2 else -0.5)) for step in range(1, 201)]
+    page = chart(noisy)
+    raw, mean = (
+        [float(place.split(",")[1]) for place in re.search(f'<path class="{kind}" d="M([^"]*)"', page)[1].split(" L")]
+        for kind in ("line raw", "line")
+    )
+    assert len(raw) == len(mean) == 200
+    assert max(raw) - min(raw) > 70
+    assert max(mean[20:-20]) - min(mean[20:-20]) < 10
+    assert page.count("moving mean over 11 values") == 2, "in the title and for a screen reader"
+    assert "<b>0</b>" in page, "the figure is the newest value, not a mean"
+    assert page.count('class="dot"') == 1, "the newest"
+    assert "moving" not in chart(noisy[:60])
+    assert 'class="line raw"' not in chart(noisy[:60])
+
+
+def test_a_moving_mean_is_over_as_many_values_to_each_side():
+    assert moving_mean([(1, 1.0), (2, 2.0), (3, 6.0), (9, 4.0)], 3) == [(1, 1.5), (2, 3.0), (3, 4.0), (9, 5.0)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "labels"),
+    [
+        (range(1, 2), ["step 1"]),
+        (range(1, 3), ["step 1", "2"]),
+        (range(1, 501), ["step 1", "100", "200", "300", "400", "500"]),
+        (range(0, 1244, 4), ["step 0", "500", "1000", "1240"]),
+        (range(0, 151, 50), ["step 0", "50", "100", "150"]),
+        (range(1_000_000, 1_000_500), ["step 1000000", "1000200", "1000300", "1000499"]),
+    ],
+)
+def test_steps_between_have_round_labels_where_there_is_room(steps, labels):
+    assert step_names(chart([(step, 1.0) for step in steps])) == labels
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [((19.0, 18.96), "19.0"), ((1044.8125, 900.5), "1,044.8"), ((64.0, 19.0), "64"), ((0.04, 0.02), "0.0")],
+)
+def test_lengths_have_one_decimal_at_most(values, told):
+    line = Line(list(enumerate(reversed(values))), lambda step: f"?step={step}")
+    assert f">{told}</b>" in line_chart("t", [line], decimals=1)
 
 
 def test_a_damaged_step_leaves_the_lines_open(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sharevl_explorer.figures import number
@@ -46,12 +46,14 @@ class Axis:
         """A tick's label."""
         return self._written(value, self.decimals)
 
-    def figure(self, value: float | None) -> str:
-        """A value with the digits that tell values apart; an en dash where nothing is known."""
+    def figure(self, value: float | None, most: int | None = None) -> str:
+        """A value with the digits that tell values apart, behind the point at most so many; an en dash where nothing
+        is known."""
         if self.whole and value is not None and float(value).is_integer():
             return self._written(value, 0)
         span = self.high - self.low if self._size >= _PLAIN[1] else min(self.high - self.low, _FINE)
-        return "–" if value is None else self._written(value, math.ceil(1 - math.log10(span) - 1e-9))
+        digits = math.ceil(1 - math.log10(span) - 1e-9)
+        return "–" if value is None else self._written(value, digits if most is None else min(digits, most))
 
     @property
     def _size(self) -> float:
@@ -98,6 +100,20 @@ def axis_over(values: Sequence[float]) -> Axis:
 def axis_between(low: float, high: float) -> Axis:
     """An axis with these ends, and their middle."""
     return Axis((low, (low + high) / 2, high), max(1 - _exponent(high - low), 0))
+
+
+def round_steps(steps: Collection[int], most: int) -> list[int]:
+    """Round numbers between the first and the last of three or more steps, at most so many; steps themselves where
+    there are such."""
+    first, last = min(steps), max(steps)
+    if len({*steps}) < 3:
+        return []
+    least = max((last - first) / (most + 1), 1)
+    power = 10 ** _exponent(least)
+    apart = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
+    between = list(range((first // apart + 1) * apart, last, apart))
+    known = {*steps}
+    return [step for step in between if step in known] or between
 
 
 def _exponent(value: float) -> int:

@@ -1,16 +1,14 @@
-"""Charts as inline SVG, drawn on the server: lines and stacked bars whose steps are links."""
+"""Figures over steps as inline SVG, drawn on the server: lines whose points are links to their steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import median
-from typing import Any
 
-from sharevl_explorer.axis import Axis, axis_between, axis_over
-from sharevl_explorer.figures import percent
+from sharevl_explorer.axis import Axis, axis_between, axis_over, round_steps
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import counted
 
@@ -26,10 +24,18 @@ class Line:
     name: str = ""
 
 
-def line_chart(title: str, lines: Sequence[Line], *, bounds: tuple[float, float] | None = None, hint: str = "") -> Html:
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    bounds: tuple[float, float] | None = None,
+    hint: str = "",
+    decimals: int | None = None,
+) -> Html:
     """A figure over steps; its points are links to their steps. The second line is broken into dashes.
 
-    A line is left open at a step without a value, and where steps are missing that the others stand close to.
+    A line is left open at a step without a value, and where steps are missing that the others stand close to. One of
+    many points is faint, below its moving mean. `decimals`: digits behind the point that figures have at most.
     """
     known = [[(step, value) for step, value in line.points if value is not None] for line in lines]
     values = [value for points in known for _, value in points]
@@ -37,27 +43,79 @@ def line_chart(title: str, lines: Sequence[Line], *, bounds: tuple[float, float]
     if not values:
         head = el("figcaption", el("span", title, title=hint or None), el("b", "–"))
         return el("figure.chart", head, el("p.quiet", "not recorded"))
+    longest = max(map(len, known))
     axis = axis_between(*bounds) if bounds else axis_over(values)
-    radius = 3.0 if max(map(len, known)) <= 40 else 1.6
-    newest = [axis.figure(points[-1][1] if points else None) for points in known]
+    sheet = _Sheet(title, axis, decimals, min(steps), max(steps), longest)
+    newest = [sheet.figure(points[-1][1] if points else None) for points in known]
     told = [el(f"b{_KINDS[place]}", value, title=lines[place].name or None) for place, value in enumerate(newest)]
-    x, y = _places(steps, axis)
+    mean = f"bold: moving mean over {sheet.window} values, faint: as they are" if longest > _RAW else ""
     drawing = el(
         "svg",
-        [_grid(y(tick), axis.tick(tick)) for tick in axis.ticks],
-        [_drawn(line, kind, (title, axis, radius), x, y) for line, kind in zip(lines, _KINDS, strict=False)],
-        _step_labels(steps, x),
+        [_grid(sheet.y(tick), axis.tick(tick)) for tick in axis.ticks],
+        [_drawn(line, kind, sheet) for line, kind in zip(lines, _KINDS, strict=False)],
+        step_labels(steps, sheet.x, HEIGHT - 4, most=4),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="group",
-        aria_label=f"{title} over {counted(len({*steps}), 'step')}, newest {', '.join(newest)}",
+        aria_label=f"{title} over {counted(len({*steps}), 'step')}, newest {', '.join(newest)}"
+        + (f"; {mean}" if mean else ""),
     )
     figures = el("span.newest" if len(lines) > 1 else "span", told)
+    hint = "; ".join(part for part in (hint, mean) if part)
     return el("figure.chart", el("figcaption", el("span", title, title=hint or None), figures), drawing)
 
 
 _KINDS = ("", ".other")
 _POINTS = 100
 """Points of a line that are links; more would stand too close to be hit. The newest is always one."""
+_RAW = 60
+"""Points that a line is drawn through as they are; more are noise around their mean to the eye."""
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """What the lines of a chart are drawn on. `longest`: values that the line of most values has."""
+
+    title: str
+    axis: Axis
+    decimals: int | None
+    first: int
+    last: int
+    longest: int
+
+    @property
+    def window(self) -> int:
+        """Values that a moving mean is over: a twentieth, half of them to each side."""
+        return 2 * (self.longest // 40) + 1
+
+    @property
+    def radius(self) -> float:
+        """Of a point."""
+        return 3.0 if self.longest <= 40 else 1.6
+
+    def x(self, step: float) -> float:
+        """Where a step stands."""
+        return LEFT + 6 + (step - self.first) / max(self.last - self.first, 1) * (WIDTH - LEFT - 14)
+
+    def y(self, value: float) -> float:
+        """Where a value stands."""
+        share = (value - self.axis.low) / (self.axis.high - self.axis.low)
+        return HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP)
+
+    def figure(self, value: float | None) -> str:
+        """A value in words."""
+        return self.axis.figure(value, self.decimals)
+
+    def path(self, piece: Sequence[tuple[int, float]]) -> str:
+        """A line through the points."""
+        return "M" + " L".join(f"{self.x(step):.1f},{self.y(value):.1f}" for step, value in piece)
+
+
+def moving_mean(piece: Sequence[tuple[int, float]], window: int) -> list[tuple[int, float]]:
+    """The mean of each value and of those around it, `window` in all; fewer at the ends."""
+    sums, half = [0.0, *accumulate(value for _, value in piece)], window // 2
+    ends = [(max(at - half, 0), min(at + half + 1, len(piece))) for at in range(len(piece))]
+    means = [(sums[end] - sums[start]) / (end - start) for start, end in ends]
+    return [(step, mean) for (step, _), mean in zip(piece, means, strict=True)]
 
 
 def _pieces(points: Sequence[tuple[int, float | None]]) -> list[list[tuple[int, float]]]:
@@ -74,123 +132,53 @@ def _pieces(points: Sequence[tuple[int, float | None]]) -> list[list[tuple[int, 
     return [piece for piece in pieces if len(piece) > 1]
 
 
-def _path(piece: Sequence[tuple[int, float]], x: Callable[[float], float], y: Callable[[float], float]) -> str:
-    return "M" + " L".join(f"{x(step):.1f},{y(value):.1f}" for step, value in piece)
-
-
-def _drawn(
-    line: Line, kind: str, described: tuple[str, Axis, float], x: Callable[[float], float], y: Callable[[float], float]
-) -> list[Html]:
-    """A line and its points, as links. `described`: the title, the axis, the points' radius."""
-    title, axis, radius = described
+def _drawn(line: Line, kind: str, sheet: _Sheet) -> list[Html]:
+    """A line and its points, as links; of many the newest alone is seen before one is pointed at."""
     known = [(step, value) for step, value in line.points if value is not None]
-    every = math.ceil(len(known) / _POINTS) or 1
-    drawn = [el(f"path.line{kind}", d=_path(piece, x, y)) for piece in _pieces(line.points)]
+    every, pieces = math.ceil(len(known) / _POINTS) or 1, _pieces(line.points)
+    many = sheet.longest > _RAW
+    drawn = [el(f"path.line{kind}{'.raw' if many else ''}", d=sheet.path(piece)) for piece in pieces]
+    if many:
+        drawn += [el(f"path.line{kind}", d=sheet.path(moving_mean(piece, sheet.window))) for piece in pieces]
     for step, value in known[(len(known) - 1) % every :: every]:
-        told = f"step {step}: {title} {axis.figure(value)}" + (f" of {line.name}" if line.name else "")
-        dot = el(f"circle.dot{kind}", cx=f"{x(step):.1f}", cy=f"{y(value):.1f}", r=radius)
+        told = f"step {step}: {sheet.title} {sheet.figure(value)}" + (f" of {line.name}" if line.name else "")
+        faint = ".faint" if many and step != known[-1][0] else ""
+        dot = el(f"circle.dot{kind}{faint}", cx=f"{sheet.x(step):.1f}", cy=f"{sheet.y(value):.1f}", r=sheet.radius)
         drawn.append(el("a", dot, el("title", told), href=line.link(step), aria_label=told, tabindex=-1))
     return drawn
 
 
-def stacked_bars(rows: Sequence[dict[str, Any]], kinds: Sequence[tuple[str, str]], link: Callable[[int], str]) -> Html:
-    """Shares of each step's groups, one bar per step, from the bottom in the order of `kinds` (key, label)."""
-    width, height, left = 960, 190, 38
-    slot = (width - left) / max(len(rows), 1)
-    thick = max(min(slot * 0.72, 54), 1.5)
-    bars = []
-    for place, row in enumerate(rows):
-        total = sum(row[key] for key, _ in kinds) or 1
-        base, parts = height - BOTTOM, []
-        for key, _ in kinds:
-            tall = row[key] / total * (height - BOTTOM - TOP)
-            base -= tall
-            left_edge = left + place * slot + (slot - thick) / 2
-            parts.append(
-                el(f"rect.bar.{key}", x=f"{left_edge:.1f}", y=f"{base:.1f}", width=f"{thick:.1f}", height=f"{tall:.1f}")
-            )
-        told = ", ".join(f"{row[key]} {label}" for key, label in kinds if row[key])
-        bars.append(
-            el(
-                "a",
-                parts,
-                el("title", f"step {row['step']}: {told}"),
-                href=link(row["step"]),
-                aria_label=f"step {row['step']}: {told}",
-            )
-        )
-    every = max(len(rows) // 12, 1)
-    labels = [
-        el("text.tick", row["step"], x=f"{left + (place + 0.5) * slot:.1f}", y=height - 4, text_anchor="middle")
-        for place, row in enumerate(rows)
-        if place % every == 0
-    ]
-    lines = [
-        [
-            el("line.grid", x1=left, x2=width, y1=f"{at:.1f}", y2=f"{at:.1f}"),
-            el("text.tick", percent(share), x=left - 5, y=f"{at + 3:.1f}", text_anchor="end"),
-        ]
-        for share in (0, 0.5, 1)
-        for at in [height - BOTTOM - share * (height - BOTTOM - TOP)]
-    ]
-    return el(
-        "svg.bars",
-        _patterns(),
-        lines,
-        bars,
-        labels,
-        viewBox=f"0 0 {width} {height}",
-        role="group",
-        aria_label="shares of groups over steps",
-    )
+def step_labels(
+    steps: Collection[int],
+    x: Callable[[float], float],
+    y: float,
+    *,
+    most: int,
+    ends: tuple[str, str] = ("start", "end"),
+) -> list[Html]:
+    """The first and the last step below a chart, and round numbers in between that have room.
+
+    `ends`: how the first and the last stand to their step, as SVG anchors text.
+    """
+    outer = sorted({min(steps), max(steps)})
+    labels = [(outer[0], f"step {outer[0]}", ends[0]), *((step, f"{step}", ends[1]) for step in outer[1:])]
+    taken = [_room(x(step), told, anchor) for step, told, anchor in labels]
+    for step in round_steps(steps, most):
+        left, right = _room(x(step), f"{step}", "middle")
+        if all(right < start or left > end for start, end in taken):
+            labels.append((step, f"{step}", "middle"))
+    return [el("text.tick", told, x=f"{x(step):.1f}", y=y, text_anchor=anchor) for step, told, anchor in sorted(labels)]
 
 
-def _patterns() -> Html:
-    """Dots for all wrong and hatching for all right, over the colour of each signal, so that neither is by colour."""
-    marks = {"wrong": el("circle.speck", cx=3, cy=3, r=1), "right": el("path.hatch", d="M0 6 L6 0")}
-    return el(
-        "defs",
-        [
-            el(
-                "pattern",
-                el(f"rect.{signal}-ground", width=6, height=6),
-                mark,
-                id=f"{signal}-{outcome}",
-                width=6,
-                height=6,
-                patternUnits="userSpaceOnUse",
-            )
-            for signal in ("own", "rescued", "none")
-            for outcome, mark in marks.items()
-        ],
-    )
-
-
-def _places(steps: Sequence[int], axis: Axis) -> tuple[Callable[[float], float], Callable[[float], float]]:
-    first, last = min(steps), max(steps)
-    wide = max(last - first, 1)
-    return (
-        lambda step: LEFT + 6 + (step - first) / wide * (WIDTH - LEFT - 14),
-        lambda value: HEIGHT - BOTTOM - (value - axis.low) / (axis.high - axis.low) * (HEIGHT - BOTTOM - TOP),
-    )
+def _room(at: float, told: str, anchor: str) -> tuple[float, float]:
+    """From where to where a label reaches, with some room to its sides."""
+    wide = 5.5 * len(told)
+    left = at - wide * {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor]
+    return left - 4, left + wide + 4
 
 
 def _grid(at: float, label: str) -> list[Html]:
     return [
         el("line.grid", x1=LEFT, x2=WIDTH, y1=f"{at:.1f}", y2=f"{at:.1f}"),
         el("text.tick", label, x=LEFT - 5, y=f"{at + 3:.1f}", text_anchor="end"),
-    ]
-
-
-def _step_labels(steps: Sequence[int], x: Callable[[float], float]) -> list[Html]:
-    ends = sorted({min(steps), max(steps)})
-    return [
-        el(
-            "text.tick",
-            f"step {step}" if place == 0 else step,
-            x=f"{x(step):.1f}",
-            y=HEIGHT - 4,
-            text_anchor="start" if place == 0 else "end",
-        )
-        for place, step in enumerate(ends)
     ]

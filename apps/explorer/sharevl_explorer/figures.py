@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A figure with a real minus sign, none before zero; an en dash where nothing is known."""
-    return "–" if value is None else f"{value:z.{digits}f}".replace("-", "−")
+    """A figure as 1,044.80, with a real minus sign, none before zero; an en dash where nothing is known."""
+    return "–" if value is None else f"{value:z,.{digits}f}".replace("-", "−")
 
 
 def percent(value: float | None) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sharevl_explorer.charts import Line, line_chart, stacked_bars
+from sharevl_explorer.bars import stacked_bars
+from sharevl_explorer.charts import Line, line_chart
 from sharevl_explorer.evaluation_view import evaluation_view, is_evaluation
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import OUTCOMES, Context, counted, empty, signals, tabs, trains
@@ -23,6 +24,8 @@ class Figure(NamedTuple):
     hint: str
     bounds: tuple[float, float] | None = None
     split: str = ""
+    decimals: int | None = None
+    """Digits behind the point, at most."""
 
 
 _SHARE = (0.0, 1.0)
@@ -32,7 +35,7 @@ _OF_RESPONSES = (
     Figure("reward", "reward", "mean total reward"),
     Figure("accuracy", "accuracy", "share of right answers", _SHARE),
     Figure("format", "format", "share of well-formed responses", _SHARE),
-    Figure("length", "length", "tokens per response"),
+    Figure("length", "length", "tokens per response", decimals=1),
 )
 _OF_TRAINING = (
     *_OF_RESPONSES,
@@ -152,7 +155,7 @@ def run_view(context: Context) -> Html:
         _against(sources),
         _charts([*(_of_training(sources) if trained else _OF_EVALUATION), *_of_functions(sources)], sources),
         _folded(sources) if trained else None,
-        _groups(context),
+        _groups(context, sources),
     )
 
 
@@ -194,6 +197,7 @@ def _charts(figures: Sequence[Figure], sources: Sequence[_Source]) -> Html:
                 [source.line(figure, named=len(sources) > 1) for source in sources],
                 bounds=figure.bounds,
                 hint=figure.hint,
+                decimals=figure.decimals,
             )
             for figure in figures
         ],
@@ -220,7 +224,7 @@ def _of_functions(sources: Sequence[_Source]) -> list[Figure]:
     ]
 
 
-def _groups(context: Context) -> Html:
+def _groups(context: Context, sources: Sequence[_Source]) -> Html:
     """The bars: signal first, then right or wrong; of an evaluation, right or wrong alone."""
     state = context.state
     trained = trains(state.split)
@@ -238,12 +242,16 @@ def _groups(context: Context) -> Html:
         ]
     kinds = [(key, label) for key, label in kinds if any(row.get(key) for row in rows.values())]
     counts = [{key: 0 for key, _ in kinds} | row for row in rows.values()]
+    steps = [step for source in sources for step in (*(row["step"] for row in source.means), *source.holes)]
+    bars = stacked_bars(
+        counts, kinds, lambda step: context.link("step", step=step) or "#", over=(min(steps), max(steps))
+    )
     caption = _CAPTION.format(rescued=_RESCUED_GROUP[local_alone(context.index.runs[state.run])])
     return el(
         "section.panel",
         el("h3", "Groups per step"),
         el("ul.legend", [el("li", el(f"span.swatch.{key}"), label) for key, label in kinds]),
-        el("div.scroll", stacked_bars(counts, kinds, lambda step: context.link("step", step=step) or "#")),
+        el("div.scroll", bars),
         el("p.quiet", caption if trained else _CAPTION_OF_EVALUATION),
     )
 
