@@ -54,7 +54,7 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path):
 def test_a_problem_stands_at_the_same_steps_of_both_runs(tmp_path):
     runs = [written(tmp_path / name, range(1, 13), {"a": "same"}) for name in ("one", "two")]
     page = render(Index(runs), "?view=compare&problem=p-a")
-    shown = re.findall(r"<h3><a[^>]*>([^<]*)<", page)
+    shown = re.findall(r"<h2><a[^>]*>([^<]*)<", page)
     assert shown == [f"{run} · step {step}" for step in (1, 2, 11, 12) for run in ("one", "two")]
     assert "asked in one: 12 steps; two: 12 steps, of which 8 are shown" in text(page)
     assert 'href="?view=problem&amp;run=1&amp;step=5&amp;problem=p-a">two · step 5<' in page

@@ -126,7 +126,7 @@ def test_runs_with_the_beginning_alone_in_common_are_compared_at_their_ends(tmp_
 
 def test_a_mover_opens_at_the_steps_that_were_compared(tmp_path):
     shown = str(render(two_runs(tmp_path), "?view=compare&split=eval&first=6&last=4&problem=p-a"))
-    cards = re.findall(r'<article class="card( marked)?">.*?<h3><a[^>]*>([^<]*)<', shown)
+    cards = re.findall(r'<article class="card( marked)?">.*?<h2><a[^>]*>([^<]*)<', shown)
     marked = " marked"
     assert cards == [("", "one · step 0"), ("", "two · step 0"), (marked, "two · step 4"), (marked, "one · step 6")]
 

@@ -42,7 +42,7 @@ def demo_renderer():
 
 
 def turns(fold):
-    found = re.findall(r'<h4>(.*?)</h4><bdi class="words code" dir="auto">(.*?)</bdi>', fold, re.S)
+    found = re.findall(r'<h3>(.*?)</h3><bdi class="words code" dir="auto">(.*?)</bdi>', fold, re.S)
     return [(role, html.unescape(said)) for role, said in found]
 
 

@@ -71,7 +71,7 @@ def test_a_boxed_answer_is_marked_and_leaves_no_delimiters(written, seen):
 
 def test_a_long_response_is_cut_in_its_middle():
     made = shown("<think>" + "so " * SHOWN + r"</think> The answer is $\boxed{42}$")
-    assert "<h4>thinking</h4>" in made
+    assert "<h3>thinking</h3>" in made
     assert "never closed" not in made
     assert re.search(r'<mark class="boxed"[^>]*><math', made)
     assert re.search(r"… [\d,]+ characters …", made)

@@ -120,7 +120,7 @@ def test_against_compares_two_runs_and_another_host_is_warned_about(page, small)
         assert page.locator("nav.runs").inner_text().split() == ["first", "second"]
         page.locator(".movers .row").first.click()
         page.wait_for_selector(".card")
-        assert page.locator(".card h3").all_inner_texts() == ["first · step 1", "second · step 1"]
+        assert page.locator(".card h2").all_inner_texts() == ["first · step 1", "second · step 1"]
         opened(page, address, "?view=compare&problem=p-a", ".card")
         assert "different problems under this id" in page.locator(".note").inner_text()
         texts = page.locator(".card").all_inner_texts()

@@ -64,7 +64,10 @@ def stacked_bars(
         "svg.bars",
         _patterns(),
         lines,
-        [_drawn(bar, kinds, link(bar.steps[0]), x(bar.middle), bar.wide * step_wide) for bar in bars],
+        [
+            _drawn(bar, kinds, x(bar.middle), bar.wide * step_wide, href=link(bar.steps[0]), stop=bar is bars[-1])
+            for bar in bars
+        ],
         step_labels([first, *steps, last], x, _HEIGHT - 4, most=12, ends=("middle", "end")),
         viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
         role="group",
@@ -100,7 +103,8 @@ def _ranges(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[_Bar
     return bars
 
 
-def _drawn(bar: _Bar, kinds: Kinds, href: str, middle: float, wide: float) -> Html:
+def _drawn(bar: _Bar, kinds: Kinds, middle: float, wide: float, *, href: str, stop: bool) -> Html:
+    """A bar as a link. The tab key stops at one, the newest; from there arrow keys lead to the others."""
     total, thick = sum(bar.counts.values()) or 1, max(min(wide, 54), 1.5)
     base, parts = float(_HEIGHT - BOTTOM), []
     for key, _ in kinds:
@@ -111,7 +115,7 @@ def _drawn(bar: _Bar, kinds: Kinds, href: str, middle: float, wide: float) -> Ht
     first, last = bar.steps[0], bar.steps[-1]
     named = f"step {first}" if first == last else f"steps {first} to {last}"
     told = f"{named}: " + ", ".join(f"{bar.counts[key]:,} {label}" for key, label in kinds if bar.counts[key])
-    return el("a", parts, el("title", told), href=href, aria_label=told)
+    return el("a", parts, el("title", told), href=href, aria_label=told, tabindex=0 if stop else -1)
 
 
 def _patterns() -> Html:

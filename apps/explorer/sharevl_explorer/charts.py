@@ -44,6 +44,7 @@ def line_chart(
         head = el("figcaption", el("span", title, title=hint or None), el("b", "–"))
         return el("figure.chart", head, el("p.quiet", "not recorded"))
     longest = max(map(len, known))
+    stop = next(line for line, points in zip(lines, known, strict=True) if points)
     axis = axis_between(*bounds) if bounds else axis_over(values)
     sheet = _Sheet(title, axis, decimals, min(steps), max(steps), longest)
     newest = [sheet.figure(points[-1][1] if points else None) for points in known]
@@ -52,7 +53,7 @@ def line_chart(
     drawing = el(
         "svg",
         [_grid(sheet.y(tick), axis.tick(tick)) for tick in axis.ticks],
-        [_drawn(line, kind, sheet) for line, kind in zip(lines, _KINDS, strict=False)],
+        [_drawn(line, kind, sheet, stop=line is stop) for line, kind in zip(lines, _KINDS, strict=False)],
         step_labels(steps, sheet.x, HEIGHT - 4, most=4),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="group",
@@ -132,8 +133,9 @@ def _pieces(points: Sequence[tuple[int, float | None]]) -> list[list[tuple[int, 
     return [piece for piece in pieces if len(piece) > 1]
 
 
-def _drawn(line: Line, kind: str, sheet: _Sheet) -> list[Html]:
-    """A line and its points, as links; of many the newest alone is seen before one is pointed at."""
+def _drawn(line: Line, kind: str, sheet: _Sheet, *, stop: bool) -> list[Html]:
+    """A line and its points, as links; of many the newest alone is seen before one is pointed at. With `stop` the tab
+    key stops at the newest, and from there arrow keys lead to the others."""
     known = [(step, value) for step, value in line.points if value is not None]
     every, pieces = math.ceil(len(known) / _POINTS) or 1, _pieces(line.points)
     many = sheet.longest > _RAW
@@ -142,9 +144,19 @@ def _drawn(line: Line, kind: str, sheet: _Sheet) -> list[Html]:
         drawn += [el(f"path.line{kind}", d=sheet.path(moving_mean(piece, sheet.window))) for piece in pieces]
     for step, value in known[(len(known) - 1) % every :: every]:
         told = f"step {step}: {sheet.title} {sheet.figure(value)}" + (f" of {line.name}" if line.name else "")
-        faint = ".faint" if many and step != known[-1][0] else ""
+        newest = step == known[-1][0]
+        faint = ".faint" if many and not newest else ""
         dot = el(f"circle.dot{kind}{faint}", cx=f"{sheet.x(step):.1f}", cy=f"{sheet.y(value):.1f}", r=sheet.radius)
-        drawn.append(el("a", dot, el("title", told), href=line.link(step), aria_label=told, tabindex=-1))
+        drawn.append(
+            el(
+                "a",
+                dot,
+                el("title", told),
+                href=line.link(step),
+                aria_label=told,
+                tabindex=0 if stop and newest else -1,
+            )
+        )
     return drawn
 
 

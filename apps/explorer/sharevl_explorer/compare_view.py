@@ -99,7 +99,7 @@ def _appearance(context: Context, row: dict[str, Any], compared: set[tuple[int, 
     left_out = len(rows) - _TEXTS
     return el(
         "article.card.marked" if (state.run, state.step) in compared else "article.card",
-        el("h3", el("a", _named(context), href=context.link("problem"))),
+        el("h2", el("a", _named(context), href=context.link("problem"))),
         [picture(context, sha, f"image at step {state.step}") for sha in (first["image_sha"] if first else [])],
         first and el("p", question(_start(first["variant_text"], "question"))),
         first and el("p.quiet", "right answer ", el("bdi", shortened(first["answer"]))),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from sharevl_explorer.figures import number
 from sharevl_explorer.index import Index
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, counted, trains
+from sharevl_explorer.parts import Context, counted, scrolling, trains
 from sharevl_explorer.queries import step_means
 from sharevl_lite.run_files import METRICS_FILE, RECIPE_FILE
 
@@ -83,7 +83,7 @@ def evaluation_view(context: Context) -> Html:
         "section.run",
         el(
             "header.view",
-            el("h2", index.names[state.run]),
+            el("h1", index.names[state.run], tabindex=-1),
             el("p.quiet", f"an evaluation: {counted(means['responses'], 'response')}"),
             el("a.button", "open its problems", href=context.link("step", step=means["step"]), data_key="j"),
         ),
@@ -198,8 +198,8 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     ]
     return el(
         "section.panel",
-        el("h3", title),
-        el("div.scroll", el("table.numbers", el("thead", head), el("tbody", body))),
+        el("h2", title),
+        scrolling(title, el("table.numbers", el("thead", head), el("tbody", body), aria_label=title)),
     )
 
 

@@ -26,6 +26,8 @@ _VIEWS = {
     "response": response_view,
     "compare": compare_view,
 }
+_IN_BAR = {"problem": "step", "response": "step"}
+"""Of views without an item in the bar: whose item stands for them."""
 _KEYS = (
     ("j  k", "next and previous: problem or response"),
     ("h  l", "previous and next variant; in a step, page"),
@@ -47,9 +49,10 @@ def render(index: Index, query: str, tryout: Tryout | None = None) -> Html:
         view = _damaged(context, str(error))
     return el(
         "div.frame",
+        el("a.skip", "skip to the content", href="#sharevl"),
         _bar(context, offers_trial=tryout is not None),
         _unreadable(index),
-        el("div.content", view),
+        el("div.content", _heading(context, view), view),
         _help(),
         data_revision=revision,
         data_title=_title(context),
@@ -64,11 +67,24 @@ def _damaged(context: Context, why: str) -> Html:
     return el("section", place(context, *stations), empty("This cannot be read", why, *ways_out))
 
 
+def _heading(context: Context, view: Html) -> Html | None:
+    """What the view is, for those who hear the page; views that show a heading of the page have their own."""
+    where = _place(context) or context.index.names[context.state.run]
+    told = f"{context.state.view} {where}" if context.state.view in _IN_BAR else where
+    return None if "<h1" in view else el("h1.hidden", told[:1].upper() + told[1:], tabindex=-1)
+
+
 def _title(context: Context) -> str:
     """What the browser calls the page: its view and what is shown in it, then the run."""
+    title = f"{_place(context)} · {context.index.names[context.state.run]} · sharevl explorer"
+    return title.removeprefix(" · ")
+
+
+def _place(context: Context) -> str:
+    """The view and what is shown in it; nothing for the run itself."""
     state = context.state
     step = f"step {state.step}" + (f" of {state.split}" if state.split != "train" else "")
-    where = {
+    return {
         "run": "",
         "step": step,
         "problem": f"{shortened(state.problem, 60)}, {step}",
@@ -76,7 +92,6 @@ def _title(context: Context) -> str:
         "compare": f"compare {shortened(state.problem, 60)}".rstrip(),
         "try": "Try it",
     }[state.view]
-    return f"{where} · {context.index.names[state.run]} · sharevl explorer".removeprefix(" · ")
 
 
 def settle(index: Index, state: State) -> State:
@@ -94,6 +109,7 @@ def _bar(context: Context, *, offers_trial: bool) -> Html:
     fresh = Context(index, State(run=state.run, split=state.split))
     offered = comparable(fresh)
     compared = state.split if state.split in offered else next(iter(offered), state.split)
+    here = _IN_BAR.get(state.view, state.view)
     links = (
         ("Run", fresh.link("run"), "run"),
         ("Step", fresh.link("step", step=state.step), "step"),
@@ -111,7 +127,7 @@ def _bar(context: Context, *, offers_trial: bool) -> Html:
         el("strong", "sharevl", el("span.quiet", " explorer")),
         el(
             "nav",
-            [el("a", name, href=href, aria_current=_current(view == state.view)) for name, href, view in links],
+            [el("a", name, href=href, aria_current=_current(view == here)) for name, href, view in links],
             aria_label="views",
         ),
         el("nav.runs", runs, aria_label="runs") if runs else None,

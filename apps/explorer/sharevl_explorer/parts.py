@@ -139,6 +139,12 @@ def empty(title: str, message: str, *ways_out: Html) -> Html:
     return el("section.empty", el("h2", title), el("p", message), el("p", ways_out) if ways_out else None)
 
 
+def scrolling(label: str, content: Html) -> Html:
+    """What may be wider than the page, and then scrolls sideways; where it does, the page's script makes it a stop of
+    the tab key."""
+    return el("div.scroll", content, role="group", aria_label=label)
+
+
 def tabs(label: str, choices: Sequence[tuple[str, str | None, bool]]) -> Html:
     """A switch made of links: (name, link, chosen)."""
     links = [el("a", name, href=href, aria_current="true" if chosen else None) for name, href, chosen in choices]

@@ -8,7 +8,7 @@ from typing import Any
 
 from sharevl_explorer.figures import number, percent
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, badge, counted, key, picture, signals, tabs, trains, untrained
+from sharevl_explorer.parts import Context, badge, counted, key, picture, scrolling, signals, tabs, trains, untrained
 from sharevl_explorer.places import not_here, other_steps, place, same_problem, step_keys
 from sharevl_explorer.prompt import prompt_as_sent
 from sharevl_explorer.prose import question, shortened, word_diff
@@ -93,7 +93,7 @@ def _card(context: Context, j: int, group: list[dict[str, Any]], original: dict[
     marked = ".marked" if j == context.state.variant else ""
     return el(
         f"article.card{marked}",
-        el("h3", f"Q{j}", el("span.quiet", " original" if j == 0 else f" {first['transform'] or 'no transform'}")),
+        el("h2", f"Q{j}", el("span.quiet", " original" if j == 0 else f" {first['transform'] or 'no transform'}")),
         el(
             "div.pictures",
             [
@@ -127,16 +127,16 @@ def _matrix(context: Context, rows: list[dict[str, Any]], variants: list[int]) -
         [el("th", f"Q{k}", scope="col", class_="marked" if k == state.variant else None) for k in columns],
     )
     body = [_line(context, row, columns, values, scale) for row in rows]
-    table = el("div.scroll", el("table.matrix", el("thead", head), el("tbody", body)))
+    table = scrolling("responses", el("table.matrix", el("thead", head), el("tbody", body), aria_label="responses"))
     if not values:
         told = f"No response was scored under variants: {untrained(state.split, rows)}."
-        return el("section.panel", el("h3", "Responses"), el("p.quiet", told), table)
+        return el("section.panel", el("h2", "Responses"), el("p.quiet", told), table)
     switch = [(cell.name, context.link(cell=name), name == state.cell) for name, cell in CELLS.items()]
     return el(
         "section.panel",
         el(
             "header.view",
-            el("h3", "Cross-scoring"),
+            el("h2", "Cross-scoring"),
             tabs("what a cell shows", switch) if context.anchors is None else None,
         ),
         el(

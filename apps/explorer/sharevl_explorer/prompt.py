@@ -62,7 +62,7 @@ def _text_shown(frame: Frame, question: str) -> list[Html]:
 
 
 def _turns_shown(turns: list[Turn]) -> list[Html]:
-    shown = [el("div", el("h4", turn.role), el("bdi.words.code", _shown(turn.text), dir="auto")) for turn in turns]
+    shown = [el("div", el("h3", turn.role), el("bdi.words.code", _shown(turn.text), dir="auto")) for turn in turns]
     own = "" if turns[0].role == "system" else ". The recipe has no system turn; some models' templates add their own"
     image = f"{_SHOWN_IMAGE} is an image. " if _IMAGE in turns[-1].text else ""
     return [*shown, el("p.quiet", f"{image}{_MARKS}{own}.")]

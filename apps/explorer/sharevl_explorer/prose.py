@@ -51,7 +51,7 @@ def response(written: str, *, full: bool, all_of_it: str | None) -> Html:
     for label, start, end in _sections(written):
         if label:
             words = _with_gaps(written, start, end, kept, with_formulas)
-            parts.append(el("section.think", el("h4", label), el("bdi.words", words, dir="auto")))
+            parts.append(el("section.think", el("h3", label), el("bdi.words", words, dir="auto")))
         elif written[start:end].strip():
             words = _with_gaps(written, start, end, kept, _answer)
             parts.append(el("section.answer", el("bdi.words", words, dir="auto")))

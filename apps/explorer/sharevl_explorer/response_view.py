@@ -37,7 +37,7 @@ def response_view(context: Context) -> Html:
     alts = f"image of variant {state.variant}"
     asked = el(
         "aside.panel.asked",
-        el("h3", f"Q{state.variant}"),
+        el("h2", f"Q{state.variant}"),
         [picture(context, sha, alts) for sha in row["image_sha"]],
         el("p", question(row["variant_text"])),
         prompt_as_sent(context.index.runs[state.run], row["variant_text"]),
@@ -73,7 +73,7 @@ def _text(context: Context, row: dict[str, Any]) -> Html:
     whole = context.link(full=1)
     cut = el("p.note", "cut at the length limit") if row["truncated"] else None
     shown = set_response(row["text"], full=bool(context.state.full), all_of_it=whole)
-    return el("section.panel", el("h3", f"Response, {counted(len(row['token_ids']), 'token')}"), shown, cut)
+    return el("section.panel", el("h2", f"Response, {counted(len(row['token_ids']), 'token')}"), shown, cut)
 
 
 def _at_most(text: str, most: int = 2000) -> str:
@@ -96,7 +96,7 @@ def _verdict(row: dict[str, Any]) -> Html:
     rewards += sorted((row["rewards"]["functions"] or {}).items())
     return el(
         "section.panel",
-        el("h3", "Verdict and rewards"),
+        el("h2", "Verdict and rewards"),
         el(
             "dl",
             [[el("dt", name), el("dd", el("bdi", _at_most(str(value))))] for name, value in facts if value is not None],
@@ -115,25 +115,25 @@ def _logged(context: Context, row: dict[str, Any]) -> Html | None:
     entries = [[el("dt", name), el("dd", el("bdi", value[:limit]))] for name, value in said.items()]
     cut = any(len(value) > _LOGGED for value in said.values()) and limit is not None
     whole = el("p.note", f"the first {_LOGGED:,} characters of each; ", el("a", "show all", href=context.link(full=1)))
-    return el("section.panel", el("h3", "Logged by reward functions"), el("dl.logged", entries), whole if cut else None)
+    return el("section.panel", el("h2", "Logged by reward functions"), el("dl.logged", entries), whole if cut else None)
 
 
 def _advantage(split: str, row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Html:
     """Both levels, and the advantage of each pair as it was stored: `share.levels` and `share.trajectories` choose."""
     if row["adv_global"] is None:
-        return el("section.panel", el("h3", "Advantage"), el("p.quiet", f"none: {untrained(split, [row])}"))
+        return el("section.panel", el("h2", "Advantage"), el("p.quiet", f"none: {untrained(split, [row])}"))
     levels = [("global", row["adv_global"]), ("local", row["adv_local"])]
     pairs = [(_under(row, scorer), scorer["advantage"]) for scorer in row["scorers"]]
     gaps = [(f"under Q{s['variant_index']}", s["gap"]) for s in row["scorers"]]
     floor = max([0.5, *(abs(value) for _, value in [*levels, *pairs] if value is not None)])
-    trained = [el("h4", "trained with"), _bars(pairs, floor=floor, unknown="not a pair")]
+    trained = [el("h3", "trained with"), _bars(pairs, floor=floor, unknown="not a pair")]
     return el(
         "section.panel",
-        el("h3", "Advantage"),
+        el("h2", "Advantage"),
         _bars(levels, floor=floor),
         el("p.quiet", _where_from(row, rows)),
         trained if pairs else None,
-        el("h3", "Log-prob gap"),
+        el("h2", "Log-prob gap"),
         _bars(gaps, floor=0.05),
         el("p.quiet", "mean over tokens, nats, against the source"),
     )

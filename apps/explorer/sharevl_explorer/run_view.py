@@ -10,7 +10,7 @@ from sharevl_explorer.bars import stacked_bars
 from sharevl_explorer.charts import Line, line_chart
 from sharevl_explorer.evaluation_view import evaluation_view, is_evaluation
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import OUTCOMES, Context, counted, empty, signals, tabs, trains
+from sharevl_explorer.parts import OUTCOMES, Context, counted, empty, scrolling, signals, tabs, trains
 from sharevl_explorer.queries import step_groups, step_means
 from sharevl_explorer.recipe_file import local_alone
 from sharevl_lite.metrics_log import read_sound
@@ -146,7 +146,7 @@ def run_view(context: Context) -> Html:
         "section.run",
         el(
             "header.view",
-            el("h2", index.names[state.run]),
+            el("h1", index.names[state.run], tabindex=-1),
             el("p.quiet", f"{counted(len(own.means), 'step')}, {counted(responses, 'response')}"),
             tabs("split", splits),
             el("a.button", f"open step {newest}", href=context.link("step", step=newest), data_key="j"),
@@ -249,9 +249,9 @@ def _groups(context: Context, sources: Sequence[_Source]) -> Html:
     caption = _CAPTION.format(rescued=_RESCUED_GROUP[local_alone(context.index.runs[state.run])])
     return el(
         "section.panel",
-        el("h3", "Groups per step"),
+        el("h2", "Groups per step"),
         el("ul.legend", [el("li", el(f"span.swatch.{key}"), label) for key, label in kinds]),
-        el("div.scroll", bars),
+        scrolling("groups per step", bars),
         el("p.quiet", caption if trained else _CAPTION_OF_EVALUATION),
     )
 

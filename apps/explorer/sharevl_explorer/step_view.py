@@ -6,7 +6,7 @@ from typing import Any
 
 from sharevl_explorer.figures import number, percent
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import OUTCOMES, Context, badge, counted, empty, key, picture, signals, trains
+from sharevl_explorer.parts import OUTCOMES, Context, badge, counted, empty, key, picture, scrolling, signals, trains
 from sharevl_explorer.places import not_here, place, split_tabs, step_keys
 from sharevl_explorer.prose import shortened
 from sharevl_explorer.queries import Page, problems, transforms
@@ -44,7 +44,8 @@ def step_view(context: Context) -> Html:
     rows = [_row(context, row, told) for row in page.rows]
     columns = [column for column in _COLUMNS if trains(state.split) or column[0] not in _OF_TRAINING]
     head = el("tr", el("th", el("span.hidden", "image")), [_heading(context, *column) for column in columns])
-    table = el("div.scroll", el("table.problems", el("thead", head), el("tbody", rows)))
+    told_of = f"problems of step {state.step}"
+    table = scrolling(told_of, el("table.problems", el("thead", head), el("tbody", rows), aria_label=told_of))
     return el(
         "section.step",
         step_keys(context, steps),

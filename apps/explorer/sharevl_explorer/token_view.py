@@ -40,7 +40,7 @@ def token_view(context: Context, row: Mapping[str, Any]) -> Html:
     shown = _sampled(row, pieces) if source is None or chosen < 0 else _gaps(row, pieces, source, kept[chosen], state)
     return el(
         "section.panel",
-        el("header.view", el("h3", "Tokens"), tabs("what the colours show", links) if others else None),
+        el("header.view", el("h2", "Tokens"), tabs("what the colours show", links) if others else None),
         el("p.note", f"Tokens are shown as their numbers: {why}.") if why and pieces else None,
         None if in_file else _missing(row, state.variant, state.under, others),
         shown,

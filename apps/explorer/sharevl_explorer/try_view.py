@@ -30,7 +30,7 @@ def try_view(tryout: Tryout | None) -> Html:
         "section.try",
         el(
             "header.view",
-            el("h2", "Try it"),
+            el("h1", "Try it", tabindex=-1),
             el("p.quiet", tryout.model),
         ),
         el(
@@ -69,7 +69,7 @@ def _variant(j: int, variant: AskedVariant, original: AskedVariant) -> Html:
     right = f", {sum(value > 0 for value in known)} right" if known else ""
     return el(
         "article.card",
-        el("h3", f"Q{j}", el("span.quiet", f" {variant.transform or 'no transform'}")),
+        el("h2", f"Q{j}", el("span.quiet", f" {variant.transform or 'no transform'}")),
         [
             el(
                 "button.enlarge",

@@ -69,10 +69,11 @@ async function show(place = here) {
     if (mine === asked) root.removeAttribute("aria-busy");
   }
   if (mine !== asked) return;
-  const there = place(), open = page.querySelector("dialog[open]");
+  const there = place(), open = page.querySelector("dialog[open]"), moved = shown !== entry;
   replace(html);
   if (open) page.querySelector("dialog").showModal();
   restore(there);
+  if (moved && document.activeElement === document.body) page.querySelector("h1")?.focus({ preventScroll: true });
   shown = entry;
   root.dataset.shown = location.search;
 }

@@ -12,7 +12,6 @@
   pane.append(large);
   foot.append(told, close);
   viewer.append(pane, foot);
-  root.append(viewer);
 
   // Pixels that are larger than the screen's stay squares; those that are smaller are blended.
   const fit = () => {
@@ -26,6 +25,7 @@
   const open = (picture) => {
     viewer.classList.remove("whole");
     [large.src, large.alt] = [picture.currentSrc || picture.src, picture.alt];
+    root.append(viewer); // part of the page while it is open alone
     viewer.showModal();
     large.decode().then(fit, () => (told.textContent = "the picture cannot be shown"));
   };
@@ -41,6 +41,7 @@
     fit();
   };
   close.onclick = () => viewer.close();
+  viewer.onclose = () => viewer.remove();
   viewer.addEventListener("keydown", (event) => event.stopPropagation()); // the page's keys are not the picture's
   window.addEventListener("resize", () => viewer.open && fit());
   window.addEventListener("popstate", () => viewer.close());
