@@ -9,8 +9,6 @@ from typing import NamedTuple
 from sharevl_explorer.markup import Html, el
 from sharevl_lite.image_files import data_url
 
-TALLEST = 260
-"""Pixels, as `.picture` in the style sheet."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -27,7 +25,7 @@ class Album:
         self._kept: dict[str, _Kept] = {}
 
     def picture(self, path: Path, alt: str) -> Html:
-        """A reference to the image (PNG), in its own size up to 260 pixels of height; it opens the large one.
+        """A reference to the image (PNG), in its own size as far as the style sheet lets it; it opens the large one.
 
         Raises:
             OSError: it cannot be read, or is no PNG.
@@ -36,8 +34,8 @@ class Album:
         if identity not in self._kept:
             self._kept[identity] = _read(path, identity)
         kept = self._kept[identity]
-        wide = min(kept.width, round(kept.width * TALLEST / kept.height))
-        shown = _reference(identity, kept, ".picture", role="img", aria_label=alt, style=f"width:{wide}px")
+        size = f"--width:{kept.width}px;--shape:{kept.width / kept.height:.4g}"
+        shown = _reference(identity, kept, ".picture", role="img", aria_label=alt, style=size)
         return el("button.enlarge", shown, type="button", popovertarget=_large(identity), title="enlarge")
 
     def symbols(self) -> Html:

@@ -21,7 +21,7 @@ from sharevl_explorer.try_view import answers, refused
 from sharevl_lite.run_files import RECIPE_FILE, SUMMARY_FILE
 
 _IMAGE = re.compile(r"([0-9a-f]{64})\.png")
-_SCRIPTS = ("explorer.js", "pictures.js", "keyboard.js")
+_SCRIPTS = ("explorer.js", "pictures.js", "keyboard.js", "theme.js")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 

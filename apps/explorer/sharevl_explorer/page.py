@@ -131,7 +131,14 @@ def _bar(context: Context, *, offers_trial: bool) -> Html:
             aria_label="views",
         ),
         el("nav.runs", runs, aria_label="runs") if runs else None,
-        el("button", "◐", type="button", data_theme=True, aria_label="light or dark", title="light or dark"),
+        el(
+            "button",
+            "◐ system",
+            type="button",
+            data_theme=True,
+            name="theme",
+            title="colours: as the system, light or dark",
+        ),
         el("button", "?", type="button", data_help=True, aria_label="help"),
     )
 

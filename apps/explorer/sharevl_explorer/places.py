@@ -54,6 +54,12 @@ def same_problem(context: Context) -> list[int]:
     ]
 
 
+def asked_again(context: Context) -> bool:
+    """Whether the state's split asked its problem at more than one place: another step, or another run."""
+    state = context.state
+    return sum(found["split"] == state.split for found in whereabouts(context.index, state.problem)) > 1
+
+
 def other_steps(context: Context, steps: Sequence[int]) -> Html | None:
     """Links to the nearest steps that asked the same problem; None in a file, or where there is no other."""
     before, after = _around(steps, context.state.step, _NEAR)

@@ -7,9 +7,10 @@ from statistics import stdev
 from typing import Any
 
 from sharevl_explorer.figures import number, percent
+from sharevl_explorer.folds import folded
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import Context, badge, counted, key, picture, scrolling, signals, tabs, trains, untrained
-from sharevl_explorer.places import not_here, other_steps, place, same_problem, step_keys
+from sharevl_explorer.places import asked_again, not_here, other_steps, place, same_problem, step_keys
 from sharevl_explorer.prompt import prompt_as_sent
 from sharevl_explorer.prose import question, shortened, word_diff
 from sharevl_explorer.queries import appearances, neighbours, responses
@@ -40,7 +41,7 @@ def problem_view(context: Context) -> Html:
             _whole(context),
             other_steps(context, steps),
             el("a.button.plain", "compare across steps", href=context.link("compare"))
-            if context.link("compare")
+            if asked_again(context) and context.link("compare")
             else None,
         ),
         el("div.variants", [_card(context, j, group, groups[0][1][0]) for j, group in groups]),
@@ -101,7 +102,7 @@ def _card(context: Context, j: int, group: list[dict[str, Any]], original: dict[
                 for n, sha in enumerate(first["image_sha"])
             ],
         ),
-        el("p.asked", changed),
+        el("div.asked", folded(first["variant_text"], changed)),
         prompt_as_sent(context.index.runs[context.state.run], first["variant_text"]),
         el("p.quiet", f"{counted(len(group), 'response')}, {success} right, local spread {spread}"),
     )

@@ -7,6 +7,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from sharevl_explorer.figures import number
+from sharevl_explorer.folds import folded
 from sharevl_explorer.markup import Html, el
 from sharevl_explorer.parts import Context, counted, key, picture, untrained
 from sharevl_explorer.places import not_here, place, same_problem, step_keys
@@ -39,7 +40,7 @@ def response_view(context: Context) -> Html:
         "aside.panel.asked",
         el("h2", f"Q{state.variant}"),
         [picture(context, sha, alts) for sha in row["image_sha"]],
-        el("p", question(row["variant_text"])),
+        el("div", folded(row["variant_text"], question(row["variant_text"]))),
         prompt_as_sent(context.index.runs[state.run], row["variant_text"]),
     )
     return el(

@@ -270,9 +270,6 @@ root.addEventListener("click", (event) => {
     go(link.getAttribute("href"), link.matches("thead th *, .tabs *, .filters *, .note *"));
   }
   if (event.target.closest("[data-help]")) root.querySelector("dialog").showModal();
-  if (event.target.closest("[data-theme]")) {
-    localStorage.setItem("sharevl-theme", document.body.classList.toggle("dark") ? "dark" : "light");
-  }
 });
 root.addEventListener("submit", (event) => {
   if (event.target.method === "dialog") return;
@@ -297,9 +294,6 @@ window.addEventListener("pagehide", () => {
   places.set(shown, here());
   sessionStorage.setItem("sharevl-places", JSON.stringify([...places].slice(-200)));
 });
-
-const theme = localStorage.getItem("sharevl-theme");
-if (theme) document.body.classList.toggle("dark", theme === "dark");
 
 tell("");
 show(returning);
