@@ -29,6 +29,8 @@ def test_an_exported_file_opens_without_a_server(page, hostile, trained, tmp_pat
     for place in range(2):
         assert colours(page.locator(".card svg.picture").nth(place)) > 30, "a scan of two digits has many greys"
     page.locator(".matrix .row").first.click()
+    assert not page.locator(".tokens").first.is_visible()
+    page.locator(".map summary").first.click()
     assert page.locator(".tokens").first.is_visible()
     assert colours(page.locator(".asked svg.picture").first) > 30
     ground = "getComputedStyle(document.querySelector('#sharevl')).backgroundColor"
@@ -58,6 +60,25 @@ def test_an_image_stands_once_in_a_file_however_often_it_is_shown(tmp_path):
     assert len(re.findall(f'href="#image-{sha}"', text)) == 2 * (2 + 12) + 1
     assert encoded > 150_000
     assert len(text) < 1.8 * encoded
+
+
+def test_tokens_of_one_shade_are_one_element(tmp_path):
+    """Certain ones have none; what is told of several is between which log-probs they lie."""
+    store = RolloutStore(tmp_path / "run")
+    (row,) = rows(store, 1, {"a": "one"}, n=1, variants=1)
+    likely = [0.0, -0.01, -0.09, -1.0, -1.05, -0.98, -3.0, None, None, -0.02, -9.0, -6.0]
+    row = replace(row, token_ids=list(range(12)), sampling_logprobs=likely, scorer_logprobs=None)
+    store.write("train", 1, [row])
+    target = tmp_path / "out.html"
+    assert main([str(tmp_path / "run"), "--export", str(target)]) == 0
+    (shown,) = re.findall(r'<p class="tokens"[^>]*>(.*?)</p>', target.read_text())
+    assert re.findall(r"--v:(\d+)%[^>]*title=\"([^\"]*)\">([^<]*)<", shown) == [
+        ("20", "3 tokens: −1.050 to −0.980 nats", "3 4 5 "),
+        ("60", "token 6: −3.000 nats", "6 "),
+        ("0", "2 tokens: not known", "7 8 "),
+        ("100", "2 tokens: −9.000 to −6.000 nats", "10 11 "),
+    ]
+    assert re.sub("<[^>]*>", "", shown) == "".join(f"{token} " for token in range(12)), "each stands where it stood"
 
 
 def test_an_image_that_is_missing_or_damaged_leaves_a_frame(tmp_path):

@@ -137,7 +137,7 @@ def _problem(index: Index, state: State, album: Album, number: int, problem: str
     context = Context(index, state, anchor, album).at(problem=problem, variant=0, full=1)
     answers = [
         el(
-            "div",
+            "div.one",
             response_view(context.at(view="response", variant=row["variant_index"], response=row["response_index"])),
             id=f"p{number}-{row['variant_index']}-{row['response_index']}",
         )

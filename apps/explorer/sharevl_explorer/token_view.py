@@ -6,11 +6,12 @@ gap(t, k) = log pi_old(o_t | Qk) - log pi_old(o_t | Qj),    j the variant that t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from sharevl_explorer.figures import number
 from sharevl_explorer.markup import Html, el
-from sharevl_explorer.parts import Context, tabs
+from sharevl_explorer.parts import Context, counted, tabs
 from sharevl_explorer.queries import token_logprobs
 from sharevl_explorer.state import State
 from sharevl_explorer.tokenizer import tokenizer_of
@@ -20,6 +21,10 @@ _FULL = {"logprob": 5.0, "gap": 2.0}
 """Nats from which on a token has the full colour: the same in every response, so that two can be compared."""
 _FAINT = 0.01
 """A gap below this is neither more nor less likely."""
+
+_SHADE = 0.2
+"""Nats that one shade of a file's map of tokens covers: nearer ones are not told apart by the eye."""
+_DEEPEST = round(_FULL["logprob"] / _SHADE)
 
 Values = Sequence[float | None]
 
@@ -37,12 +42,14 @@ def token_view(context: Context, row: Mapping[str, Any]) -> Html:
     limit = len(row["token_ids"]) if state.full else _TOKENS
     tokenizer, why = tokenizer_of(context.index.runs[state.run])
     pieces = _pieces(tokenizer, row["token_ids"][:limit])
+    if in_file:
+        return _in_file(row, pieces, f"Tokens are shown as their numbers: {why}." if why and pieces else "")
     shown = _sampled(row, pieces) if source is None or chosen < 0 else _gaps(row, pieces, source, kept[chosen], state)
     return el(
         "section.panel",
         el("header.view", el("h2", "Tokens"), tabs("what the colours show", links) if others else None),
         el("p.note", f"Tokens are shown as their numbers: {why}.") if why and pieces else None,
-        None if in_file else _missing(row, state.variant, state.under, others),
+        _missing(row, state.variant, state.under, others),
         shown,
         el("p.note", f"the first {limit:,} of {len(row['token_ids']):,} tokens; ", _all(context))
         if limit < len(row["token_ids"])
@@ -86,6 +93,49 @@ def _sampled(row: Mapping[str, Any], pieces: Sequence[str]) -> list[Html]:
             "log-prob of each token as it was sampled: no colour is certain, full orange −5 nats or less",
         ),
     ]
+
+
+def _in_file(row: Mapping[str, Any], pieces: Sequence[str], note: str) -> Html:
+    """The panel in a file, which holds many responses: closed, and neighbours of one shade are one element."""
+    shown = [
+        el("p.scale", "0", el("span.ramp.likely", aria_hidden="true"), "−5"),
+        el("p.tokens", _runs(pieces, row["token_ids"], row["sampling_logprobs"]), dir="auto"),
+        el(
+            "p.quiet",
+            f"log-prob as it was sampled: no colour is −{_SHADE / 2} nats or more, full orange −5 or less; tokens of "
+            "one colour that follow each other are shown together",
+        ),
+    ]
+    return el(
+        "section.panel",
+        el("details.map", el("summary", el("h2", "Tokens")), el("p.note", note) if note else None, shown),
+    )
+
+
+def _runs(pieces: Sequence[str], ids: Sequence[int], values: Values) -> list[Html | str]:
+    """Tokens of one shade that follow each other as one; those without a shade are bare text."""
+    shades = [None if value is None else min(round(max(-value, 0.0) / _SHADE), _DEEPEST) for value in values]
+    runs: list[Html | str] = []
+    for shade, group in groupby(zip(shades, pieces, ids, values, strict=False), key=lambda token: token[0]):
+        held = list(group)
+        text = "".join(piece for _, piece, _, _ in held)
+        if shade == 0:
+            runs.append(text)
+            continue
+        named = f"token {held[0][2]}" if len(held) == 1 else counted(len(held), "token")
+        share = 100 * (shade or 0) // _DEEPEST
+        told = f"{named}: {_between([value for *_, value in held])}"
+        runs.append(el("span.token.likely", text, style=f"--v:{share}%", title=told))
+    return runs
+
+
+def _between(values: Values) -> str:
+    """From the least to the most of log-probs, which are all known or all unknown."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "not known"
+    least, most = number(min(known), 3), number(max(known), 3)
+    return f"{least} nats" if least == most else f"{least} to {most} nats"
 
 
 def _gaps(row: Mapping[str, Any], pieces: Sequence[str], source: Values, other: Values, state: State) -> list[Html]:
