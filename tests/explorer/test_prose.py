@@ -100,3 +100,10 @@ def test_no_text_takes_long(piece):
     start = time.perf_counter()
     shown(piece * (60_000 // len(piece)), full=True)
     assert time.perf_counter() - start < 5, "a machine shared with others; the time is to grow with the length alone"
+
+
+def test_a_boxed_word_is_no_product_of_letters():
+    assert '<mark class="boxed" title="boxed:  even">even</mark>' in shown(r"\boxed{ even}")
+    assert "<mi>" not in shown(r"\boxed{right triangle}")
+    assert "<mi>" in shown(r"\boxed{ab}")
+    assert "<mi>" in shown(r"\boxed{2x}")

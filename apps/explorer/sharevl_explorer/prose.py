@@ -148,7 +148,7 @@ def _boxed(written: str, start: int, end: int, boxes: Sequence[Box]) -> list[Htm
 def _mark(inner: str) -> Html:
     dollars = re.fullmatch(r"\s*(\$\$?)([^$]+)\1\s*", inner)
     words = _PLAIN_WORDS.fullmatch(inner)  # which as a formula would be a product of letters
-    shown = text(inner) if words else formula(dollars[2] if dollars else inner)
+    shown = text(inner.strip()) if words else formula(dollars[2] if dollars else inner)
     return el("mark.boxed", shown, title=f"boxed: {inner[:200]}")
 
 
