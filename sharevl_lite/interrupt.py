@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from sharevl_lite.signals import Signals, tell
 
 
-class InterruptCallback(TrainerCallback):
+class InterruptCallback(Signals, TrainerCallback):
     """Ends training at the next rollout boundary, with a checkpoint, after a signal to any of the processes or where
     another callback has set `should_training_stop` (transformers' EarlyStoppingCallback does).
 
@@ -20,34 +18,17 @@ class InterruptCallback(TrainerCallback):
     as a context around training, behind all other callbacks.
     """
 
-    def __init__(
-        self, updates_per_rollout: int, gather: Callable[[Any], list[Any]], say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, updates_per_rollout: int, gather: Callable[[Any], list[Any]]) -> None:
+        super().__init__()
         self.updates_per_rollout = updates_per_rollout
         self.gather = gather
-        self.say = say
-        self.asked = False
         self.interrupted = False
         self.stopped = False
         """Whether a callback asked for the end; the Trainer's own asks after the last step."""
-        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> InterruptCallback:
-        try:
-            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        except ValueError:  # not the main thread, such as under some notebooks: the default stays
-            self._previous = {}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self.say("interrupted: finishing this step and saving; interrupt again to stop at once without saving")
-        for again in SIGNALS:
-            signal.signal(again, signal.default_int_handler if again == signal.SIGINT else signal.SIG_DFL)
+    def first(self) -> None:
+        """Training goes on to the end of the step."""
+        tell("interrupted: finishing this step and saving; interrupt again to stop at once without saving")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """At a rollout's last update, all processes agree whether to stop."""

@@ -18,7 +18,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +204,7 @@ def _train(
     if main:
         console.print(_greeting(recipe, trainer, done), highlight=False, markup=False, soft_wrap=True)
     display.start(done)
-    say = partial(console.print, style="bold", soft_wrap=True)
-    interrupt = InterruptCallback(recipe.train.updates_per_rollout, trainer.gather, say)
+    interrupt = InterruptCallback(recipe.train.updates_per_rollout, trainer.gather)
     trainer.add_callback(interrupt)
     try:
         with interrupt:

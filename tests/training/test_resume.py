@@ -122,9 +122,9 @@ def test_interrupt_finishes_the_step_and_saves(command, start, finish_here, whol
         assert process.poll() is None, process.read("err")
         time.sleep(0.01)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=200)
+    output, errors = process.communicate(timeout=200)
     assert process.returncode == 130
-    assert "finishing this step" in output
+    assert "finishing this step" in errors
     assert "--resume auto" in output
     saved = list_checkpoints(run / "checkpoints")
     assert len(saved) == 1

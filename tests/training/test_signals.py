@@ -1,0 +1,63 @@
+"""A signal that comes twice at once, as launchers pass it on, is one; a later one stops at once."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from sharevl_lite import signals
+from sharevl_lite.interrupt import InterruptCallback
+from sharevl_lite.signals import SIGNALS, Signals
+
+
+@pytest.fixture
+def interrupt():
+    return InterruptCallback(1, lambda vote: [vote])
+
+
+def both_at_once():
+    """Blocked, so that their handlers run in one go."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for number in SIGNALS:
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_repeat_is_not_a_second_one_and_the_main_process_tells(interrupt, capfd, monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with interrupt:
+        both_at_once()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.asked
+    assert capfd.readouterr().err.count("interrupted: finishing this step and saving") == (rank == "0")
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_one_that_breaks_into_the_handler_is_a_repeat(interrupt, monkeypatch):
+    monkeypatch.setattr(signals.os, "write", lambda *_: both_at_once())
+    with interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert interrupt.asked
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_later_one_stops_at_once(interrupt, monkeypatch, number):
+    monkeypatch.setattr(signals, "REPEATED_WITHIN", 0.01)
+    with interrupt:
+        os.kill(os.getpid(), number)
+        time.sleep(0.02)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+
+
+def test_a_repeat_that_comes_after_the_training_is_one_still(interrupt):
+    with Signals() as outer:
+        with interrupt:
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not outer.asked
+    with Signals(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
