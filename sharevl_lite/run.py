@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from sharevl_lite.atomic import (
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR, discard_later_checkpoints, updates_made
 from sharevl_lite.collect import Collector, check_rewards
 from sharevl_lite.config import Recipe
-from sharevl_lite.display import APPLIED, OF_UPDATE, StepDisplay, before_after_table
+from sharevl_lite.display import OF_UPDATE, StepDisplay
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.errors import ToldError
 from sharevl_lite.first_checks import check_adapter_start, check_trackers
@@ -46,7 +45,6 @@ from sharevl_lite.policy.errors import PolicyError
 from sharevl_lite.policy.hf import load_adapter, save_adapter, start_from
 from sharevl_lite.policy.prompts import PromptEncoder
 from sharevl_lite.policy.weights_digest import weights_digests
-from sharevl_lite.recipe_notes import recipe_notes
 from sharevl_lite.recipes import dump_recipe, with_local_paths
 from sharevl_lite.records import keep_frame, keep_tokenizer
 from sharevl_lite.resume import prepare, words_on_more
@@ -65,14 +63,11 @@ from sharevl_lite.run_files import (
     read_record,
 )
 from sharevl_lite.run_folder import RunError, has_steps, held, is_finished, reopen, words_on_beginning
+from sharevl_lite.run_words import AVERAGED, greeting, last_words, saved, to_go_on, words_on_stop
 from sharevl_lite.schedule import check_enough
 from sharevl_lite.store import RolloutStore
-from sharevl_lite.together import is_main_process
+from sharevl_lite.together import Stopped, is_main_process
 from sharevl_lite.trainer import BEST_SPLIT, ShareGRPOTrainer
-from sharevl_lite.variants.expand import words_on_repeats
-from sharevl_lite.wording import counted, typed_command
-
-AVERAGED = ("vanished_local", "vanished_global", "rescued")
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,7 @@ def _train_in_folder(
     if resume is not None and is_finished(recipe):
         summary = read_record(run_dir / SUMMARY_FILE)
         console.print(f"{run_dir} is finished; {words_on_more(recipe)}.", highlight=False, markup=False, soft_wrap=True)
-        _last_words(console, recipe, summary)
+        last_words(console, recipe, summary)
         return RunResult(run_dir, summary)
     if checkpoint is None:
         check_adapter_start(recipe.model)
@@ -202,41 +197,60 @@ def _train(
     done = _rewind(recipe, trainer, checkpoint) if main else 0
     done = trainer.from_main(lambda: done)
     if main:
-        console.print(_greeting(recipe, trainer, done), highlight=False, markup=False, soft_wrap=True)
+        console.print(greeting(recipe, trainer, done), highlight=False, markup=False, soft_wrap=True)
     display.start(done)
     interrupt = InterruptCallback(recipe.train.updates_per_rollout, trainer.gather)
     trainer.add_callback(interrupt)
-    try:
-        with interrupt:
-            if done == 0 and trainer.evaluator is not None:
-                trainer.state.max_steps = len(trainer.schedule)  # for reward functions; known later to the Trainer
-                trainer.evaluate()
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except (PolicyError, RewardFunctionError, RolloutError, ToldError) as error:
-        together = trainer.accelerator.num_processes == 1 or isinstance(error, ToldError)
-        if together and trainer.save_before_failure():
-            console.print(_saved(recipe, trainer), highlight=False, markup=False, soft_wrap=True)
-        raise
-    finally:
-        display.stop()
-    if interrupt.interrupted and trainer.rollouts_done < recipe.train.rollouts:
-        if main:
-            console.print(_saved(recipe, trainer), highlight=False, markup=False, soft_wrap=True)
-        return RunResult(run_dir, None)
-    if main and trainer.rollouts_done < recipe.train.rollouts:
-        told = f"A callback ended the run after step {trainer.rollouts_done} of {recipe.train.rollouts}"
-        console.print(f"{told}. {_to_go_on(recipe, trainer)}", highlight=False, markup=False, soft_wrap=True)
-    _settle(recipe, trainer)
+    trainer.leaving = interrupt.leaving
     summary = None
-    if main:
-        _publish_adapter(trainer, run_dir)
-        summary = _summarise(recipe, metrics_log.read(run_dir / METRICS_FILE)) | skipped
-        write_json(run_dir / SUMMARY_FILE, summary, indent=2)
-        _last_words(console, recipe, summary)
+    with interrupt:
+        try:
+            _take_steps(recipe, trainer, display, checkpoint, console, done)
+            if interrupt.interrupted and trainer.rollouts_done < recipe.train.rollouts:
+                raise Stopped
+            if main and trainer.rollouts_done < recipe.train.rollouts:
+                told = f"A callback ended the run after step {trainer.rollouts_done} of {recipe.train.rollouts}"
+                console.print(f"{told}. {to_go_on(recipe, trainer)}", highlight=False, markup=False, soft_wrap=True)
+            _settle(recipe, trainer)
+        except Stopped:
+            if main:
+                console.print(words_on_stop(recipe, trainer), highlight=False, markup=False, soft_wrap=True)
+            return RunResult(run_dir, None)
+        if main:
+            _publish_adapter(trainer, run_dir)
+            summary = _summarise(recipe, metrics_log.read(run_dir / METRICS_FILE)) | skipped
+            write_json(run_dir / SUMMARY_FILE, summary, indent=2)
+            last_words(console, recipe, summary)
     summary = trainer.from_main(lambda: summary)
     if trainer.uploads is not None:
         trainer.uploads.send(run_dir / ADAPTER_DIR, "the run's adapter")
     return RunResult(run_dir, summary)
+
+
+def _take_steps(
+    recipe: Recipe,
+    trainer: ShareGRPOTrainer,
+    display: StepDisplay,
+    checkpoint: Path | None,
+    console: Console,
+    done: int,
+) -> None:
+    """All steps of the run after the `done` ones; what ends one before its first update leaves a checkpoint."""
+    try:
+        if done == 0 and trainer.evaluator is not None:
+            trainer.state.max_steps = len(trainer.schedule)  # for reward functions; known later to the Trainer
+            trainer.evaluate()
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except Stopped:
+        trainer.save_before_failure()
+        raise
+    except (PolicyError, RewardFunctionError, RolloutError, ToldError) as error:
+        together = trainer.accelerator.num_processes == 1 or isinstance(error, ToldError)
+        if together and trainer.save_before_failure():
+            console.print(saved(recipe, trainer), highlight=False, markup=False, soft_wrap=True)
+        raise
+    finally:
+        display.stop()
 
 
 def _settle(recipe: Recipe, trainer: ShareGRPOTrainer) -> None:
@@ -310,82 +324,6 @@ def _summarise(recipe: Recipe, records: list[dict[str, Any]]) -> dict[str, Any]:
         for name in (name for name in COUNTS if f"eval_{name}" in record):  # an older program's line may lack some
             summary[f"{name}_{when}"] = record[f"eval_{name}"]
     return summary
-
-
-def _saved(recipe: Recipe, trainer: ShareGRPOTrainer) -> str:
-    return f"Saved after step {trainer.rollouts_done}. {_to_go_on(recipe, trainer)}"
-
-
-def _to_go_on(recipe: Recipe, trainer: ShareGRPOTrainer) -> str:
-    """The command that goes on; processes of a launcher are begun by the one that their user knows."""
-    if trainer.accelerator.num_processes > 1:
-        return "Continue with --resume auto."
-    kept = shlex.quote(str(recipe.run_dir / RECIPE_FILE))
-    return f"Continue with {typed_command()} train {kept} --resume auto"
-
-
-def _greeting(recipe: Recipe, trainer: ShareGRPOTrainer, done: int) -> str:
-    share, train_ = recipe.share, recipe.train
-    trained = sum(p.numel() for p in trainer.policy.parameters() if p.requires_grad)
-    start = f"resuming after step {done}" if done else "starting"
-    processes = trainer.accelerator.num_processes
-    start += f" in {processes} processes" if processes > 1 else ""
-    told = (
-        f"{recipe.name}: {start}; {counted(train_.rollouts, 'step')} of "
-        f"{counted(train_.problems_per_rollout, 'problem')} x {counted(share.num_variants, 'variant')} x "
-        f"{counted(share.num_responses, 'response')}, {counted(train_.updates_per_rollout, 'update')} each; "
-        f"{counted(len(trainer.problems), 'problem')}, {trained:,} trained parameters"
-    )
-    repeated = words_on_repeats(trainer.problems, share)
-    lines = [told, *([] if repeated is None else [f"variants  {repeated}"])]
-    return "\n".join([*lines, *(f"recipe    {note}" for note in recipe_notes(recipe))])
-
-
-def _last_words(console: Console, recipe: Recipe, summary: dict[str, Any]) -> None:
-    run_dir = recipe.run_dir
-    if "accuracy_before" in summary:
-        rewards = [f"reward/{function}" for function in recipe.reward.names]
-        rewards = ["reward", *rewards, *(f"{name}{APPLIED}" for name in rewards)] if rewards else []
-        names = [*SHARES, *COUNTS, *rewards]
-        before, after = ({n: summary.get(f"{n}_{when}") for n in names} for when in ("before", "after"))
-        console.print(before_after_table(before, after, recipe.eval.samples))
-        _tell_best(console, recipe, summary)
-    shares = {name: f"{summary[name]:.0%}" for name in AVERAGED}
-    sharing = (
-        "would be rescued by the global level" if recipe.share.levels == "local" else "were rescued by another variant"
-    )
-    console.print(
-        f"{counted(summary['steps'], 'step')} in {summary['train_seconds']:.0f} s; on average "
-        f"{shares['vanished_local']} of the variant groups and {shares['vanished_global']} of the problems gave no "
-        f"signal, {shares['rescued']} of the problems {sharing}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    typed = shlex.quote(str(run_dir))
-    console.print(
-        f"adapter   {run_dir / ADAPTER_DIR}\n"
-        f"metrics   {run_dir / METRICS_FILE}\n"
-        f"rollouts  {run_dir / 'rollouts'} (read with sharevl_lite.store.read)\n"
-        f"summary   {run_dir / SUMMARY_FILE}\n"
-        f"next      {typed_command()} view {typed}    what the policy tried, in the browser\n"
-        f"          {typed_command()} eval {typed} --samples 16    more samples, or --data for other problems\n"
-        f"          {typed_command()} export {typed} --to DIR    a verified model for transformers, vLLM, the Hub\n"
-        f"          peft.PeftModel.from_pretrained(model, {str(run_dir / ADAPTER_DIR)!r})    use the adapter",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _tell_best(console: Console, recipe: Recipe, summary: dict[str, Any]) -> None:
-    if not recipe.train.load_best_model_at_end or "adapter_update" not in summary:
-        return
-    name = recipe.best_metric.removeprefix("eval_")
-    told = f"best      the adapter is that of update {summary['adapter_update']:.0f}, the best in held-out {name}"
-    before, after = summary[f"{name}_before"], summary[f"{name}_after"]
-    if before is not None and after is not None and before >= after:
-        told += "; the model before training was no worse"
-    console.print(told, highlight=False, soft_wrap=True)
 
 
 def _drop_printer(trainer: ShareGRPOTrainer) -> None:

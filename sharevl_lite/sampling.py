@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 class InAll(Protocol):
     """Work that all processes do at the same place; see :mod:`sharevl_lite.together`."""
 
-    def __call__(self, work: Callable[[], T], /) -> T:
-        """What `work` gives in this process, where it fails in none."""
+    def __call__(self, work: Callable[[], T], /, *, leave: bool = False) -> T:
+        """What `work` gives in this process, where it fails in none; with `leave` an interrupt may end it."""
         ...
 
 
@@ -81,12 +81,12 @@ class RolloutSource:
         """Rollout `number`, and how many updates its sampler had seen; with `rollout.overlap` the next one is begun."""
         self.collector.trainer_state = state
         waiting, now = time.perf_counter(), state.global_step
-        made = self.in_all(self._ahead.take)
+        made = self.in_all(self._ahead.take, leave=True)
         if made is None and number in self._bases:
             made = self._sample_again(number)
         self.in_all(self.collector.engine.sync)
         if made is None:
-            made = self.in_all(lambda: self._collect(number, self.success)), now
+            made = self.in_all(lambda: self._collect(number, self.success), leave=True), now
         else:
             made[0].stopwatch.seconds["wait"] = time.perf_counter() - waiting
         if self.recipe.rollout.overlap:
@@ -130,7 +130,7 @@ class RolloutSource:
         basis = self._bases[number]
         with other_adapter(self.policy, basis.adapter):
             self.in_all(self.collector.engine.sync)
-            return self.in_all(lambda: self._collect(number, basis.success)), basis.updates
+            return self.in_all(lambda: self._collect(number, basis.success), leave=True), basis.updates
 
     def _collect(self, number: int, success: SuccessRates) -> Rollout:
         def ask(indices: list[int]) -> Rollout:

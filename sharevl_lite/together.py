@@ -19,11 +19,20 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+class Stopped(UserError):
+    """An interrupt ended work that a run can do again: in all processes, at the same place."""
+
+    WORDS = "interrupted"
+
+    def __init__(self) -> None:
+        super().__init__(self.WORDS)
+
+
 def in_all(work: Callable[[], T], gather: Callable[[Any], list[Any]], process: int) -> T:
     """What `work`, which all processes do at the same place, gives in this one, number `process`.
 
     `gather` gives a value of every process, in order. Raises the UserError of `work`; of several processes ToldError in
-    all of them, after the first of those in which it failed has logged why.
+    all of them, after the first of those in which it failed has logged why, or Stopped where one was interrupted.
     """
     made, failure = None, None
     try:
@@ -31,12 +40,14 @@ def in_all(work: Callable[[], T], gather: Callable[[Any], list[Any]], process: i
     except UserError as error:
         failure = error
     told = gather(None if failure is None else str(failure))
-    failed = [number for number, text in enumerate(told) if text is not None]
+    failed = [number for number, text in enumerate(told) if text not in (None, Stopped.WORDS)]
     if failed and len(told) > 1:
         words = f"process {failed[0]}: {told[failed[0]]}"
         if failed[0] == process:
             logger.error("%s", words)
         raise ToldError(words) from failure
+    if Stopped.WORDS in told:
+        raise Stopped from failure
     if failure is not None:
         raise failure
     return cast(T, made)

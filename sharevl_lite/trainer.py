@@ -8,7 +8,6 @@ schedule, clipping, callbacks, trackers, distribution, Hub upload) is the Traine
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -49,9 +48,9 @@ from sharevl_lite.metrics_log import MetricsLog
 from sharevl_lite.policy.hf import load_adapter, save_adapter
 from sharevl_lite.policy.packed import PackedPolicy
 from sharevl_lite.records import StoredPictures, rollout_rows
-from sharevl_lite.rollout.errors import RolloutError
 from sharevl_lite.sampling import RolloutSource
 from sharevl_lite.schedule import Schedule, UpdateStep
+from sharevl_lite.step_checks import check_gap, check_loss
 from sharevl_lite.store import RolloutStore
 from sharevl_lite.together import in_all
 from sharevl_lite.training_arguments import training_arguments
@@ -71,6 +70,8 @@ class ShareGRPOTrainer(Trainer):
     uploads: AdapterUploads | None = None
     eval_split = "eval"
     """Split of the store that evaluations are written to."""
+    leaving: Callable[[Callable[[], Any]], Any] = staticmethod(lambda work: work())
+    """Does work of this process alone that an interrupt may end; see :class:`sharevl_lite.interrupt`."""
 
     def __init__(
         self,
@@ -148,7 +149,7 @@ class ShareGRPOTrainer(Trainer):
         with self._watch.part("score"):
             self.policy.eval()
             self._plans = [self._learner.plan(self.schedule.members(c)) for c in range(self.schedule.chunks)]
-            self.in_all(self._score)
+            self.in_all(self._score, leave=True)
             self.policy.train()
 
     def _score(self) -> None:
@@ -173,18 +174,7 @@ class ShareGRPOTrainer(Trainer):
         gaps = self._learner.sampler_gaps().abs()
         sums = self.gather((float(gaps.sum()), gaps.numel()))
         mean = sum(total for total, _ in sums) / max(1, sum(count for _, count in sums))
-        if math.isnan(mean):
-            raise RolloutError(
-                f"step {self._rollout.number}: log-probs of the sampler ({section.engine}) are not numbers; its "
-                "weights are damaged, or its precision is too narrow (bfloat16 or float32 instead of float16)"
-            )
-        if not mean <= section.max_sampler_gap:
-            raise RolloutError(
-                f"rollout.max_sampler_gap: sampler ({section.engine}) and trainer disagree by {mean:.3f} nats a token "
-                f"in step {self._rollout.number}, above {section.max_sampler_gap}: they do not run the same model. "
-                "Check that both use one base model, precision and processor, or sample with rollout.engine: hf; null "
-                "switches the check off"
-            )
+        check_gap(self.recipe, self._rollout.number, mean)
 
     def _update(self, model: nn.Module, plan: UpdatePlan) -> Tensor:
         tokens = sum(self._learner.length_of(pair) for pair in plan.valid)
@@ -193,22 +183,13 @@ class ShareGRPOTrainer(Trainer):
         while True:
             attempt = Attempt(torch.zeros((), dtype=torch.float64, device=self.args.device))
             self._backward(model, plan, count, tokens, attempt)
-            self.in_all(partial(self._check_loss, attempt))
+            self.in_all(partial(check_loss, self._rollout.number, attempt.loss))
             # Gradients are averaged over processes, and so equal in all of them: each decides alike.
             if self._loss_scale.unscale(model.parameters()):
                 break
         self._tally = Tally.merged([self._tally, attempt.tally])
         self._clipped |= attempt.clipped
         return attempt.loss * self.accelerator.num_processes
-
-    def _check_loss(self, attempt: Attempt) -> None:
-        """Raises RolloutError where log-probs of the trainer were no numbers: no scale and no other step mends that."""
-        if not bool(attempt.loss.isfinite()):
-            raise RolloutError(
-                f"step {self._rollout.number}: the loss is not finite, nor are log-probs of the policy; the update was "
-                "not applied. Where the run has diverged, go on from an earlier checkpoint with a lower "
-                "train.learning_rate; else model.dtype: float16 may be too narrow, or the weights are damaged"
-            )
 
     def _backward(self, model: nn.Module, plan: UpdatePlan, count: int, tokens: int, attempt: Attempt) -> None:
         # The loss is a sum over processes where gradients are averaged.
@@ -380,9 +361,12 @@ class ShareGRPOTrainer(Trainer):
         gathered: list[Any] = gather_object([value])
         return gathered
 
-    def in_all(self, work: Callable[[], T]) -> T:
-        """What `work` gives in this process, where it fails in none; see :mod:`sharevl_lite.together`."""
-        return in_all(work, self.gather, self.accelerator.process_index)
+    def in_all(self, work: Callable[[], T], *, leave: bool = False) -> T:
+        """What `work` gives in this process, where it fails in none; see :mod:`sharevl_lite.together`.
+
+        With `leave` an interrupt of one of them ends it in all: work without collectives, before a step's first update.
+        """
+        return in_all(partial(self.leaving, work) if leave else work, self.gather, self.accelerator.process_index)
 
     def from_main(self, make: Callable[[], Any]) -> Any:
         """What the main process makes, on all of them."""

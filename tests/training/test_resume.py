@@ -114,7 +114,7 @@ def test_resume_from_an_older_checkpoint(command, finish_here, whole, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_finishes_the_step_and_saves(command, start, finish_here, whole, tmp_path, number):
+def test_interrupt_leaves_or_finishes_the_step_and_saves(command, start, finish_here, whole, tmp_path, number):
     run = tmp_path / "stopped"
     words = command(name="stopped", **{"train.save_rollouts": "null"})
     process = start(words)
@@ -124,7 +124,7 @@ def test_interrupt_finishes_the_step_and_saves(command, start, finish_here, whol
     process.send_signal(number)
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 130
-    assert "finishing this step" in errors
+    assert "interrupted: saving what is finished" in errors
     assert "--resume auto" in output
     saved = list_checkpoints(run / "checkpoints")
     assert len(saved) == 1

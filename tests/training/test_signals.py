@@ -7,8 +7,10 @@ import time
 import pytest
 
 from sharevl_lite import signals
+from sharevl_lite.errors import ToldError
 from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.signals import SIGNALS, Signals
+from sharevl_lite.together import Stopped, in_all
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def test_a_repeat_is_not_a_second_one_and_the_main_process_tells(interrupt, capf
         both_at_once()
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupt.asked
-    assert capfd.readouterr().err.count("interrupted: finishing this step and saving") == (rank == "0")
+    assert capfd.readouterr().err.count("interrupted: saving what is finished") == (rank == "0")
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
@@ -61,3 +63,48 @@ def test_a_repeat_that_comes_after_the_training_is_one_still(interrupt):
         assert not outer.asked
     with Signals(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_what_may_be_left_ends_at_once_and_nothing_else_does(interrupt):
+    def work():
+        done.append("begun")
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("ended")
+
+    done = []
+    with interrupt, pytest.raises(Stopped):
+        interrupt.leaving(work)
+    assert done == ["begun"]
+    with pytest.raises(Stopped):
+        interrupt.leaving(work)
+    assert done == ["begun"], "it does not begin after a signal"
+    with InterruptCallback(1, lambda vote: [vote]) as other:
+        work()
+        assert done[-1] == "ended"
+        assert other.asked
+
+
+def test_an_interrupt_that_a_library_makes_an_error_of_is_one_still(interrupt):
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except BaseException as error:
+            raise RuntimeError("the engine was interrupted") from error
+
+    with interrupt, pytest.raises(Stopped):
+        interrupt.leaving(work)
+    with pytest.raises(ZeroDivisionError):
+        InterruptCallback(1, lambda vote: [vote]).leaving(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_an_interrupt_of_one_process_stops_all_but_a_failure_is_told(interrupt, process):
+    def leave():
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        in_all(leave, lambda text: [text, None], process)
+    with pytest.raises(Stopped):
+        in_all(lambda: 7, lambda text: [text, Stopped.WORDS], process)
+    with pytest.raises(ToldError, match="process 1: no judge"):
+        in_all(leave, lambda text: [text, "no judge"], process)

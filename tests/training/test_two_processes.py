@@ -77,12 +77,20 @@ def test_two_processes_replace_and_choose_as_one_does(command, finish_in_two, fi
 
 REWARDS = '''
 import os
+import signal
 from pathlib import Path
 
 def fragile(completions, trainer_state, **kwargs):
     """Its judge is away until somebody mends it: in the second step, from the second process alone."""
     if os.environ["RANK"] == "1" and trainer_state.global_step == 2 and not Path(__file__).with_name("mended").exists():
         raise ConnectionError("no judge")
+    return [float(len(text) % 3) for text in completions]
+
+def interrupts(completions, trainer_state, **kwargs):
+    """A signal to the second process alone, while the second step is rewarded."""
+    if os.environ["RANK"] == "1" and trainer_state.global_step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+        Path(__file__).with_name("stayed").touch()
     return [float(len(text) % 3) for text in completions]
 
 if Path(__file__).with_name("no_server").exists():
@@ -147,3 +155,12 @@ def test_a_server_that_is_away_from_an_evaluation_is_told_once(rewarded, finish_
     failed = finish_in_two(rewarded("fragile", "run"), code=2)
     assert failed.stderr.count("no server") == failed.stderr.count("process 0: no server") == 1
     assert "sharevl-lite:" not in failed.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_with_the_step_before(rewarded, finish_in_two, tmp_path):
+    stopped = finish_in_two(rewarded("interrupts", "run", **{"data.eval": "null"}), code=130)
+    assert stopped.stdout.count("Saved after step 1. Continue with --resume auto.") == 1
+    assert not stopped.stderr
+    assert not (tmp_path / "stayed").exists()
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint-2"]
