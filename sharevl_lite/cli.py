@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 from sharevl_lite import __version__
 from sharevl_lite.errors import ToldError, UserError
+from sharevl_lite.parser import EXIT_USAGE, Parser
+from sharevl_lite.signals import Signals
+from sharevl_lite.together import is_main_process
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-_PLAIN_KNOBS = frozenset({"name", "output_dir", "seed"})
-"""The recipe's keys outside of its sections."""
+EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,9 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     options.parser.refuse_misspelled(others)
     try:
-        code: int = options.run(options, [*knobs, *others])
+        with Signals() if options.run is _train else nullcontext():  # SIGTERM ends what was begun as Ctrl-C does
+            code: int = options.run(options, [*knobs, *others])
     except KeyboardInterrupt:
-        print("stopped without saving", file=sys.stderr)
+        if is_main_process():
+            print("stopped without saving", file=sys.stderr)
         return EXIT_INTERRUPTED
     except UserError as error:
         if not isinstance(error, ToldError):
@@ -60,53 +62,9 @@ def _be_kind_to_shared_cores() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-class _Parser(argparse.ArgumentParser):
-    commands: Mapping[str, _Parser] = MappingProxyType({})
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
-
-    def set_knobs_apart(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The words without the recipe's knobs, and these with their values: argparse does not know that the word after
-        an option that it does not know may be its value."""
-        own = self.commands.get("".join(words[:1]), self)._option_string_actions
-        rest, knobs, left = list[str](), list[str](), list(words)
-        while left:
-            word = left.pop(0)
-            option, equals, _ = word.partition("=")
-            is_plain = option.removeprefix("--").replace("-", "_") in _PLAIN_KNOBS and option not in own
-            is_knob = option.startswith("--") and ("." in option or is_plain)
-            (knobs if is_knob else rest).append(word)
-            if is_knob and not equals and left and not left[0].startswith("--"):
-                knobs.append(left.pop(0))
-        return rest, knobs
-
-    def refuse_unknown_command(self, words: Sequence[str]) -> None:
-        """Ends the program where the first word is no command, with the one that was meant, or all."""
-        word = "".join(words[:1])
-        if not word or word.startswith("-") or word in self.commands:
-            return
-        near = ["train " + word] if word.endswith((".yaml", ".yml")) else difflib.get_close_matches(word, self.commands)
-        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.commands)}"
-        self.error(f"unknown command {word}; {meant}")
-
-    def refuse_misspelled(self, words: Sequence[str]) -> None:
-        """Ends the program where a word (`--dryrun`, `-dry-run`, `--dry`, `--resume-from`) is nearly one of this
-        command's options, or begins as one does."""
-        known = [option for option in self._option_string_actions if option.startswith("--")]
-        for word in words:
-            option = word.partition("=")[0]
-            name = option.lstrip("-").replace("_", "-").lower()
-            if option.startswith("-") and name[:1].isalpha():
-                near = difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.75)
-                near += [flag for flag in known if flag.startswith(f"--{name}-") or f"--{name}".startswith(f"{flag}-")]
-                if near:
-                    self.error(f"unknown option {option}; did you mean {near[0]}?")
-
-
-def _parser(*, with_knobs: bool = False) -> _Parser:
+def _parser(*, with_knobs: bool = False) -> Parser:
     """`with_knobs`: the help of `train` lists every knob, which takes time to read off the recipe's models."""
-    parser = _Parser(
+    parser = Parser(
         prog="sharevl-lite",
         description="Fine-tune vision-language models with Share-GRPO on one workstation.",
         allow_abbrev=False,
@@ -146,7 +104,7 @@ def _parser(*, with_knobs: bool = False) -> _Parser:
     return parser
 
 
-def _add_eval(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_eval(commands: argparse._SubParsersAction[Parser]) -> None:
     from sharevl_lite.eval_command import DESCRIPTION, USAGE, add_options
 
     evaluate = commands.add_parser(
@@ -160,7 +118,7 @@ def _add_eval(commands: argparse._SubParsersAction[_Parser]) -> None:
     evaluate.set_defaults(run=_evaluate, parser=evaluate)
 
 
-def _add_variants(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_variants(commands: argparse._SubParsersAction[Parser]) -> None:
     variants = commands.add_parser(
         "variants",
         help="rewrites of every problem of a data set, filtered",
@@ -192,7 +150,7 @@ def _add_variants(commands: argparse._SubParsersAction[_Parser]) -> None:
     variants.set_defaults(run=_variants, parser=variants)
 
 
-def _add_check(variants: _Parser) -> None:
+def _add_check(variants: Parser) -> None:
     check = variants.add_argument_group("solver check (off unless --check-with is given)")
     check.add_argument(
         "--check-with",
@@ -209,7 +167,7 @@ def _add_check(variants: _Parser) -> None:
     )
 
 
-def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_export(commands: argparse._SubParsersAction[Parser]) -> None:
     export = commands.add_parser(
         "export",
         help="a run as a model for transformers, vLLM, llama.cpp or the Hub",
@@ -249,7 +207,7 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
     export.set_defaults(run=_export, parser=export)
 
 
-def _add_export_details(export: _Parser) -> None:
+def _add_export_details(export: Parser) -> None:
     export.add_argument(
         "--max-shard-size",
         metavar="SIZE",

@@ -256,7 +256,8 @@ class ShareGRPOTrainer(Trainer):
         self.source.wait()  # it samples with the weights of its time
         self.in_all(self.collector.engine.sync)
         self.collector.trainer_state = self.state
-        evaluation = evaluator.figures(self.in_all(lambda: evaluator.ask(step)))
+        leave = not self.control.should_evaluate  # else a step was made, and a resumed run would not evaluate it again
+        evaluation = evaluator.figures(self.in_all(lambda: evaluator.ask(step), leave=leave))
         self.policy.forget_images()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.record.items()}
         if self.eval_split == BEST_SPLIT:

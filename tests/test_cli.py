@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sharevl_lite.cli import _PLAIN_KNOBS, main
+from sharevl_lite.cli import main
 from sharevl_lite.data.digits import digits_problems
+from sharevl_lite.parser import PLAIN_KNOBS
 from sharevl_lite.policy.hf import resolve_model_path
 
 ROOT = Path(__file__).parents[1]
@@ -373,7 +374,7 @@ def test_what_the_model_does_not_have_is_refused_before_and_at_the_start(called,
 def test_knobs_outside_of_sections_are_known_to_the_command_line():
     from sharevl_lite.knobs import knobs
 
-    assert {knob.name for knob in knobs() if "." not in knob.name} == {name.replace("_", "-") for name in _PLAIN_KNOBS}
+    assert {knob.name for knob in knobs() if "." not in knob.name} == {name.replace("_", "-") for name in PLAIN_KNOBS}
 
 
 def test_a_mistake_shows_no_trace():

@@ -1,11 +1,11 @@
-"""An interrupt leaves a step that has not been trained on."""
+"""An interrupt leaves a step that has not been trained on, and an evaluation that a resumed run makes again."""
 
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
-from sharevl_lite import store, train
+from sharevl_lite import metrics_log, store, train
 from sharevl_lite.checkpoints import list_checkpoints
 
 INTERRUPTS = '''
@@ -46,3 +46,18 @@ def test_a_step_that_is_sampled_or_scored_is_left_and_the_one_before_saved(inter
     assert [path.name for path in list_checkpoints(recipe.run_dir / "checkpoints")] == ["checkpoint-2"]
     assert train(recipe, resume="auto", console=Console(quiet=True)).summary["steps"] == 2
     assert store.read(recipe.run_dir, "train").column("step").unique().to_pylist() == [1, 2]
+
+
+def test_the_first_evaluation_is_left_and_the_command_repeated(interrupted):
+    recipe, said = interrupted(0)
+    assert "Nothing was trained yet; repeat the command." in said
+    assert not list_checkpoints(recipe.run_dir / "checkpoints")
+    assert train(recipe, console=Console(quiet=True)).summary["steps"] == 2
+
+
+def test_the_last_evaluation_is_left_and_made_by_a_resumed_run(interrupted):
+    recipe, said = interrupted(4)
+    assert "All 2 steps are trained and saved; the last evaluation is not done. Continue with" in said
+    assert train(recipe, resume="auto", console=Console(quiet=True)).summary["steps"] == 2
+    records = metrics_log.read(recipe.run_dir / "metrics.jsonl")
+    assert [record["update"] for record in records if "eval_accuracy" in record] == [0, 4]

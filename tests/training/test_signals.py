@@ -7,6 +7,7 @@ import time
 import pytest
 
 from sharevl_lite import signals
+from sharevl_lite.cli import main
 from sharevl_lite.errors import ToldError
 from sharevl_lite.interrupt import InterruptCallback
 from sharevl_lite.signals import SIGNALS, Signals
@@ -108,3 +109,20 @@ def test_an_interrupt_of_one_process_stops_all_but_a_failure_is_told(interrupt, 
         in_all(lambda: 7, lambda text: [text, Stopped.WORDS], process)
     with pytest.raises(ToldError, match="process 1: no judge"):
         in_all(leave, lambda text: [text, "no judge"], process)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_sigterm_while_loading_ends_in_order_and_is_told_once(command, monkeypatch, capfd, rank):
+    def loads(recipe, **_):
+        try:
+            both_at_once()
+            time.sleep(20)
+        finally:
+            ended.append(recipe.name)
+
+    ended = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("sharevl_lite.run.train", loads)
+    assert main(command()[3:]) == 130
+    assert ended == ["small"]
+    assert capfd.readouterr().err == "stopped without saving\n" * (rank == "0")
