@@ -38,6 +38,7 @@ from sharevl_lite.display import OF_UPDATE, StepDisplay
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.errors import ToldError
 from sharevl_lite.first_checks import check_adapter_start, check_trackers
+from sharevl_lite.group import join
 from sharevl_lite.heldout import COUNTS, SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
@@ -99,6 +100,7 @@ def train(
     console = console or Console(quiet=not is_main_process(), force_terminal=on_screen)
     run_dir = recipe.run_dir
     _check_services(recipe)
+    join(recipe)
     with held(run_dir):
         return _train_in_folder(recipe, resume, console, callbacks)
 

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR
 from sharevl_lite.config import Recipe
+from sharevl_lite.group import patience
 
 NEVER = 2**31
 """Rollouts: no run is so long. Its end is saved anyway; a number that follows its length would change with it."""
@@ -60,6 +61,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
+        ddp_timeout=int(patience(recipe).total_seconds()),
         log_level="error",
     )
     if arguments.device.type == "cpu":

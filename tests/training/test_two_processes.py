@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from sharevl_lite import metrics_log, store
 from sharevl_lite.checkpoints import list_checkpoints
 from sharevl_lite.errors import ToldError, UserError
+from sharevl_lite.group import patience
 from sharevl_lite.together import in_all
+from sharevl_lite.training_arguments import training_arguments
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -80,6 +82,8 @@ import os
 import signal
 from pathlib import Path
 
+import torch
+
 def fragile(completions, trainer_state, **kwargs):
     """Its judge is away until somebody mends it: in the second step, from the second process alone."""
     if os.environ["RANK"] == "1" and trainer_state.global_step == 2 and not Path(__file__).with_name("mended").exists():
@@ -89,6 +93,9 @@ def fragile(completions, trainer_state, **kwargs):
 def interrupts(completions, trainer_state, **kwargs):
     """A signal to the second process alone, while the second step is rewarded."""
     if os.environ["RANK"] == "1" and trainer_state.global_step == 2:
+        group = torch.distributed.distributed_c10d._get_default_group()
+        patience = group._get_backend(torch.device("cpu")).options._timeout
+        Path(__file__).with_name("patience").write_text(str(patience.total_seconds()))
         os.kill(os.getpid(), signal.SIGTERM)
         Path(__file__).with_name("stayed").touch()
     return [float(len(text) % 3) for text in completions]
@@ -157,10 +164,19 @@ def test_a_server_that_is_away_from_an_evaluation_is_told_once(rewarded, finish_
     assert "sharevl-lite:" not in failed.stderr
 
 
+def test_processes_wait_for_each_other_as_long_as_for_a_server(small_recipe):
+    server = {"rollout.engine": "server", "rollout.server_urls": ["http://localhost:8000/v1"]}
+    server |= {"rollout.server_adapter_dir": "adapters", "rollout.server_timeout_seconds": 7200.0}
+    assert patience(small_recipe()).total_seconds() == 6 * 3600
+    recipe = small_recipe(**server, **{"rollout.server_retries": 9})
+    assert training_arguments(recipe).ddp_timeout >= 10 * 7200
+
+
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_with_the_step_before(rewarded, finish_in_two, tmp_path):
     stopped = finish_in_two(rewarded("interrupts", "run", **{"data.eval": "null"}), code=130)
     assert stopped.stdout.count("Saved after step 1. Continue with --resume auto.") == 1
     assert not stopped.stderr
     assert not (tmp_path / "stayed").exists()
+    assert float((tmp_path / "patience").read_text()) == 6 * 3600, "the group's, on a CPU too"
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint-2"]
