@@ -6,6 +6,7 @@ Each check is the one that the command itself makes later, when it comes to that
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR, list_checkpoints
@@ -17,6 +18,16 @@ from sharevl_lite.policy.folder import check_folder, resolve_model_path
 from sharevl_lite.rewards.functions import find_function
 from sharevl_lite.run_folder import RunError, check_place, held, is_finished
 
+OTHER_WAYS = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+"""Variables that `accelerate launch` sets, and what for."""
+DYNAMO = "ACCELERATE_DYNAMO_BACKEND"
+SWITCHED_ON = frozenset({"1", "true", "yes", "y", "t", "on"})
+
 
 def check_start(recipe: Recipe, resume: str | Path | None) -> None:
     """What `train` is asked: the run's folder, what must be installed, and :func:`check_inputs`. Raises their errors.
@@ -24,6 +35,7 @@ def check_start(recipe: Recipe, resume: str | Path | None) -> None:
     The inputs of a finished run that is resumed are not asked: its figures are shown. Nor is the adapter that a run
     began with, where it goes on from a checkpoint.
     """
+    check_launcher()
     check_installed(recipe)
     check_trackers(recipe)
     with held(recipe.run_dir):
@@ -33,6 +45,18 @@ def check_start(recipe: Recipe, resume: str | Path | None) -> None:
     check_inputs(recipe)
     if resume is None or (resume == "auto" and not list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR)):
         check_adapter_start(recipe.model)
+
+
+def check_launcher() -> None:
+    """Raises RunError where `accelerate launch` was configured for another way to train than the one there is."""
+    asked = [f"{what} ({name})" for name, what in OTHER_WAYS.items() if os.environ.get(name, "").lower() in SWITCHED_ON]
+    if os.environ.get(DYNAMO, "no").lower() not in ("", "no"):
+        asked.append(f"torch.compile ({DYNAMO})")
+    if asked:
+        raise RunError(
+            f"accelerate is configured for {', '.join(asked)}, and here every process trains a whole policy: unset it, "
+            "launch with torchrun, or choose plain data parallelism in `accelerate config` (docs/scaling.md)"
+        )
 
 
 def check_trackers(recipe: Recipe) -> None:

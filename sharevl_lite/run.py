@@ -37,7 +37,7 @@ from sharevl_lite.config import Recipe
 from sharevl_lite.display import OF_UPDATE, StepDisplay
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.errors import ToldError
-from sharevl_lite.first_checks import check_adapter_start, check_trackers
+from sharevl_lite.first_checks import check_adapter_start, check_launcher, check_trackers
 from sharevl_lite.group import join
 from sharevl_lite.heldout import COUNTS, SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
@@ -178,6 +178,7 @@ def _assemble(
 
 def _check_services(recipe: Recipe) -> None:
     """Engine and trackers are there and the Hub would know us: better now than after the first step."""
+    check_launcher()
     check_engine(recipe)
     check_trackers(recipe)
     if recipe.train.push_to_hub:

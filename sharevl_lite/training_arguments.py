@@ -64,6 +64,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         ddp_timeout=int(patience(recipe).total_seconds()),
         log_level="error",
     )
+    arguments.mixed_precision = "no"  # the recipe's dtype alone: `accelerate launch` has one of its own to hand on
     if arguments.device.type == "cpu":
         # Accelerate numbers the processes' CPUs (`cpu:1`), and torch.load knows none with a number: no checkpoint could
         # be read again.
