@@ -17,6 +17,7 @@ from sharevl_lite.policy.adapter_start import check_start as check_adapter_start
 from sharevl_lite.policy.folder import check_folder, resolve_model_path
 from sharevl_lite.rewards.functions import find_function
 from sharevl_lite.run_folder import RunError, check_place, held, is_finished
+from sharevl_lite.together import is_main_process
 
 OTHER_WAYS = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -39,7 +40,8 @@ def check_start(recipe: Recipe, resume: str | Path | None) -> None:
     check_installed(recipe)
     check_trackers(recipe)
     with held(recipe.run_dir):
-        check_place(recipe.run_dir, resume)
+        if is_main_process():  # another one may not see the folder, which is told when they meet
+            check_place(recipe.run_dir, resume)
     if resume is not None and is_finished(recipe):
         return
     check_inputs(recipe)

@@ -38,7 +38,7 @@ from sharevl_lite.display import OF_UPDATE, StepDisplay
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.errors import ToldError
 from sharevl_lite.first_checks import check_adapter_start, check_launcher, check_trackers
-from sharevl_lite.group import join
+from sharevl_lite.group import from_main, join
 from sharevl_lite.heldout import COUNTS, SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
@@ -63,7 +63,7 @@ from sharevl_lite.run_files import (
     TOKENIZER_FILE,
     read_record,
 )
-from sharevl_lite.run_folder import RunError, has_steps, held, is_finished, reopen, words_on_beginning
+from sharevl_lite.run_folder import RunError, check_shared, has_steps, held, is_finished, reopen, words_on_beginning
 from sharevl_lite.run_words import AVERAGED, greeting, last_words, saved, to_go_on, words_on_stop
 from sharevl_lite.schedule import check_enough
 from sharevl_lite.store import RolloutStore
@@ -100,8 +100,9 @@ def train(
     console = console or Console(quiet=not is_main_process(), force_terminal=on_screen)
     run_dir = recipe.run_dir
     _check_services(recipe)
-    join(recipe)
     with held(run_dir):
+        join(recipe)
+        check_shared(run_dir)
         return _train_in_folder(recipe, resume, console, callbacks)
 
 
@@ -109,26 +110,35 @@ def _train_in_folder(
     recipe: Recipe, resume: str | Path | None, console: Console, callbacks: Sequence[TrainerCallback]
 ) -> RunResult:
     run_dir = recipe.run_dir
-    checkpoint = prepare(recipe, resume)
-    if resume is not None and is_finished(recipe):
+    checkpoint, finished, has_begun = from_main(lambda: _found(recipe, resume))
+    if checkpoint is not None and not is_main_process():
+        checkpoint = run_dir / CHECKPOINTS_DIR / checkpoint.name  # it may have another name for the folder
+    if finished:
         summary = read_record(run_dir / SUMMARY_FILE)
         console.print(f"{run_dir} is finished; {words_on_more(recipe)}.", highlight=False, markup=False, soft_wrap=True)
         last_words(console, recipe, summary)
         return RunResult(run_dir, summary)
     if checkpoint is None:
         check_adapter_start(recipe.model)
-        if resume is not None and not has_steps(run_dir):
+        if resume is not None and not has_begun:
             console.print(words_on_beginning(run_dir), highlight=False, markup=False, soft_wrap=True)
     check_servers(recipe)
     with RewardScorer(recipe.reward) as scorer:
-        resuming = resume is not None and has_steps(run_dir)
-        trainer, display, skipped = _assemble(recipe, scorer, console, resuming=resuming, fresh=checkpoint is None)
+        trainer, display, skipped = _assemble(recipe, scorer, console, resuming=has_begun, fresh=checkpoint is None)
         for callback in callbacks:
             trainer.add_callback(callback)
         try:
             return _train(recipe, trainer, display, checkpoint, console, skipped)
         finally:
             trainer.collector.engine.close()
+
+
+def _found(recipe: Recipe, resume: str | Path | None) -> tuple[Path | None, bool, bool]:
+    """The checkpoint to start from, whether the run is finished, and whether it has steps. Raises RunError."""
+    checkpoint = prepare(recipe, resume)
+    if resume is None:
+        return None, False, False
+    return checkpoint, is_finished(recipe), has_steps(recipe.run_dir)
 
 
 def _assemble(

@@ -6,17 +6,22 @@ import contextlib
 import difflib
 import functools
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from sharevl_lite import metrics_log
-from sharevl_lite.atomic import locked
+from sharevl_lite.atomic import locked, temporary_beside
 from sharevl_lite.checkpoints import CHECKPOINTS_DIR, STATE_FILE, list_checkpoints, remove_checkpoint
 from sharevl_lite.config import Recipe
 from sharevl_lite.errors import UserError
+from sharevl_lite.group import from_main, in_all_processes, world
 from sharevl_lite.recipes import load_recipe
 from sharevl_lite.run_files import ADAPTER_DIR, METRICS_FILE, RECIPE_FILE, SUMMARY_FILE, read_record
 from sharevl_lite.together import is_main_process
+
+SEEN_WITHIN = 10.0
+"""Seconds in which a file of another machine appears."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +55,40 @@ def held(run_dir: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 run_dir.rmdir()
+
+
+def check_shared(run_dir: Path) -> None:
+    """Raises ToldError, in all processes, where one of them does not see what the main process writes into the folder.
+
+    All of a group must call it, in :func:`held`.
+    """
+    if world() == 1:
+        return
+    token = run_dir / from_main(lambda: _written(temporary_beside(run_dir / "shared")).name)
+    try:
+        in_all_processes(lambda: _see(token))
+    finally:
+        if is_main_process():
+            token.unlink(missing_ok=True)
+
+
+def _written(token: Path) -> Path:
+    try:
+        token.touch()
+    except OSError as error:
+        raise RunError(f"{token.parent}: cannot be written ({error}); set --output-dir to another folder") from error
+    return token
+
+
+def _see(token: Path) -> None:
+    latest = time.monotonic() + SEEN_WITHIN
+    while not token.exists():
+        if time.monotonic() > latest:
+            raise RunError(
+                f"{token.parent.absolute()} is not the folder that the main process writes to: every process needs the "
+                "same --output-dir, on a file system that all machines share"
+            )
+        time.sleep(0.1)
 
 
 @functools.cache

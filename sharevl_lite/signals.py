@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
@@ -67,3 +68,16 @@ def tell(words: str) -> None:
     if is_main_process():
         with contextlib.suppress(OSError):
             os.write(2, f"{words}\n".encode())
+
+
+@contextlib.contextmanager
+def unhandled() -> Iterator[None]:
+    """A signal ends the process at once, as one without handlers: around what waits outside of Python."""
+    before = {}
+    with contextlib.suppress(ValueError):  # not the main thread
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

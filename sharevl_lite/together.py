@@ -16,7 +16,12 @@ logger = logging.getLogger(__name__)
 
 def is_main_process() -> bool:
     """Whether this is the process that writes and speaks for all, by the RANK that torchrun sets; needs no torch."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return process() == 0
+
+
+def process() -> int:
+    """This process's number, by torchrun's RANK."""
+    return int(os.environ.get("RANK", "0"))
 
 
 class Stopped(UserError):

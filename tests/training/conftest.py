@@ -144,18 +144,20 @@ def start(environment):
 
 @pytest.fixture
 def finish_in_two(start):
-    """Runs a command to its end in two processes, as a launcher starts them; returns what both of them said."""
+    """Runs a command (in the second process perhaps another) to its end in two processes, as a launcher starts them;
+    returns what both of them said."""
 
-    def run(words, code=0):
+    def run(words, code=0, second=None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        both = [start(words, **world, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+        words = {"0": words, "1": second or words}
+        both = [start(words[rank], **world, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
         said = [process.communicate(timeout=200) for process in both]
         output, errors = ("".join(texts) for texts in zip(*said, strict=True))
         assert [process.returncode for process in both] == [code, code], output + errors
-        return subprocess.CompletedProcess(words, code, output, errors)
+        return subprocess.CompletedProcess(words["0"], code, output, errors)
 
     return run
 

@@ -180,3 +180,13 @@ def test_a_signal_to_one_process_stops_both_with_the_step_before(rewarded, finis
     assert not (tmp_path / "stayed").exists()
     assert float((tmp_path / "patience").read_text()) == 6 * 3600, "the group's, on a CPU too"
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint-2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resume", [(), ("--resume", "auto")])
+def test_processes_with_folders_of_their_own_are_refused(command, finish_in_two, tmp_path, resume):
+    other = command(*resume, output_dir=tmp_path / "node1")
+    refused = finish_in_two(command(*resume), code=2, second=other)
+    assert refused.stderr.count("node1/small is not the folder that the main process writes to: every process") == 1
+    assert not (tmp_path / "small").exists()
+    assert not refused.stdout
