@@ -16,7 +16,7 @@ from sharevl_lite import __version__
 from sharevl_lite.errors import ToldError, UserError
 from sharevl_lite.parser import EXIT_USAGE, Parser
 from sharevl_lite.signals import Signals
-from sharevl_lite.together import is_main_process
+from sharevl_lite.together import is_main_process, leave_word_to_main_process
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except UserError as error:
         if not isinstance(error, ToldError):
+            leave_word_to_main_process()
             print(f"sharevl-lite: {error}{_beside(error, options)}", file=sys.stderr)
         return EXIT_USAGE
     return code

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NoReturn
 
+from sharevl_lite.together import leave_word_to_main_process
+
 EXIT_USAGE = 2
 PLAIN_KNOBS = frozenset({"name", "output_dir", "seed"})
 """The recipe's keys outside of its sections."""
@@ -20,6 +22,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with what is wrong."""
+        leave_word_to_main_process()
         self.exit(EXIT_USAGE, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
 
     def set_knobs_apart(self, words: Sequence[str]) -> tuple[list[str], list[str]]:

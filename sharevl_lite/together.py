@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from sharevl_lite.errors import ToldError, UserError
 
 T = TypeVar("T")
+LEFT_TO_MAIN_SECONDS = 20.0
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,15 @@ def is_main_process() -> bool:
 def process() -> int:
     """This process's number, by torchrun's RANK."""
     return int(os.environ.get("RANK", "0"))
+
+
+def leave_word_to_main_process() -> None:
+    """Before a mistake is told: what the main process meets as well it tells itself, and a launcher then ends this one.
+
+    Where nobody ended this process meanwhile, it met the mistake alone.
+    """
+    if not is_main_process():
+        time.sleep(LEFT_TO_MAIN_SECONDS)
 
 
 class Stopped(UserError):

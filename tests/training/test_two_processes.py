@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from sharevl_lite import metrics_log, store
 from sharevl_lite.checkpoints import list_checkpoints
+from sharevl_lite.cli import main
 from sharevl_lite.errors import ToldError, UserError
 from sharevl_lite.group import patience
 from sharevl_lite.together import in_all
@@ -190,3 +191,19 @@ def test_processes_with_folders_of_their_own_are_refused(command, finish_in_two,
     assert refused.stderr.count("node1/small is not the folder that the main process writes to: every process") == 1
     assert not (tmp_path / "small").exists()
     assert not refused.stdout
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [("--data.train=nope.jsonl", "nope.jsonl: no such file"), ("--dryrun", "unknown option --dryrun")],
+)
+def test_a_mistake_that_all_meet_is_told_once(command, finish, mistake, told):
+    failed = finish([*LAUNCH, *command(mistake)[1:]], code=1)  # the launcher's own
+    assert failed.stderr.count(told) == 1
+
+
+def test_a_mistake_that_one_process_alone_meets_is_told_by_it(command, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("sharevl_lite.together.LEFT_TO_MAIN_SECONDS", 0.0)
+    assert main(command("--data.train=nope.jsonl")[3:]) == 2
+    assert "nope.jsonl: no such file" in capsys.readouterr().err
