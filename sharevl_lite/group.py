@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from sharevl_lite.config import Recipe
+from sharevl_lite.errors import first_line
 from sharevl_lite.signals import unhandled
 from sharevl_lite.together import in_all, is_main_process, process
 
@@ -16,6 +18,8 @@ T = TypeVar("T")
 LEAST = timedelta(hours=6)
 """A process waits so long for the slowest one: for its rewards, its rollout, or an evaluation of its own part."""
 MARGIN = timedelta(hours=1)
+LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL error")
+"""Words of collectives that failed."""
 
 
 def patience(recipe: Recipe) -> timedelta:
@@ -64,3 +68,17 @@ def from_main(make: Callable[[], T]) -> T:
     """What the main process makes, in all; where it raises a UserError, all stop."""
     made: list[T] = gather(in_all_processes(lambda: make() if is_main_process() else None))
     return made[0]
+
+
+def has_lost_one(error: BaseException) -> bool:
+    """Whether a collective failed, which is so where another process died or hangs; gloo has no class of errors."""
+    import torch.distributed
+
+    known = torch.distributed.is_available() and isinstance(error, torch.distributed.DistError)
+    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in LOST))
+
+
+def words_on_loss(error: BaseException) -> str:
+    """The same, told, with the first sentence of what the library says behind the place in its source."""
+    said = re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". ")[0]
+    return f"another process died or hangs, its own output says why ({said})"

@@ -31,14 +31,14 @@ from sharevl_lite.atomic import (
     write_atomically,
     write_json,
 )
-from sharevl_lite.checkpoints import CHECKPOINTS_DIR, discard_later_checkpoints, updates_made
+from sharevl_lite.checkpoints import CHECKPOINTS_DIR, discard_later_checkpoints, list_checkpoints, updates_made
 from sharevl_lite.collect import Collector, check_rewards
 from sharevl_lite.config import Recipe
 from sharevl_lite.display import OF_UPDATE, StepDisplay
 from sharevl_lite.engines import check_engine, check_servers, load_policy_of, make_engine, tell_wait
 from sharevl_lite.errors import ToldError
 from sharevl_lite.first_checks import check_adapter_start, check_launcher, check_trackers
-from sharevl_lite.group import from_main, join
+from sharevl_lite.group import from_main, has_lost_one, join, words_on_loss
 from sharevl_lite.heldout import COUNTS, SHARES
 from sharevl_lite.intake import fit_prompts, most_images, read_sources
 from sharevl_lite.interrupt import InterruptCallback
@@ -100,10 +100,15 @@ def train(
     console = console or Console(quiet=not is_main_process(), force_terminal=on_screen)
     run_dir = recipe.run_dir
     _check_services(recipe)
-    with held(run_dir):
-        join(recipe)
-        check_shared(run_dir)
-        return _train_in_folder(recipe, resume, console, callbacks)
+    try:
+        with held(run_dir):
+            join(recipe)
+            check_shared(run_dir)
+            return _train_in_folder(recipe, resume, console, callbacks)
+    except RuntimeError as error:  # while it loads; later ones are met below
+        if not has_lost_one(error):
+            raise
+        raise RunError(f"{words_on_loss(error)}. Repeat the command, with --resume auto if steps were made.") from error
 
 
 def _train_in_folder(
@@ -229,6 +234,10 @@ def _train(
             if main:
                 console.print(words_on_stop(recipe, trainer), highlight=False, markup=False, soft_wrap=True)
             return RunResult(run_dir, None)
+        except RuntimeError as error:
+            if has_lost_one(error):
+                raise _left_alone(recipe, trainer, error) from error
+            raise
         if main:
             _publish_adapter(trainer, run_dir)
             summary = _summarise(recipe, metrics_log.read(run_dir / METRICS_FILE)) | skipped
@@ -238,6 +247,16 @@ def _train(
     if trainer.uploads is not None:
         trainer.uploads.send(run_dir / ADAPTER_DIR, "the run's adapter")
     return RunResult(run_dir, summary)
+
+
+def _left_alone(recipe: Recipe, trainer: ShareGRPOTrainer, error: RuntimeError) -> RunError:
+    """What a process says whose peer died; the main one saves what can be saved without the others."""
+    kept = trainer.accelerator.is_main_process and trainer.save_before_failure(alone=True)
+    if kept or list_checkpoints(recipe.run_dir / CHECKPOINTS_DIR):
+        told = saved(recipe, trainer) if kept else to_go_on(recipe, trainer)
+    else:
+        told = "Nothing was saved yet; repeat the command."
+    return RunError(f"{words_on_loss(error)}. {told}")
 
 
 def _take_steps(

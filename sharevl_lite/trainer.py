@@ -113,6 +113,7 @@ class ShareGRPOTrainer(Trainer):
         self._loss_scale = LossScale(enabled=policy.base_dtype == torch.float16)
         self._pictures = StoredPictures(store.put_image)
         self._step_metrics: dict[str, float] = {}
+        self._alone = self._finishing = False
         self.control: TrainerControl
 
     # -- the data ------------------------------------------------------------------------------------------------
@@ -208,6 +209,7 @@ class ShareGRPOTrainer(Trainer):
             attempt.add(row_loss)
 
     def _finish_rollout(self) -> None:
+        self._finishing = True
         with self._watch.part("store"):
             self._store_rows("train", self._rollout, self._learner, self._clipped)
         tally_rollout(self._tally, self._rollout)
@@ -227,6 +229,7 @@ class ShareGRPOTrainer(Trainer):
         self._step_metrics = record
         del self._rollout, self._learner, self._plans  # pixels, features and log-probs need not outlive the step
         self.policy.forget_images()
+        self._finishing = False
 
     def _tally_choices(self) -> None:
         """What dynamic sampling replaced and how hard problems were asked; their success rates go on."""
@@ -282,7 +285,7 @@ class ShareGRPOTrainer(Trainer):
         final = Path(self.args.output_dir) / f"{CHECKPOINT_PREFIX}{self.state.global_step}"
         staging = Path(self.from_main(lambda: str(temporary_beside(final))))
         staging.mkdir(parents=True, exist_ok=True)
-        self.accelerator.wait_for_everyone()
+        self._meet()
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(final)
         self._save_optimizer_and_scheduler(str(staging))
@@ -292,26 +295,27 @@ class ShareGRPOTrainer(Trainer):
             self._loss_scale.save(staging)
             self.source.save(staging, self.rollouts_done + 1)
             self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
-        self.accelerator.wait_for_everyone()
+        self._meet()
         if self.accelerator.is_main_process:
             publish_directory(staging, final, replace=True)
             self._finish_current_push()  # the checkpoint being sent may be one that goes now
             limit = self.recipe.train.save_total_limit
             keep_newest(Path(self.args.output_dir), limit, best=self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
+        self._meet()
         if self.uploads is not None:
             self.uploads.start(final, f"step {self.rollouts_done}")
 
-    def save_before_failure(self) -> bool:
+    def save_before_failure(self, *, alone: bool = False) -> bool:
         """Saves a checkpoint of the finished steps where the next one failed before its first update; whether it did.
 
-        All processes must call it. Not where an evaluation failed, which a resumed run would pass over: it repeats the
-        step instead.
+        All processes must call it, or with `alone` the main process, which others have left. Not where an evaluation
+        failed, which a resumed run would pass over: it repeats the step instead.
         """
+        self._alone = alone
         done = int(self.state.global_step)
         newest = self.from_main(lambda: [path.name for path in list_checkpoints(Path(self.args.output_dir))][-1:])
         fresh = done > 0 and newest != [f"{CHECKPOINT_PREFIX}{done}"]
-        begun = done % self.recipe.train.updates_per_rollout or self.control.should_evaluate
+        begun = done % self.recipe.train.updates_per_rollout or self.control.should_evaluate or self._finishing
         if not fresh or begun:
             return False
         self._save_checkpoint(self.model, None)
@@ -371,8 +375,14 @@ class ShareGRPOTrainer(Trainer):
 
     def from_main(self, make: Callable[[], Any]) -> Any:
         """What the main process makes, on all of them."""
+        if self._alone:
+            return make()
         box = [make() if self.accelerator.is_main_process else None]
         return broadcast_object_list(box)[0]
+
+    def _meet(self) -> None:
+        if not self._alone:
+            self.accelerator.wait_for_everyone()
 
     def _store_rows(
         self, split: str, rollout: Rollout, learner: Learner | None = None, clipped: dict[Pair, float] | None = None

@@ -145,7 +145,7 @@ def start(environment):
 @pytest.fixture
 def finish_in_two(start):
     """Runs a command (in the second process perhaps another) to its end in two processes, as a launcher starts them;
-    returns what both of them said."""
+    returns what both of them said. `code` is both processes' exit code, or a pair of them."""
 
     def run(words, code=0, second=None):
         with socket.socket() as free:
@@ -156,7 +156,8 @@ def finish_in_two(start):
         both = [start(words[rank], **world, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
         said = [process.communicate(timeout=200) for process in both]
         output, errors = ("".join(texts) for texts in zip(*said, strict=True))
-        assert [process.returncode for process in both] == [code, code], output + errors
+        codes = list(code) if isinstance(code, tuple) else [code, code]
+        assert [process.returncode for process in both] == codes, output + errors
         return subprocess.CompletedProcess(words["0"], code, output, errors)
 
     return run

@@ -1,13 +1,14 @@
 """Two processes on a CPU (gloo) train as one process does, and stop together where one of them fails."""
 
 import json
+import signal
 import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sharevl_lite import metrics_log, store
+from sharevl_lite import metrics_log, store, train
 from sharevl_lite.checkpoints import list_checkpoints
 from sharevl_lite.cli import main
 from sharevl_lite.errors import ToldError, UserError
@@ -99,6 +100,12 @@ def interrupts(completions, trainer_state, **kwargs):
         Path(__file__).with_name("patience").write_text(str(patience.total_seconds()))
         os.kill(os.getpid(), signal.SIGTERM)
         Path(__file__).with_name("stayed").touch()
+    return [float(len(text) % 3) for text in completions]
+
+def dies(completions, trainer_state, **kwargs):
+    """The second process is killed in the second step, as by one that is out of memory."""
+    if os.environ["RANK"] == "1" and trainer_state.global_step == 2 and not Path(__file__).with_name("mended").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
     return [float(len(text) % 3) for text in completions]
 
 if Path(__file__).with_name("no_server").exists():
@@ -207,3 +214,32 @@ def test_a_mistake_that_one_process_alone_meets_is_told_by_it(command, capsys, m
     monkeypatch.setattr("sharevl_lite.together.LEFT_TO_MAIN_SECONDS", 0.0)
     assert main(command("--data.train=nope.jsonl")[3:]) == 2
     assert "nope.jsonl: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_process_whose_peer_was_killed_saves_alone_and_says_so(rewarded, finish_in_two, tmp_path):
+    words = {"data.eval": "null"}
+    left = finish_in_two(rewarded("dies", "run", **words), code=(2, -signal.SIGKILL))
+    assert left.stderr.count("another process died or hangs, its own output says why (") == 1
+    assert "Saved after step 1. Continue with --resume auto." in left.stderr
+    assert "Traceback" not in left.stderr
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint-2"]
+    (tmp_path / "mended").touch()
+    resumed = finish_in_two(rewarded("dies", "run", "--resume", "auto", **words))
+    assert "resuming after step 1 in 2 processes; 2 steps" in resumed.stdout
+
+
+def test_a_process_whose_peer_dies_while_it_loads_says_so(small_recipe, monkeypatch):
+    def load(*_):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("sharevl_lite.run._train_in_folder", load)
+    said = "[/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:1. This is typically"
+    told = (
+        r"another process died or hangs, its own output says why \(Connection closed by peer \[127.0.0.1\]:1\)\. Repeat"
+    )
+    with pytest.raises(UserError, match=told):
+        train(small_recipe())
+    said = "CUDA error: an illegal memory access"
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        train(small_recipe())
