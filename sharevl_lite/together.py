@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from sharevl_lite.errors import ToldError, UserError
 
 T = TypeVar("T")
-LEFT_TO_MAIN_SECONDS = 20.0
+LEFT_TO_MAIN_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 
