@@ -191,10 +191,9 @@ def test_a_signal_to_one_process_stops_both_with_the_step_before(rewarded, finis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resume", [(), ("--resume", "auto")])
-def test_processes_with_folders_of_their_own_are_refused(command, finish_in_two, tmp_path, resume):
-    other = command(*resume, output_dir=tmp_path / "node1")
-    refused = finish_in_two(command(*resume), code=2, second=other)
+def test_processes_with_folders_of_their_own_are_refused(command, finish_in_two, tmp_path):
+    resume = ("--resume", "auto")
+    refused = finish_in_two(command(*resume), code=2, second=command(*resume, output_dir=tmp_path / "node1"))
     assert refused.stderr.count("node1/small is not the folder that the main process writes to: every process") == 1
     assert not (tmp_path / "small").exists()
     assert not refused.stdout
