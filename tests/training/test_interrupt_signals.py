@@ -1,6 +1,5 @@
 """A signal that comes twice at once, as launchers pass it on, is one; a later one stops at once."""
 
-import os
 import signal
 import time
 
@@ -23,7 +22,7 @@ def both_at_once():
     """Blocked, so that their handlers run in one go."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     for number in SIGNALS:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
@@ -33,7 +32,7 @@ def test_a_repeat_is_not_a_second_one_and_the_main_process_tells(interrupt, capf
     before = [signal.getsignal(number) for number in SIGNALS]
     with interrupt:
         both_at_once()
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert interrupt.asked
     assert capfd.readouterr().err.count("interrupted: saving what is finished") == (rank == "0")
     assert [signal.getsignal(number) for number in SIGNALS] == before
@@ -42,7 +41,7 @@ def test_a_repeat_is_not_a_second_one_and_the_main_process_tells(interrupt, capf
 def test_one_that_breaks_into_the_handler_is_a_repeat(interrupt, monkeypatch):
     monkeypatch.setattr(signals.os, "write", lambda *_: both_at_once())
     with interrupt:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     assert interrupt.asked
 
 
@@ -50,26 +49,26 @@ def test_one_that_breaks_into_the_handler_is_a_repeat(interrupt, monkeypatch):
 def test_a_later_one_stops_at_once(interrupt, monkeypatch, number):
     monkeypatch.setattr(signals, "REPEATED_WITHIN", 0.01)
     with interrupt:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         time.sleep(0.02)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
 
 def test_a_repeat_that_comes_after_the_training_is_one_still(interrupt):
     with Signals() as outer:
         with interrupt:
-            os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert not outer.asked
     with Signals(), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_what_may_be_left_ends_at_once_and_nothing_else_does(interrupt):
     def work():
         done.append("begun")
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         done.append("ended")
 
     done = []
@@ -88,7 +87,7 @@ def test_what_may_be_left_ends_at_once_and_nothing_else_does(interrupt):
 def test_an_interrupt_that_a_library_makes_an_error_of_is_one_still(interrupt):
     def work():
         try:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         except BaseException as error:
             raise RuntimeError("the engine was interrupted") from error
 

@@ -9,7 +9,7 @@ from sharevl_lite import metrics_log, store, train
 from sharevl_lite.checkpoints import list_checkpoints
 
 INTERRUPTS = '''
-import os, signal
+import os, signal, time
 from pathlib import Path
 
 def interrupt(completions, trainer_state, **kwargs):
@@ -18,6 +18,7 @@ def interrupt(completions, trainer_state, **kwargs):
     if trainer_state.global_step == AT and not mark.exists():
         mark.write_text("left")
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)  # until another thread has been given the signal and this one is told
         mark.write_text("stayed")
     return [0.0 for _ in completions]
 '''
