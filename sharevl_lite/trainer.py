@@ -120,8 +120,7 @@ class ShareGRPOTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[UpdateStep]:
         """Every process walks through all updates of the run; the schedule says which problems are its own."""
-        as_mapping = lambda steps: {"step": steps[0]}  # noqa: E731 - what the Trainer wants for a batch
-        return DataLoader(self.schedule, batch_size=1, shuffle=False, collate_fn=as_mapping)
+        return DataLoader(self.schedule, batch_size=1, shuffle=False, collate_fn=_as_inputs)
 
     # -- the step ------------------------------------------------------------------------------------------------
 
@@ -391,3 +390,8 @@ class ShareGRPOTrainer(Trainer):
         everyone = [row for part in self.gather(rows) for row in part]
         if self.accelerator.is_main_process:
             self.store.write(split, rollout.number, everyone)
+
+
+def _as_inputs(steps: list[UpdateStep]) -> dict[str, UpdateStep]:
+    """The Trainer wants a mapping for a batch."""
+    return {"step": steps[0]}
